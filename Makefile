@@ -1,0 +1,51 @@
+# Two commands do everything on a fresh machine with Python >= 3.11: `make demo` and `make test`.
+PYTHON ?= python3
+VENV ?= .venv
+LOCK ?= requirements.lock
+BIN := $(VENV)/bin
+# The stamp remembers what was installed: nothing is reinstalled until the lock or the project file changes.
+STAMP := $(VENV)/.installed
+
+.PHONY: demo test check types lint format bench lock env clean
+
+env: $(STAMP)
+
+$(STAMP): $(LOCK) pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed; set PYTHON=python3.11")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r $(LOCK)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+demo: $(STAMP)
+	$(BIN)/ablation-lens demo
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+# mypy does not follow the adapters/ → ablation_lens.adapters mapping of pyproject.toml, so the package is put together first.
+types: $(STAMP)
+	@rm -rf build/types && mkdir -p build/types
+	@cp -r ablation_lens build/types/ablation_lens && cp -r adapters build/types/ablation_lens/adapters
+	cd build/types && $(abspath $(BIN))/python -m mypy --config-file ../../pyproject.toml -p ablation_lens
+
+lint: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+check: lint types test
+
+format: $(STAMP)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(STAMP)
+	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+# Resolve every dependency anew in a throwaway environment and pin what came out.
+lock:
+	$(PYTHON) scripts/lock.py requirements.lock --pin transformer-lens==3.9.0
+	$(PYTHON) scripts/lock.py requirements-tl4.lock --pin transformer-lens==4.3.0
+
+clean:
+	rm -rf $(VENV) .venv-tl4 build *.egg-info

@@ -1,0 +1,252 @@
+"""The small frozen records that travel with data, and how files are written.
+
+A record says where numbers came from. Where both sides of an operation carry one, they must agree.
+"""
+
+import dataclasses
+import os
+import platform
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Self
+
+from ablation_lens.errors import FileFormatError, MismatchError
+
+
+class Record:
+    """Shared by the frozen records: to and from plain JSON values."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values, field by field."""
+        return dataclasses.asdict(self)  # type: ignore[call-overload, no-any-return]
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """The inverse of `to_dict`; unknown or missing fields are a format error."""
+        names = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+        required = {
+            field.name
+            for field in dataclasses.fields(cls)  # type: ignore[arg-type]
+            if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        }
+        if not isinstance(values, Mapping) or not required <= set(values) <= names:
+            got = sorted(values) if isinstance(values, Mapping) else type(values).__name__
+            raise FileFormatError(f"a {cls.__name__} needs the fields {sorted(names)}, got {got}.")
+        return cls(**{name: _frozen(value) for name, value in values.items()})
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(_frozen(item) for item in value) if isinstance(value, list) else value
+
+
+@dataclass(frozen=True)
+class ModelRecord(Record):
+    """Which model, in which precision, processed how.
+
+    `name` is a hub id, a zoo name, or a folder's path; `weights` is a digest over samples of every
+    weight tensor, so that the same model is recognised under another path and a retrained one is not
+    taken for its predecessor.
+    """
+
+    name: str
+    revision: str | None
+    architecture: str
+    dtype: str
+    processing: str
+    weights: str | None
+    n_layers: int
+    n_heads: int
+    d_head: int
+    d_model: int
+    d_mlp: int
+    n_ctx: int
+
+    @classmethod
+    def of_cfg(
+        cls,
+        cfg: Any,
+        *,
+        name: str,
+        revision: str | None,
+        architecture: str,
+        weights: str | None,
+        processing: str = "none",
+    ) -> "ModelRecord":
+        """The record of a model whose TransformerLens `cfg` gives shape and dtype."""
+        return cls(
+            name=name,
+            revision=revision,
+            architecture=architecture,
+            dtype=str(cfg.dtype).removeprefix("torch."),
+            processing=processing,
+            weights=weights,
+            n_layers=cfg.n_layers,
+            n_heads=cfg.n_heads,
+            d_head=cfg.d_head,
+            d_model=cfg.d_model,
+            d_mlp=cfg.d_mlp or 0,  # attention-only models have none
+            n_ctx=cfg.n_ctx,
+        )
+
+    def differences(self, other: "ModelRecord") -> list[str]:
+        """What makes the two records different models; empty when they agree.
+
+        Names and revisions are compared only where a weight digest is missing.
+        """
+        fields = ["architecture", "dtype", "processing", "n_layers", "n_heads", "d_head", "d_model", "d_mlp"]
+        fields += ["weights"] if self.weights and other.weights else ["name", "revision"]
+        return [
+            f"{field}: {getattr(self, field)} against {getattr(other, field)}"
+            for field in fields
+            if getattr(self, field) != getattr(other, field)
+        ]
+
+    def require_same(self, other: "ModelRecord", what: str) -> None:
+        """Raise `MismatchError` unless both records describe one model."""
+        differences = self.differences(other)
+        if differences:
+            raise MismatchError(
+                f"{what}: {self.name} and {other.name} are not the same model ({'; '.join(differences)})."
+            )
+
+
+def record_of(model: Any) -> ModelRecord:
+    """The record `load_model` attached, or one made from `model.cfg` whose processing is "unknown"."""
+    record = getattr(model, "record", None)
+    if isinstance(record, ModelRecord):
+        return record
+    cfg = model.cfg
+    return ModelRecord.of_cfg(
+        cfg,
+        name=getattr(cfg, "model_name", None) or type(model).__name__,
+        revision=None,
+        architecture=getattr(cfg, "original_architecture", None) or type(model).__name__,
+        weights=None,
+        processing="unknown",
+    )
+
+
+@dataclass(frozen=True)
+class CorpusRecord(Record):
+    """Which documents were used: where they came from, how many, and a digest over their content.
+
+    `name` is what the user asked for, `source` what it resolved to (a hub id with its commit, a path,
+    an embedded corpus), `python` the version whose standard library an embedded corpus comes from.
+    `size_requested` is None when everything was asked for; sizes are in `unit`s (tokens, images or
+    documents). `settings` holds the options that changed what was read, as (name, value) pairs.
+    """
+
+    name: str
+    source: str
+    split: str
+    kind: str
+    digest: str
+    python: str | None
+    size_requested: int | None
+    size_obtained: int
+    unit: str
+    documents: int
+    skipped_empty: int = 0
+    skipped_corrupt: int = 0
+    settings: tuple[tuple[str, str], ...] = ()
+
+    def differences(self, other: "CorpusRecord") -> list[str]:
+        """Why the two records do not describe the same documents; empty when they do.
+
+        Equal digests are equal documents, wherever they were read from. Otherwise every field that may
+        explain the difference is named; two Python versions carry slightly different embedded corpora.
+        """
+        if self.digest == other.digest:
+            return []
+        fields = [
+            "digest",
+            "name",
+            "source",
+            "split",
+            "settings",
+            "python",
+            "size_requested",
+            "size_obtained",
+            "documents",
+        ]
+        return [
+            f"{field}: {_short(getattr(self, field))} against {_short(getattr(other, field))}"
+            for field in fields
+            if getattr(self, field) != getattr(other, field)
+        ]
+
+
+def _short(value: Any) -> Any:
+    """A digest is recognised by its beginning."""
+    return f"{value[:12]}…" if isinstance(value, str) and len(value) == 64 else value
+
+
+@dataclass(frozen=True)
+class Versions(Record):
+    """The versions that results depend on."""
+
+    ablation_lens: str
+    python: str
+    torch: str
+    transformers: str
+    transformer_lens: str
+
+    @classmethod
+    def current(cls) -> "Versions":
+        """The versions of this process, read from package metadata (imports nothing heavy)."""
+
+        def installed(package: str) -> str:
+            try:
+                return version(package)
+            except PackageNotFoundError:
+                return "not installed"
+
+        return cls(
+            ablation_lens=installed("ablation-lens"),
+            python=platform.python_version(),
+            torch=installed("torch"),
+            transformers=installed("transformers"),
+            transformer_lens=installed("transformer-lens"),
+        )
+
+
+def write_atomically(path: str | Path, write: Callable[[Path], None]) -> None:
+    """Run `write(temporary)` and move the result to `path` only when it is whole and on disk.
+
+    The temporary file lies beside the target (a rename across file systems is not atomic), is
+    fsynced before the rename and removed when anything fails, so a reader sees the old file, the new
+    one, or none — never half of one.
+    """
+    path = Path(path)
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    os.close(descriptor)
+    temporary = Path(name)
+    try:
+        write(temporary)
+        with temporary.open("rb+") as handle:
+            os.fsync(handle.fileno())
+        temporary.chmod(0o666 & ~_umask())
+        temporary.replace(path)
+        _sync_folder(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    # mkstemp makes private files, a shared run folder wants ordinary ones; the umask is only read by setting it.
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        pass  # some network file systems refuse to sync a folder; the file itself is safe
+    finally:
+        os.close(descriptor)

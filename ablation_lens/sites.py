@@ -1,0 +1,104 @@
+"""Where neurons live. The only file that spells a TransformerLens hook name."""
+
+import re
+from collections.abc import Iterable
+from enum import Enum
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor
+
+from ablation_lens.errors import MismatchError
+
+
+class Site(Enum):
+    """A place in every block where neurons are measured and ablated.
+
+    A site's shape is `(layer, head, dim)`. The MLP's hidden layer counts as one "head" of `d_mlp`.
+
+    >>> Site.Z.hook_name(3)
+    'blocks.3.attn.hook_z'
+    >>> Site("mlp").hook_name(0)
+    'blocks.0.mlp.hook_post'
+    """
+
+    Z = "z"
+    MLP = "mlp"
+
+    def hook_name(self, layer: int) -> str:
+        """The TransformerLens name of this site's hook point in `layer`."""
+        return f"blocks.{layer}.{_HOOKS[self]}"
+
+    def hook_names(self, cfg: Any) -> list[str]:
+        """One hook name per layer of a model's `cfg`."""
+        return [self.hook_name(layer) for layer in range(cfg.n_layers)]
+
+    def shape(self, cfg: Any) -> tuple[int, int, int]:
+        """`(layer, head, dim)` for a model's `cfg`."""
+        if self is Site.Z:
+            return cfg.n_layers, cfg.n_heads, cfg.d_head
+        return cfg.n_layers, 1, cfg.d_mlp
+
+    def to_heads(self, activation: Float[Tensor, "batch pos *site"]) -> Float[Tensor, "batch pos head dim"]:
+        """A hook's activation with an explicit head axis (a view)."""
+        wanted = 4 if self is Site.Z else 3
+        if activation.ndim != wanted:
+            raise MismatchError(
+                f"{_HOOKS[self]} gave a tensor of shape {tuple(activation.shape)}; "
+                f"expected {wanted} axes ({'batch, pos, head, d_head' if wanted == 4 else 'batch, pos, d_mlp'}). "
+                "Is this model hooked the TransformerLens way?"
+            )
+        return activation if self is Site.Z else activation.unsqueeze(-2)
+
+    def from_heads(self, values: Float[Tensor, "*rest head dim"]) -> Float[Tensor, "*rest site"]:
+        """The inverse of `to_heads` for the trailing axes: values as the hook wants them (a view)."""
+        return values if self is Site.Z else values.squeeze(-2)
+
+
+_HOOKS = {Site.Z: "attn.hook_z", Site.MLP: "mlp.hook_post"}
+"""Site → the hook point's name inside a block."""
+
+SCORE_HOOKS = ("hook_attn_scores", "hook_pattern")
+"""Attention hook points that only exist when the score matrix is materialised."""
+
+_NEURON = re.compile(r"L(\d+)\.H(\d+)\.D(\d+)")
+
+
+def neuron_name(layer: int, head: int, dim: int) -> str:
+    """How people write a neuron.
+
+    >>> neuron_name(3, 5, 17)
+    'L3.H5.D17'
+    """
+    return f"L{layer}.H{head}.D{dim}"
+
+
+def parse_neuron(text: str, shape: Iterable[int] | None = None) -> tuple[int, int, int]:
+    """The inverse of `neuron_name`; with `shape`, also checks that the neuron exists.
+
+    >>> parse_neuron("L3.H5.D17")
+    (3, 5, 17)
+    """
+    match = _NEURON.fullmatch(text.strip())
+    if match is None:
+        raise MismatchError(f"{text!r} is not a neuron; write it like L3.H5.D17 (layer, head, dim).")
+    layer, head, dim = (int(group) for group in match.groups())
+    if shape is not None:
+        limits = tuple(shape)
+        if not (layer < limits[0] and head < limits[1] and dim < limits[2]):
+            raise MismatchError(
+                f"{text} does not exist: this model has {limits[0]} layers, {limits[1]} heads and "
+                f"{limits[2]} dims, counted from 0."
+            )
+    return layer, head, dim
+
+
+def listening(*hook_points: Any) -> bool:
+    """Whether any hook, forward or backward, TransformerLens' or plain torch's, sits on these hook points.
+
+    What nobody listens to need not be computed: attention scores above all.
+    """
+    return any(
+        point._forward_hooks or point._forward_pre_hooks or point._backward_hooks or point._backward_pre_hooks
+        for point in hook_points
+    )

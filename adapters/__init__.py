@@ -1,0 +1,23 @@
+"""Model families that TransformerLens does not hook, or not the way ablation needs it.
+
+Imported as `ablation_lens.adapters`. `README.md` shows how a third party adds a family.
+"""
+
+from ablation_lens.adapters.attention import LayerParts
+from ablation_lens.adapters.encoder import EncoderConfig, HookedEncoder, HookedLayerNorm
+from ablation_lens.adapters.registry import Family, families, register, unregister
+from ablation_lens.adapters.roberta import HookedRoberta
+from ablation_lens.adapters.vit import HookedViT
+
+__all__ = [
+    "EncoderConfig",
+    "Family",
+    "HookedEncoder",
+    "HookedLayerNorm",
+    "HookedRoberta",
+    "HookedViT",
+    "LayerParts",
+    "families",
+    "register",
+    "unregister",
+]
