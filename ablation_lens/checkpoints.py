@@ -5,6 +5,7 @@ alone (no pickle), no code from a repository is ever run, and a checkpoint that 
 instead of being filled up with random numbers.
 """
 
+import difflib
 import hashlib
 import json
 import logging
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ablation_lens import zoo
 from ablation_lens.errors import ModelError
 
 if TYPE_CHECKING:
@@ -41,9 +43,13 @@ _OFFLINE_HINT = (
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint that was found and whose config could be read; its weights are still on disk."""
+    """A checkpoint that was found and whose config could be read; its weights are still on disk.
+
+    `name` is what the user asked for and records show, `source` the folder or hub id it is read from.
+    """
 
     name: str
+    source: str
     revision: str | None
     config: "PretrainedConfig"
     local: bool
@@ -61,11 +67,17 @@ class Checkpoint:
 
 
 def find_checkpoint(name: str | os.PathLike[str], revision: str | None = None) -> Checkpoint:
-    """Find `name` as a local folder, else on the hub, and read its config.json."""
+    """Find `name` in the zoo, as a local folder, or on the hub, and read its config.json.
+
+    >>> find_checkpoint("tiny-vit").architecture
+    'ViTForImageClassification'
+    """
     text = os.fspath(name)
+    if text in zoo.NAMES:
+        return Checkpoint(text, str(zoo.folder(text)), None, _read_config(zoo.folder(text)), local=True)
     folder = Path(text).expanduser()
     if text and folder.is_dir():
-        return Checkpoint(str(folder), None, _read_config(folder), local=True)
+        return Checkpoint(str(folder), str(folder), None, _read_config(folder), local=True)
     if text and folder.exists():
         raise ModelError(f"{text} is a file; give the folder that holds config.json and model.safetensors.")
     if not text or text.startswith((".", "~", os.sep)) or text.count("/") > 1:
@@ -93,10 +105,15 @@ def _hub_checkpoint(name: str, revision: str | None) -> Checkpoint:
             config = AutoConfig.from_pretrained(name, revision=commit, local_files_only=not reachable)
     except Exception as error:  # hub, OS and config validation errors alike
         raise ModelError(
-            f"{name!r} is no folder here, and the hub did not serve it ({reason or _first_line(error)}). "
-            f"{_OFFLINE_HINT}."
+            f"{name!r} is no folder here{_nearest_zoo_name(name)}, and the hub did not serve it "
+            f"({reason or _first_line(error)}). {_OFFLINE_HINT}."
         ) from error
-    return Checkpoint(name, commit or getattr(config, "_commit_hash", None), config, local=False)
+    return Checkpoint(name, name, commit or getattr(config, "_commit_hash", None), config, local=False)
+
+
+def _nearest_zoo_name(name: str) -> str:
+    close = difflib.get_close_matches(name, zoo.NAMES, n=1)
+    return f" and no zoo model (did you mean {close[0]}?)" if close else ""
 
 
 def _read_config(folder: Path) -> "PretrainedConfig":
@@ -129,7 +146,7 @@ def load_weights(
     try:
         with quiet():
             model, info = loader.from_pretrained(
-                checkpoint.name,
+                checkpoint.source,
                 revision=checkpoint.revision,
                 dtype=dtype,
                 use_safetensors=True,
@@ -152,7 +169,7 @@ def load_weights(
 def _weights_error(checkpoint: Checkpoint, error: Exception) -> ModelError:
     reason = _first_line(error)
     if checkpoint.local:
-        folder = Path(checkpoint.name)
+        folder = Path(checkpoint.source)
         if not any(folder.glob("*.safetensors")):
             others = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
             found = f"only {others[0]}, a pickle, which is not read" if others else "no weights"
@@ -174,11 +191,11 @@ def load_tokenizer(checkpoint: Checkpoint) -> Any:
     from transformers import AutoTokenizer
 
     names = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
-    if checkpoint.local and not any((Path(checkpoint.name) / name).is_file() for name in names):
+    if checkpoint.local and not any((Path(checkpoint.source) / name).is_file() for name in names):
         return None
     try:
         with quiet():
-            return AutoTokenizer.from_pretrained(checkpoint.name, revision=checkpoint.revision)
+            return AutoTokenizer.from_pretrained(checkpoint.source, revision=checkpoint.revision)
     except Exception as error:
         if checkpoint.local:
             raise ModelError(
@@ -192,12 +209,12 @@ def load_image_processor(checkpoint: Checkpoint) -> Any:
     """The image processor beside the weights, or None when the checkpoint has none."""
     from transformers import AutoImageProcessor
 
-    if checkpoint.local and not (Path(checkpoint.name) / "preprocessor_config.json").is_file():
+    if checkpoint.local and not (Path(checkpoint.source) / "preprocessor_config.json").is_file():
         return None
     try:
         with quiet():
             # The torchvision variant is the default, and torchvision is no dependency of ours.
-            return AutoImageProcessor.from_pretrained(checkpoint.name, revision=checkpoint.revision, backend="pil")
+            return AutoImageProcessor.from_pretrained(checkpoint.source, revision=checkpoint.revision, backend="pil")
     except Exception as error:
         if checkpoint.local:
             raise ModelError(

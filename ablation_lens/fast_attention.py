@@ -40,8 +40,11 @@ _stock_only = operator.attrgetter(
 def enable_fast_attention(model: nn.Module) -> None:
     """Switch fast attention on for this one `HookedTransformer`; doing it twice is doing it once.
 
-    Parameters, buffers and hooks stay as they are; deep copies of the model are fast too. With transformer-lens 3.9:
-    `model = HookedTransformer(config)`, then `enable_fast_attention(model)`. Other modules are refused:
+    Parameters, buffers and hooks stay as they are; deep copies of the model are fast too. Gradients are stock's;
+    torch has no second derivatives and no forward-mode ones for its fused attention, so switch it off for those.
+
+    With transformer-lens 3.9: `model = HookedTransformer(config)`, then `enable_fast_attention(model)`. Other
+    modules are refused:
 
     >>> enable_fast_attention(nn.Linear(2, 2))
     Traceback (most recent call last):
@@ -51,9 +54,10 @@ def enable_fast_attention(model: nn.Module) -> None:
     replacements = _replacements()
     for module in model.modules():
         replacement = _model_forward if module is model else replacements.get(type(module))
+        present = vars(module).get("forward")
         # A forward that somebody else put there (accelerate does) is theirs. Ours may belong to the module that
         # this one is a shallow copy of, so it is made anew.
-        if replacement is not None and isinstance(vars(module).get("forward", _FAST), _FastForward):
+        if replacement is not None and (present is None or isinstance(present, _FastForward)):
             module.forward = _FastForward(replacement, module)
 
 
@@ -81,9 +85,6 @@ def is_fast(model: nn.Module) -> bool:
 
 class _FastForward(functools.partial[Any]):
     """A replaced forward. A `partial` follows its module through deepcopy; the type tells ours from others'."""
-
-
-_FAST = _FastForward(lambda: None)
 
 
 def _require_hooked_transformer(model: nn.Module) -> None:
@@ -168,13 +169,15 @@ def _make_mask(
     if window is not None:
         visible = visible & (key > query - window)
     visible = visible[None, None]
+    blind = None
     if padding is not None:
         visible = visible & padding.bool()[:, None, None, :]
-    # Kernels disagree on a softmax over nothing (NaN here, 0 there), and so do their gradients. Such rows look at
-    # everything instead, and their z is set to 0 afterwards.
-    blind = ~visible.any(dim=-1, keepdim=True)
+        # Kernels disagree on a softmax over nothing (NaN here, 0 there), and so do their gradients. Such rows look
+        # at everything instead, and their z is set to 0 afterwards.
+        none = ~visible.any(dim=-1, keepdim=True)
+        visible, blind = visible | none, none if bool(none.any()) else None
     bias = torch.zeros(visible.shape, dtype=like.dtype, device=like.device)
-    return bias.masked_fill(~(visible | blind), -torch.inf), blind if bool(blind.any()) else None
+    return bias.masked_fill(~visible, -torch.inf), blind
 
 
 def _attend(
@@ -204,7 +207,7 @@ def _attend(
         v,
         attn_mask=bias,
         is_causal=causal and bias is None and n_query > 1,
-        scale=1 / attn.attn_scale,
+        scale=1 / float(attn.attn_scale),
         enable_gqa=grouped,
     )
     return z if blind is None else z.masked_fill(blind, 0)

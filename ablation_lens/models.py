@@ -43,8 +43,8 @@ def load_model(
     """Load a model with TransformerLens hooks and unprocessed weights, frozen and in eval mode.
 
     Args:
-        name_or_folder: A hub id (`facebook/opt-1.3b`, `FacebookAI/roberta-large`, …) or a local folder with
-            config.json and model.safetensors.
+        name_or_folder: A zoo name (`tiny-opt`, …), a hub id (`facebook/opt-1.3b`, …) or a local folder with
+            config.json and model.safetensors; write `./tiny-opt` for a folder of that name.
         device: `None` takes the GPU when there is one.
         dtype: Such as "bfloat16"; `None` means fp32 on a CPU and the checkpoint's own on an accelerator.
         attention: "fast" computes z by scaled_dot_product_attention whenever no hook listens to the attention
@@ -54,7 +54,8 @@ def load_model(
     Returns:
         For causal models a `HookedTransformer` (transformer-lens 3.9) or a `TransformerBridge` (4.x); for
         RoBERTa and ViT the hooked encoders of `ablation_lens.adapters`. All carry `cfg`, `tokenizer`,
-        `image_processor` and `record`, a `ModelRecord`.
+        `image_processor` and `record`, a `ModelRecord`; `hf_tokenizer` is the tokenizer before TransformerLens
+        changed its special tokens.
 
     >>> import tempfile, torch, transformers
     >>> config = transformers.OPTConfig(vocab_size=40, hidden_size=12, num_hidden_layers=2, ffn_dim=16,
@@ -97,6 +98,7 @@ def _load_causal(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtyp
         digest = weights_digest(hf_model)
         model = _hooked_transformer(checkpoint, cfg, hf_model, attention)
     model.image_processor = None
+    model.hf_tokenizer = load_tokenizer(checkpoint)
     model.record = ModelRecord.of_cfg(
         model.cfg, name=checkpoint.name, revision=checkpoint.revision, architecture=architecture, weights=digest
     )
@@ -222,6 +224,7 @@ def _bridge(checkpoint: Checkpoint, architecture: str, hf_model: Any, attention:
     from ablation_lens.bridge_attention import enable_bridge_attention
 
     tokenizer = load_tokenizer(checkpoint)
+    device, dtype = hf_model.device, hf_model.dtype
     try:
         # `boot_transformers` insists on tokenizer files; this is what it calls once it has them.
         with _embedding_parked(hf_model):
@@ -231,8 +234,8 @@ def _bridge(checkpoint: Checkpoint, architecture: str, hf_model: Any, attention:
                 hf_config=hf_model.config,
                 tokenizer=tokenizer,
                 model_name=checkpoint.name,
-                device=hf_model.device,
-                dtype=hf_model.dtype,
+                device=device,
+                dtype=dtype,
             )
     except (NotImplementedError, ValueError, KeyError, AttributeError) as error:
         raise _unsupported(checkpoint, f"transformer-lens does not know {architecture} ({error})") from error

@@ -102,3 +102,8 @@ def listening(*hook_points: Any) -> bool:
         point._forward_hooks or point._forward_pre_hooks or point._backward_hooks or point._backward_pre_hooks
         for point in hook_points
     )
+
+
+def residual_after(layer: int) -> str:
+    """The hook name of the residual stream behind a block."""
+    return f"blocks.{layer}.hook_resid_post"

@@ -160,6 +160,7 @@ class HookedEncoder(HookedRootModule):
         self.cfg = cfg
         self.blocks = nn.ModuleList(HookedEncoderBlock(parts, cfg) for parts in layers)
         self.tokenizer: Any = None
+        self.hf_tokenizer: Any = None
         self.image_processor: Any = None
         self.eval()
 

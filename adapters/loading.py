@@ -45,7 +45,7 @@ def wrap_checkpoint(family: Family, checkpoint: Checkpoint, *, device: Any, dtyp
     )
     model = family.wrap(hf_model)
     model.cfg.model_name = checkpoint.name
-    model.tokenizer = load_tokenizer(checkpoint)
+    model.tokenizer = model.hf_tokenizer = load_tokenizer(checkpoint)
     model.image_processor = load_image_processor(checkpoint)
     model.record = ModelRecord.of_cfg(
         model.cfg,

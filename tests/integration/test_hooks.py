@@ -113,6 +113,8 @@ def test_models_come_frozen_and_in_eval_mode(loaded):
     model, *_ = loaded
     assert not model.training
     assert not any(parameter.requires_grad for parameter in model.parameters())
+    devices = {parameter.device for parameter in model.parameters()}
+    assert devices == {torch.device(model.cfg.device)}
 
 
 def test_gradients_flow_to_a_hooked_z(loaded):

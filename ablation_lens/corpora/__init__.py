@@ -1,0 +1,114 @@
+"""Text and image sources in a fixed order, with disjoint splits.
+
+`open_corpus` takes a name, a path or a hub address and gives a `Corpus`; iterating one gives a `Reading`, which
+hands out `TextDocument`s or `ImageDocument`s one at a time and can say what it handed out (`record`, `digest`).
+Nothing is copied, and nothing is downloaded that is not read.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from ablation_lens.corpora.documents import (
+    Corpus,
+    CorpusSizeWarning,
+    CorpusWarning,
+    CorruptImageWarning,
+    Document,
+    ImageDocument,
+    Kind,
+    Reading,
+    TextDocument,
+    warn_when_short,
+)
+from ablation_lens.corpora.hub import HubAddress, open_hub
+from ablation_lens.corpora.labels import LabelMap
+from ablation_lens.corpora.local import missing_path, open_local
+from ablation_lens.corpora.named import NAMED
+from ablation_lens.corpora.options import Block, Errors, Options
+
+__all__ = [
+    "Corpus",
+    "CorpusSizeWarning",
+    "CorpusWarning",
+    "CorruptImageWarning",
+    "Document",
+    "ImageDocument",
+    "LabelMap",
+    "Reading",
+    "TextDocument",
+    "describe",
+    "names",
+    "open_corpus",
+    "warn_when_short",
+]
+
+
+def names() -> tuple[str, ...]:
+    """The corpora that have a name.
+
+    >>> names()
+    ('stdlib', 'digits', 'pile', 'pile-10k', 'wikitext', 'imagenet-1k')
+    """
+    return tuple(NAMED)
+
+
+def describe() -> dict[str, str]:
+    """A line about each named corpus.
+
+    >>> describe()["pile-10k"]
+    'the first ten thousand documents of The Pile (hub, streamed)'
+    """
+    return {name: about for name, (about, _, _) in NAMED.items()}
+
+
+def open_corpus(
+    name_or_path: str | Path,
+    *,
+    split: str = "all",
+    kind: Kind | None = None,
+    labels: str | Path | None = None,
+    id2label: Mapping[int, str] | None = None,
+    block: Block | None = None,
+    column: str | None = None,
+    errors: Errors = "strict",
+) -> Corpus:
+    """Open a corpus by name, path or hub address.
+
+    Looked up in this order: a named corpus (`names()`; write `./pile` for a folder of that name), a path that
+    exists, a hub data set `owner/name[:config][:split]`. A path is a text file, a folder of text files, JSON lines
+    (`.jsonl`; like text files, `.gz` or `.zst` too), Parquet, or a folder of images.
+
+    Args:
+        name_or_path: what to open.
+        split: "collect" or "evaluate" (embedded corpora also "train"): disjoint by content; "all" for everything.
+        kind: "text" or "image", where it must be one of them; decides in a folder that holds both.
+        labels: a labels file for the images of a folder: a CSV `file,label`. A label is a name or id of the model.
+        id2label: the model's labels. With them every image of a folder or data set gets the model's class id, or the
+            corpus is refused; without them (and without `labels`) images carry no label.
+        block: how a text file becomes documents: "file", "paragraph" (between blank lines) or "line". A folder's
+            files are one document each; a single file is cut into paragraphs.
+        column: the column of a table that holds the text or image.
+        errors: "strict" refuses bytes that are not UTF-8; "replace" puts U+FFFD there, and is recorded.
+
+    Raises:
+        CorpusError: when nothing of that name is there, or it cannot be used as asked.
+
+    >>> corpus = open_corpus("stdlib", split="evaluate")
+    >>> reading = iter(corpus)
+    >>> document = next(reading)
+    >>> len(document.text) > 100, reading.record(size_requested=1, size_obtained=1, unit="documents").documents
+    (True, 1)
+    """
+    name = str(name_or_path)
+    options = Options(kind, block, column, errors, labels, id2label)
+    path = Path(name_or_path).expanduser()
+    if name in NAMED and not isinstance(name_or_path, Path):
+        _, held, opener = NAMED[name]
+        options.require_kind(name, held)  # before the network is asked
+        return Corpus(name, opener(options), split)
+    if path.exists():
+        return Corpus(name, open_local(path, options), split)
+    address = None if name.startswith((".", "/", "~")) else HubAddress.parse(name)
+    if address is None:
+        raise missing_path(path, names())
+    return Corpus(name, open_hub(address, options, hint=f" There is no local path {name!r} either."), split)

@@ -1,0 +1,88 @@
+"""The corpora that have a name. A new one is one function here."""
+
+import functools
+import platform
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
+
+from PIL import Image
+
+from ablation_lens.corpora import embedded
+from ablation_lens.corpora.documents import Entry, ImageDocument, Kind, Source, text_entry
+from ablation_lens.corpora.hub import HubAddress, open_hub
+from ablation_lens.corpora.labels import LabelMap
+from ablation_lens.corpora.options import Options
+from ablation_lens.corpora.splits import EMBEDDED_SHARES
+from ablation_lens.errors import CorpusError
+
+Opener = Callable[[Options], Source]
+
+NAMED: dict[str, tuple[str, Kind, Opener]] = {}
+"""Name to a line about it, what it holds, and the function that opens it."""
+
+
+def _named(name: str, kind: Kind, about: str) -> Callable[[Opener], Opener]:
+    def register(opener: Opener) -> Opener:
+        NAMED[name] = (about, kind, opener)
+        return opener
+
+    return register
+
+
+@_named("stdlib", "text", "English prose that every Python carries: its language reference and docstrings (embedded)")
+def _stdlib(options: Options) -> Source:
+    options.require("stdlib", "text")
+
+    def entries() -> Iterator[Entry]:
+        for number, text in enumerate(embedded.stdlib_documents()):
+            yield text_entry(text, f"stdlib/{number}")
+
+    return Source("embedded: stdlib", "text", entries, EMBEDDED_SHARES, platform.python_version())
+
+
+@_named("digits", "image", "scikit-learn's 1797 handwritten digits, 8×8 pixels, classes 0 to 9 (embedded)")
+def _digits(options: Options) -> Source:
+    options.require("digits", "image")
+    ids = {str(digit): digit for digit in range(10)}
+    if options.id2label is not None:
+        if len(options.id2label) != 10:
+            raise CorpusError(
+                f"digits has the ten classes 0 to 9, and the model has {len(options.id2label)} labels; "
+                f"give a model of digits, or images that are labelled for this model."
+            )
+        ids = dict(LabelMap.match(ids, options.id2label, "digits").ids)
+
+    def entries() -> Iterator[Entry]:
+        for number, (pixels, digit) in enumerate(embedded.digits_images()):
+            image = functools.partial(Image.fromarray, pixels)
+            label, identity = ids[str(digit)], f"digits/{number}"
+            yield Entry(identity, pixels.tobytes(), functools.partial(_digit, image, label, identity))
+
+    settings = (("scikit-learn", version("scikit-learn")),)
+    return Source("embedded: digits", "image", entries, EMBEDDED_SHARES, platform.python_version(), settings)
+
+
+def _digit(image: Callable[[], Image.Image], label: int, identity: str) -> ImageDocument:
+    return ImageDocument(image().convert("RGB"), label, identity)
+
+
+@_named("pile", "text", "The Pile without its copyrighted parts, test split (hub, streamed)")
+def _pile(options: Options) -> Source:
+    smaller = " Its first ten thousand documents are the corpus 'pile-10k'; 'stdlib' needs no network."
+    return open_hub(HubAddress("monology/pile-uncopyrighted", split="test"), options, hint=smaller)
+
+
+@_named("pile-10k", "text", "the first ten thousand documents of The Pile (hub, streamed)")
+def _pile_10k(options: Options) -> Source:
+    return open_hub(HubAddress("NeelNanda/pile-10k", split="train"), options, hint=" 'stdlib' needs no network.")
+
+
+@_named("wikitext", "text", "WikiText-103, test split, one paragraph per document (hub, streamed)")
+def _wikitext(options: Options) -> Source:
+    address = HubAddress("Salesforce/wikitext", "wikitext-103-raw-v1", "test")
+    return open_hub(address, options, hint=" 'stdlib' needs no network.")
+
+
+@_named("imagenet-1k", "image", "ImageNet-1k, validation split, in its own order (hub, streamed, gated)")
+def _imagenet(options: Options) -> Source:
+    return open_hub(HubAddress("ILSVRC/imagenet-1k", split="validation"), options, hint=" 'digits' needs no network.")

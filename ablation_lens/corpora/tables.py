@@ -1,0 +1,183 @@
+"""Rows to documents: which column holds the text, the image or the class. Shared by JSON lines, Parquet and the hub."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from ablation_lens.corpora.documents import Entry, Source, text_entry
+from ablation_lens.corpora.images import image_entry
+from ablation_lens.corpora.labels import LabelMap, LabelTable, classes_in_order
+from ablation_lens.corpora.options import Errors, Options
+from ablation_lens.errors import CorpusError
+
+Row = tuple[str, Mapping[str, Any]]
+"""An id and the values by column."""
+
+ColumnKind = Literal["text", "image", "classes", "number", "other"]
+
+_USUAL = {"text": ("text", "content"), "image": ("image", "img"), "label": ("label", "labels", "fine_label")}
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows, read anew by every call of `rows` (with at least the columns named there), and what their columns hold."""
+
+    location: str
+    columns: Mapping[str, ColumnKind]
+    rows: Callable[[Sequence[str]], Iterator[Row]]
+    class_names: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+
+def table_source(table: Table, options: Options) -> Source:
+    """The documents of a table: images when it has an image column (and text is not asked for), else texts."""
+    if options.kind == "image" or (options.kind is None and "image" in table.columns.values()):
+        options.require(table.location, "image", "column", "labels")
+        return _images(table, options)
+    options.require(table.location, "text", "column", "errors")
+    column = _column(table, "text", options.column)
+
+    def entries() -> Iterator[Entry]:
+        for identity, row in table.rows([column]):
+            yield text_entry(
+                _sound_text(row.get(column), options.errors, f"{column!r} of row {identity}", table.location), identity
+            )
+
+    settings = (("column", column), *options.settings("errors"))
+    return Source(table.location, "text", entries, settings=settings)
+
+
+def _column(table: Table, kind: ColumnKind, asked: str | None) -> str:
+    """The column asked for, else the one with a usual name, else the only one of its kind."""
+    fitting = [name for name, held in table.columns.items() if held == kind]
+    if asked is not None:
+        if asked in table.columns:
+            return asked
+        raise CorpusError(f"{table.location} has no column {asked!r}; its columns are {_listed(table.columns)}.")
+    for name in _USUAL[kind]:
+        if name in fitting:
+            return name
+    if len(fitting) == 1:
+        return fitting[0]
+    number = "no" if not fitting else "more than one"
+    raise CorpusError(
+        f"{table.location} has {number} {kind} column; say which to take with column=NAME: its columns are "
+        f"{_listed(table.columns)}."
+    )
+
+
+def _listed(columns: Mapping[str, ColumnKind]) -> str:
+    return ", ".join(f"{name!r} ({held})" for name, held in columns.items())
+
+
+def _sound_text(value: object, errors: Errors, cell: str, location: str) -> str:
+    """A cell as text that has UTF-8 bytes; a missing one is empty."""
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise CorpusError(
+            f"{cell} in {location} is of type {type(value).__name__}, expected text; choose another column=NAME."
+        )
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        if errors == "strict":
+            raise CorpusError(
+                f"{cell} in {location} holds half of a surrogate pair, which no UTF-8 text can; mend it, or pass "
+                f"errors='replace' to put U+FFFD there."
+            ) from error
+        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return value
+
+
+def _images(table: Table, options: Options) -> Source:
+    column = _column(table, "image", options.column)
+    label_of, settings = _labelling(table, options)
+    wanted = [column] + ([label] if options.id2label is not None and (label := _label_column(table)) else [])
+
+    def entries() -> Iterator[Entry]:
+        for identity, row in table.rows(wanted):
+            yield image_entry(_image_bytes(row.get(column)), label_of(row, identity), identity)
+
+    return Source(table.location, "image", entries, settings=(("column", column), *settings))
+
+
+def _image_bytes(cell: object) -> bytes:
+    """An undecoded image cell's bytes; a row that only names a file has none unless it lies on the hub."""
+    if isinstance(cell, Mapping):
+        content, path = cell.get("bytes"), cell.get("path")
+        if content is None and isinstance(path, str) and path.rsplit("::", 1)[-1].startswith("hf://"):
+            import fsspec  # type: ignore[import-untyped]
+
+            with fsspec.open(path, "rb") as handle:
+                content = handle.read()
+        cell = content
+    return bytes(cell) if isinstance(cell, bytes | bytearray | memoryview) else b""
+
+
+def _labelling(
+    table: Table, options: Options
+) -> tuple[Callable[[Mapping[str, Any], str], int | None], tuple[tuple[str, str], ...]]:
+    """How a row's label becomes the model's id, and what the record says about it."""
+    if options.id2label is None:
+        if options.labels is not None:
+            raise CorpusError(
+                f"labels={str(options.labels)!r} needs the model's id2label for {table.location}; pass both."
+            )
+        return (lambda row, identity: None), ()
+    id2label = {int(number): label for number, label in options.id2label.items()}
+    column = _label_column(table)
+    if column is None:
+        raise CorpusError(
+            f"{table.location} has no column 'label', without which no classifier can be scored on it (its columns are "
+            f"{_listed(table.columns)}); add one, or give an image folder with labels=FILE (--labels)."
+        )
+    translated = dict(LabelTable.read(options.labels).labels) if options.labels is not None else {}
+    given = options.settings("labels")
+    where = f"the column {column!r} of {table.location}"
+    if column in table.class_names:
+        ids, rule = classes_in_order(
+            [translated.get(name, name) for name in table.class_names[column]], id2label, where
+        )
+        known: dict[object, int] = dict(enumerate(ids))
+    elif table.columns[column] == "number":
+        known, rule = {number: number for number in id2label}, "id"
+    else:
+        known, rule = {}, "name"
+
+    def label_of(row: Mapping[str, Any], identity: str) -> int:
+        value = row.get(column)
+        if value not in known:
+            if not isinstance(value, str):
+                raise CorpusError(
+                    f"row {identity} of {table.location} has the label {value!r}, expected one of the model's "
+                    f"{len(id2label)} class ids; give images that are labelled for this model."
+                )
+            known[value] = LabelMap.match([translated.get(value, value)], id2label, where).ids[
+                translated.get(value, value)
+            ]
+        return known[value]
+
+    return label_of, (*given, ("labels matched by", rule))
+
+
+def _label_column(table: Table) -> str | None:
+    return next((name for name in _USUAL["label"] if name in table.columns), None)
+
+
+def columns_of(features: Mapping[str, Any]) -> tuple[dict[str, ColumnKind], dict[str, tuple[str, ...]]]:
+    """What a `datasets` schema's columns hold, and the names of its numbered classes."""
+    columns = {name: _kind_of(feature) for name, feature in features.items()}
+    names = {name: tuple(feature.names) for name, feature in features.items() if columns[name] == "classes"}
+    return columns, names
+
+
+def _kind_of(feature: Any) -> ColumnKind:
+    kind = type(feature).__name__
+    if kind == "Image" or (isinstance(feature, Mapping) and "bytes" in feature):
+        return "image"
+    if kind == "ClassLabel":
+        return "classes"
+    dtype = str(getattr(feature, "dtype", "")) if kind in ("Value", "LargeString") else ""
+    if "string" in dtype:
+        return "text"
+    return "number" if dtype.removeprefix("u").startswith("int") else "image" if "binary" in dtype else "other"

@@ -1,0 +1,33 @@
+"""Four tiny models that ship with the package, really trained, in plain Hugging Face format.
+
+`train.py` made them; `README.md` is their model card.
+"""
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+
+from ablation_lens.errors import ModelError
+
+DESCRIPTIONS: Mapping[str, str] = MappingProxyType(
+    {
+        "tiny-opt": "OPT: causal, pre-LayerNorm, learned positions, biases; trained on stdlib",
+        "tiny-mistral": "Mistral: causal, RMSNorm, rotary positions, grouped queries, gated MLP; trained on stdlib",
+        "tiny-roberta": "RoBERTa: masked, post-LayerNorm; trained on stdlib",
+        "tiny-vit": "ViT: image classification; trained on handwritten digits",
+    }
+)
+NAMES = tuple(DESCRIPTIONS)
+
+
+def folder(name: str) -> Path:
+    """The folder of a zoo model, readable by Hugging Face's `from_pretrained`.
+
+    >>> folder("tiny-opt").name
+    'tiny-opt'
+    """
+    if name not in DESCRIPTIONS:
+        nearest = difflib.get_close_matches(name, NAMES, n=1, cutoff=0.0)[0]
+        raise ModelError(f"there is no zoo model {name!r}; the zoo holds {', '.join(NAMES)}. Did you mean {nearest!r}?")
+    return Path(__file__).parent / name
