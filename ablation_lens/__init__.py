@@ -10,26 +10,55 @@ from typing import TYPE_CHECKING, Any
 from ablation_lens.errors import AblationLensError
 
 if TYPE_CHECKING:
-    from ablation_lens import adapters
+    from ablation_lens import adapters, centers, corpora, zoo
+    from ablation_lens.collection import collect
+    from ablation_lens.evaluation import Score, evaluate
     from ablation_lens.models import load_model
+    from ablation_lens.plans import Batch
     from ablation_lens.records import ModelRecord, record_of
     from ablation_lens.sites import Site
+    from ablation_lens.statistics import ActivationStatistics
+    from ablation_lens.tasks import task_for
 
 __version__ = "0.1.0"
 
-__all__ = ["AblationLensError", "ModelRecord", "Site", "adapters", "load_model", "record_of"]
+__all__ = [
+    "AblationLensError",
+    "ActivationStatistics",
+    "Batch",
+    "ModelRecord",
+    "Score",
+    "Site",
+    "adapters",
+    "centers",
+    "collect",
+    "corpora",
+    "evaluate",
+    "load_model",
+    "record_of",
+    "task_for",
+    "zoo",
+]
 
+# No module is named like something it exports (collection.collect, evaluation.evaluate): importing a submodule
+# sets it as an attribute of the package, which would hide the function.
 _HOMES = {
-    "ModelRecord": "ablation_lens.records",
-    "Site": "ablation_lens.sites",
-    "load_model": "ablation_lens.models",
-    "record_of": "ablation_lens.records",
+    "ActivationStatistics": "statistics",
+    "Batch": "plans",
+    "ModelRecord": "records",
+    "Score": "evaluation",
+    "Site": "sites",
+    "collect": "collection",
+    "evaluate": "evaluation",
+    "load_model": "models",
+    "record_of": "records",
+    "task_for": "tasks",
 }
 
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
-        return getattr(import_module(_HOMES[name]), name)
+        return getattr(import_module(f"ablation_lens.{_HOMES[name]}"), name)
     if name in __all__:
         return import_module(f"ablation_lens.{name}")
     raise AttributeError(f"module 'ablation_lens' has no attribute {name!r}")

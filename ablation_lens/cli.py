@@ -1,7 +1,10 @@
 """The `ablation-lens` command. Heavy imports happen inside the commands, so that `--help` answers at once."""
 
+import difflib
 import sys
-from typing import Annotated
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
 
 import typer
 from rich.console import Console
@@ -31,7 +34,7 @@ def _root(
 
 @app.command()
 def demo() -> None:
-    """Load the four model families from random weights, zero all their attention neurons, print what changed."""
+    """Score the four models of the zoo on documents they were not trained on."""
     from ablation_lens.demo import run_demo
 
     run_demo(Console())
@@ -55,10 +58,118 @@ def info(
     Console().print(table, markup=False)
 
 
+@app.command()
+def collect(
+    model: Annotated[str, typer.Argument(help="A zoo name, a hub id, or a model folder.")],
+    out: Annotated[Path, typer.Option(help="Where the statistics go, such as stats.safetensors.")],
+    corpus: Annotated[str | None, typer.Option(help="A named corpus, a path, or a hub data set.")] = None,
+    tokens: Annotated[int | None, typer.Option(help="How many tokens; all of the split when left out.")] = None,
+    images: Annotated[int | None, typer.Option(help="How many images, for an image model.")] = None,
+    split: Annotated[str, typer.Option(help="Which split of the corpus.")] = "collect",
+    site: Annotated[str, typer.Option(help="z (attention) or mlp.")] = "z",
+    bins: Annotated[int, typer.Option(help="Most bins per neuron.")] = 256,
+    passes: Annotated[int, typer.Option(help="2 adds a histogram without the outermost 0.1 % at either end.")] = 1,
+    bos: Annotated[bool, typer.Option(help="Whether BOS, CLS and EOS positions count.")] = True,
+    labels: Annotated[str | None, typer.Option(help="A CSV file,label for a folder of images.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Documents per batch.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="Such as float32 or bfloat16.")] = None,
+    device: Annotated[str | None, typer.Option(help="Such as cpu or cuda.")] = None,
+) -> None:
+    """Measure how every neuron of a model is distributed, and save it.
+
+    Ctrl-C saves what was collected so far beside --out, to be merged later.
+    """
+    from ablation_lens import collection
+    from ablation_lens.models import load_model
+    from ablation_lens.sites import Site
+    from ablation_lens.tasks import task_for
+
+    where = _named(site, {member.value: member for member in Site}, "site")
+    if not out.parent.is_dir():
+        raise AblationLensError(f"there is no folder {out.parent} to write {out.name} to; make it first.")
+    loaded = load_model(model, dtype=dtype, device=device)
+    options: dict[str, Any] = {} if labels is None else {"labels": labels}
+    task = task_for(loaded, corpus, **options)
+    plan = task.batches(split=split, tokens=tokens, images=images, batch_size=batch_size)
+    try:
+        statistics = collection.collect(loaded, plan, site=where, bins=bins, passes=passes, include_bos=bos)
+    except collection.CollectionInterrupted as interruption:
+        if interruption.statistics is not None:
+            partial = out.with_suffix(f".partial{out.suffix}")
+            interruption.statistics.save(partial)
+            _errors.print(f"interrupted; {interruption.statistics!r} is in {partial}", markup=False, soft_wrap=True)
+        raise typer.Exit(130) from None
+    statistics.save(out)
+    Console().print(f"{statistics!r} → {out}", markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command()
+def neurons(
+    statistics: Annotated[Path, typer.Argument(help="A file that `ablation-lens collect` wrote.")],
+    sort: Annotated[str, typer.Option(help="A column, such as peak/σ, mean-peak/σ, skew, std.")] = "peak/σ",
+    top: Annotated[int, typer.Option(help="How many rows.", min=1)] = 20,
+    shape: Annotated[str | None, typer.Option(help="Only neurons of this shape, such as off-zero.")] = None,
+    ascending: Annotated[bool, typer.Option(help="Smallest first.")] = False,
+    csv: Annotated[Path | None, typer.Option(help="Write every column of all chosen neurons to this file.")] = None,
+) -> None:
+    """List neurons: mean, σ, peak and shape, sorted by any column."""
+    from rich.table import Table
+
+    from ablation_lens.statistics import ActivationStatistics
+
+    frame = ActivationStatistics.load(statistics).table()
+    aliases = {
+        "peak/σ": "peak_over_sigma",
+        "mean-peak/σ": "mean_to_peak_over_sigma",
+        "σ": "std",
+        "ε/σ": "epsilon_over_sigma",
+    }
+    column = _named(sort, {name: name for name in frame.columns} | aliases, "column")
+    if shape is not None:
+        from ablation_lens.shapes import LABELS
+
+        frame = frame[frame["shape"] == _named(shape, {label: label for label in LABELS}, "shape")]
+    frame = frame.sort_values(column, ascending=ascending, kind="stable")
+    if csv is not None:
+        from ablation_lens.records import write_atomically
+
+        write_atomically(csv, lambda path: frame.to_csv(path))
+        Console().print(f"{len(frame)} neurons → {csv}", markup=False, highlight=False)
+        return
+    table = Table(title=f"{min(top, len(frame))} of {len(frame)} neurons by {sort}")
+    table.add_column("neuron")
+    shown = {
+        "mean": "mean",
+        "std": "σ",
+        "peak": "peak",
+        "peak_over_sigma": "|peak|/σ",
+        "mean_to_peak_over_sigma": "|mean−peak|/σ",
+    }
+    extra = {} if column in (*shown, "shape") else {column: column}
+    for title in (shown | extra).values():
+        table.add_column(title, justify="right")
+    table.add_column("shape")
+    for name, row in frame.head(top).iterrows():
+        numbers = [f"{row[key]:.4g}" for key in shown | extra]
+        table.add_row(str(name), *numbers, str(row["shape"]))
+    Console().print(table)
+
+
+Choice = TypeVar("Choice")
+
+
+def _named(given: str, choices: Mapping[str, Choice], what: str) -> Choice:
+    """The choice of that name; a wrong name is answered with the nearest one."""
+    if given in choices:
+        return choices[given]
+    nearest = difflib.get_close_matches(given, choices, n=1, cutoff=0.0)[0]
+    raise AblationLensError(f"there is no {what} {given!r}; did you mean {nearest!r}? Known: {', '.join(choices)}.")
+
+
 def main() -> None:
-    """Run the command; an `AblationLensError` becomes one line on stderr and exit code 2."""
+    """Run the command; an error of ours or of the disk becomes one line on stderr and exit code 2."""
     try:
         app()
-    except AblationLensError as error:
+    except (AblationLensError, OSError) as error:
         _errors.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
         sys.exit(2)

@@ -1,0 +1,226 @@
+"""One pass of a model over batches → `ActivationStatistics`, by hooks, in bounded memory."""
+
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from ablation_lens.errors import CorpusError, MismatchError
+from ablation_lens.forward import Hook, final_residual
+from ablation_lens.histogram import NeuronHistogram, TrimmedHistogram
+from ablation_lens.moments import Moments
+from ablation_lens.plans import Batch, BatchPlan
+from ablation_lens.progress import progress_over
+from ablation_lens.records import Versions, record_of
+from ablation_lens.sites import Site
+from ablation_lens.statistics import ActivationStatistics, Provenance
+
+
+class CollectionInterrupted(KeyboardInterrupt):
+    """Ctrl-C during `collect`: `statistics` holds every batch that was finished, ready to save and merge."""
+
+    def __init__(self, statistics: ActivationStatistics | None) -> None:
+        super().__init__("collection interrupted")
+        self.statistics = statistics
+
+
+def collect(
+    model: Any,
+    batches: "BatchPlan | Iterable[Batch | Tensor]",
+    *,
+    site: Site = Site.Z,
+    bins: int = 256,
+    passes: int = 1,
+    include_bos: bool = True,
+    positions: bool = False,
+    progress: bool = True,
+) -> ActivationStatistics:
+    """Measure how every neuron of a site is distributed.
+
+    Nothing but histograms and sums is kept, so memory does not grow with the number of tokens. Padding never
+    counts. On Ctrl-C the batch at hand is finished and `CollectionInterrupted` carries what was collected.
+
+    Args:
+        model: any model with TransformerLens hooks.
+        batches: a `BatchPlan`, your own `Batch`es, or plain tensors of inputs without padding.
+        site: which neurons.
+        bins: most bins per neuron; between half of them and all are used.
+        passes: 2 adds a histogram trimmed to the 0.1–99.9 % range, which resolves neurons with outliers.
+        include_bos: whether BOS, CLS, EOS and the like count (the paper counted them). Where a batch does not say
+            which positions those are, everything counts.
+        positions: also keep the mean at every position.
+        progress: show a progress bar.
+
+    >>> from ablation_lens import load_model
+    >>> model = load_model("tiny-opt")
+    >>> statistics = collect(model, [torch.arange(5, 60)[None]], progress=False)
+    >>> statistics.shape == Site.Z.shape(model.cfg), int(statistics.count.min())
+    (True, 55)
+    """
+    if passes not in (1, 2):
+        raise MismatchError(f"passes={passes} is not possible; use 1, or 2 for the trimmed histogram.")
+    if passes == 2 and iter(batches) is batches:
+        raise MismatchError(
+            "passes=2 reads the batches twice, and an iterator is used up after one; give a list or a plan."
+        )
+    first = _Pass(model, site, include_bos, bins=bins, positions=positions)
+    _run(first, batches, "collecting", progress)
+    if first.histogram is None:
+        raise CorpusError("there was nothing to collect: the batches hold no real position.")
+    if passes == 2:
+        second = _Pass(model, site, include_bos, trimmed=TrimmedHistogram.around(first.histogram))
+        _run(second, batches, "second pass", progress)
+        first.trimmed = second.trimmed
+    return first.statistics(batches)
+
+
+@dataclass
+class _Pass:
+    """The growing state of one pass, and the hooks that feed it."""
+
+    model: Any
+    site: Site
+    include_bos: bool
+    bins: int = 256
+    positions: bool = False
+    trimmed: TrimmedHistogram | None = None
+    histogram: NeuronHistogram | None = None
+    moments: Moments | None = None
+    position_sums: Tensor | None = None
+    position_counts: Tensor | None = None
+    tokens: int = 0
+
+    def take(self, item: Batch | Tensor) -> int:
+        """Run the model on one batch; returns how many positions counted."""
+        batch = item if isinstance(item, Batch) else _plain(item, self.model)
+        batch = batch.to(self.model.cfg.device)
+        counted = batch.valid if self.include_bos or batch.special is None else batch.valid & ~batch.special
+        final_residual(self.model, batch, self._hooks(counted))
+        count = int(counted.sum())
+        self.tokens += count
+        if self.positions:
+            self._count_positions(counted)
+        return count
+
+    def _hooks(self, counted: Bool[Tensor, "batch pos"]) -> list[Hook]:
+        valid = None if bool(counted.all()) else counted
+
+        def hook_for(layer: int) -> Callable[..., None]:
+            def look(value: Tensor, hook: Any) -> None:
+                self._add(layer, self.site.to_heads(value.detach()), counted, valid)
+
+            return look
+
+        return [(name, hook_for(layer)) for layer, name in enumerate(self.site.hook_names(self.model.cfg))]
+
+    def _add(self, layer: int, values: Tensor, counted: Tensor, valid: Tensor | None) -> None:
+        if tuple(values.shape[:2]) != tuple(counted.shape):
+            raise MismatchError(
+                f"{self.site.hook_name(layer)} has {tuple(values.shape[:2])} positions, "
+                f"the batch says {tuple(counted.shape)}; valid must be [batch pos] of what the model computes."
+            )
+        if self.trimmed is not None:
+            self.trimmed.update_layer(layer, values, valid)
+            return
+        if self.histogram is None or self.moments is None:
+            shape = (self.model.cfg.n_layers, *values.shape[2:])
+            self.histogram = NeuronHistogram(shape, self.bins, resolution=values.dtype, device=values.device)
+            self.moments = Moments(shape, device=values.device)
+        self.histogram.update_layer(layer, values, valid)
+        self.moments.update_layer(layer, values, valid)
+        if self.positions:
+            self._add_positions(layer, values, counted)
+
+    def _add_positions(self, layer: int, values: Tensor, counted: Tensor) -> None:
+        sums = (values.double() * counted[:, :, None, None]).sum(0).cpu()
+        if self.position_sums is None:
+            self.position_sums = torch.zeros(self.model.cfg.n_layers, *sums.shape, dtype=torch.float64)
+        missing = len(sums) - self.position_sums.shape[1]
+        if missing > 0:
+            self.position_sums = torch.nn.functional.pad(self.position_sums, (0, 0, 0, 0, 0, missing))
+        self.position_sums[layer, : len(sums)] += sums
+
+    def _count_positions(self, counted: Tensor) -> None:
+        counts = counted.sum(0).cpu()
+        known = self.position_counts if self.position_counts is not None else counts.new_zeros(0)
+        length = max(len(known), len(counts))
+        self.position_counts = sum(
+            (torch.nn.functional.pad(part, (0, length - len(part))) for part in (known, counts)),
+            counts.new_zeros(length),
+        )
+
+    def statistics(self, batches: Any) -> ActivationStatistics:
+        """What was collected so far, with its provenance."""
+        assert self.histogram is not None
+        assert self.moments is not None
+        plan = batches if isinstance(batches, BatchPlan) else None
+        return ActivationStatistics(
+            histogram=self.histogram,
+            moments=self.moments,
+            provenance=Provenance(
+                model=record_of(self.model),
+                site=self.site.value,
+                include_bos=self.include_bos,
+                tokens=self.tokens,
+                corpora=() if plan is None else (plan.corpus,),
+                plans=() if plan is None else (plan.digest,),
+                versions=Versions.current(),
+            ),
+            trimmed=self.trimmed,
+            position_sums=self.position_sums,
+            position_counts=self.position_counts,
+        )
+
+
+def _run(running: _Pass, batches: Any, title: str, progress: bool) -> None:
+    total = batches.size if isinstance(batches, BatchPlan) and batches.task != "image-classification" else None
+    with (
+        torch.inference_mode(),
+        _ctrl_c_between_batches() as interrupted,
+        progress_over(title, total, progress) as advance,
+    ):
+        for item in batches:
+            advance(running.take(item))
+            if interrupted():
+                complete = running.trimmed is None and running.histogram is not None
+                raise CollectionInterrupted(running.statistics(batches) if complete else None)
+
+
+@contextmanager
+def _ctrl_c_between_batches() -> Iterator[Callable[[], bool]]:
+    """Put Ctrl-C off until a batch has reached every layer; a second one does not wait.
+
+    A batch that is counted in some layers only would make statistics that no set of documents has.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    came = False
+
+    def note(number: int, frame: Any) -> None:
+        nonlocal came
+        if came:
+            raise KeyboardInterrupt
+        came = True
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield lambda: came
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _plain(inputs: Tensor, model: Any) -> Batch:
+    """A user's own tensor as a batch without padding."""
+    if inputs.ndim == 2 and not inputs.is_floating_point():
+        return Batch.causal(inputs)
+    if inputs.ndim != 4:
+        raise MismatchError(f"inputs of shape {tuple(inputs.shape)} are neither token ids [batch pos] nor images.")
+    valid = torch.ones(len(inputs), model.cfg.n_ctx, dtype=torch.bool)
+    return Batch(inputs, valid, torch.zeros(len(inputs), dtype=torch.int64), torch.zeros(len(inputs), dtype=torch.bool))

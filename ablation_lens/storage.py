@@ -1,0 +1,85 @@
+"""One file format for everything that holds tensors: safetensors with a JSON header, no pickle.
+
+The header carries what kind of file it is, the format's version and a checksum over every tensor, so that a
+truncated, foreign, damaged or newer file is one clear error.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ablation_lens.errors import FileFormatError
+from ablation_lens.records import write_atomically
+
+FORMAT_VERSION = 1
+_KEY = "ablation_lens"
+
+
+def save_tensors(path: str | Path, kind: str, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors and a header of plain JSON values, atomically.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_tensors(f"{folder}/x.safetensors", "example", {"a": 1}, {"t": torch.ones(2)})
+    ...     load_tensors(f"{folder}/x.safetensors", "example")
+    ({'a': 1}, {'t': tensor([1., 1.])})
+    """
+    held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    text = json.dumps(dict(header), sort_keys=True, allow_nan=False)
+    outer = {"kind": kind, "version": FORMAT_VERSION, "checksum": _checksum(text, held), "header": json.loads(text)}
+    write_atomically(path, lambda temporary: save_file(held, temporary, metadata={_KEY: json.dumps(outer)}))
+
+
+def load_tensors(path: str | Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Read what `save_tensors` wrote: `(header, tensors)`; anything else is a `FileFormatError`."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileFormatError(f"there is no file {path}.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise FileFormatError(f"{path} is not a whole safetensors file ({error}); copy or collect it again.") from error
+    header = _read_header(path, kind, metadata)
+    text = json.dumps(header["header"], sort_keys=True)
+    if header.get("checksum") != _checksum(text, tensors):
+        raise FileFormatError(
+            f"{path} was changed or damaged after it was written (its checksum differs); make it again."
+        )
+    return header["header"], tensors
+
+
+def _read_header(path: Path, kind: str, metadata: Mapping[str, str]) -> dict[str, Any]:
+    if _KEY not in metadata:
+        raise FileFormatError(f"{path} was not written by ablation-lens; a {kind} file was expected.")
+    try:
+        header = json.loads(metadata[_KEY])
+        found, version = header["kind"], header["version"]
+        if not isinstance(header["header"], dict):
+            raise TypeError
+    except (ValueError, KeyError, TypeError) as error:
+        raise FileFormatError(f"the header of {path} is damaged; make it again.") from error
+    if version != FORMAT_VERSION:
+        raise FileFormatError(
+            f"{path} has format version {version}, this ablation-lens reads {FORMAT_VERSION}; "
+            "use the version that wrote it, or make the file again."
+        )
+    if found != kind:
+        raise FileFormatError(f"{path} holds {found}, but a {kind} file was expected.")
+    return header  # type: ignore[no-any-return]
+
+
+def _checksum(text: str, tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256(text.encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -1,0 +1,141 @@
+"""What collecting statistics costs: time over the bare forward pass, and memory as tokens grow.
+
+Time: a 12-layer, 768-wide OPT at 4×512 tokens, 2 threads, one interleaved run: the bare forward, ours, and the
+paper's way (keep every raw z in a list, bin afterwards). Memory: peak resident set of a process of its own at
+20k, 50k and 200k tokens, on a model small enough that its statistics do not drown the difference.
+"""
+
+import argparse
+import platform
+import random
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from importlib.metadata import version
+from typing import Any
+
+import torch
+
+GOAL_TIME, WORST_TIME, GOAL_GROWTH = 1.05, 1.10, 1.03
+
+
+def opt(layers: int, width: int, heads: int, vocabulary: int = 2048) -> Any:
+    """A random OPT, loaded the way users load models."""
+    import transformers
+
+    from ablation_lens import load_model
+
+    torch.manual_seed(0)
+    config = transformers.OPTConfig(
+        vocab_size=vocabulary, hidden_size=width, word_embed_proj_dim=width, ffn_dim=4 * width,
+        num_hidden_layers=layers, num_attention_heads=heads, max_position_embeddings=1024,
+    )  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        transformers.OPTForCausalLM(config).save_pretrained(folder)
+        return load_model(folder)
+
+
+def keep_everything_and_bin_afterwards(model: Any, batches: list[torch.Tensor], bins: int = 100) -> torch.Tensor:
+    """The paper's way: raw activations in lists, then per neuron a histogram between its minimum and maximum."""
+    from ablation_lens.forward import final_residual
+    from ablation_lens.plans import Batch
+    from ablation_lens.sites import Site
+
+    kept: dict[int, list[torch.Tensor]] = {layer: [] for layer in range(model.cfg.n_layers)}
+    hooks = [
+        (name, lambda z, hook, layer=layer: kept[layer].append(z.flatten(0, 1).flatten(1).cpu().clone()))
+        for layer, name in enumerate(Site.Z.hook_names(model.cfg))
+    ]
+    for tokens in batches:
+        final_residual(model, Batch.causal(tokens), hooks)
+    peaks = []
+    for parts in kept.values():
+        values = torch.cat(parts)
+        for neuron in range(values.shape[1]):
+            column = values[:, neuron]
+            low, high = column.min(), column.max()
+            counts = torch.histc(column, bins, low.item(), high.item())
+            peaks.append(low + (counts.argmax() + 0.5) * (high - low) / bins)
+    return torch.stack(peaks)
+
+
+def measure_time(rounds: int) -> None:
+    """Interleave the contenders in random order and print medians of per-round ratios."""
+    from ablation_lens import collect
+    from ablation_lens.forward import final_residual
+    from ablation_lens.plans import Batch
+
+    model = opt(12, 768, 12)
+    batches = [torch.randint(3, 2048, (4, 512)) for _ in range(2)]
+
+    def bare() -> None:
+        for tokens in batches:
+            final_residual(model, Batch.causal(tokens))
+
+    contenders = {
+        "bare forward": bare,
+        "collect": lambda: collect(model, batches, progress=False),
+        "keep raw z, bin afterwards": lambda: keep_everything_and_bin_afterwards(model, batches),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    with torch.inference_mode():
+        for round_number in range(rounds + 1):
+            for name in random.sample(list(contenders), len(contenders)):
+                started = time.perf_counter()
+                contenders[name]()
+                if round_number:  # the first round warms up
+                    seconds[name].append(time.perf_counter() - started)
+    for name, times in seconds.items():
+        ratio = statistics.median(a / b for a, b in zip(times, seconds["bare forward"], strict=True))
+        print(f"{name:28} {statistics.median(times):7.2f} s   {ratio:6.3f} × the bare forward")
+    ratio = statistics.median(a / b for a, b in zip(seconds["collect"], seconds["bare forward"], strict=True))
+    verdict = "reached" if ratio <= GOAL_TIME else "within the worst case" if ratio <= WORST_TIME else "MISSED"
+    print(f"goal ≤ {GOAL_TIME} (at worst {WORST_TIME}): {verdict}")
+
+
+def child(tokens: int) -> None:
+    """Collect that many tokens and print the peak resident set in MiB."""
+    from ablation_lens import collect
+
+    model = opt(4, 256, 8)
+    generator = torch.Generator().manual_seed(0)
+    batches = (torch.randint(3, 2048, (4, 500), generator=generator) for _ in range(tokens // 2000))
+    collect(model, batches, progress=False)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+
+
+def measure_memory() -> None:
+    """A process per size, because a process never gives its peak back."""
+    peaks = {}
+    for tokens in (20_000, 50_000, 200_000):
+        command = [sys.executable, __file__, "--child", str(tokens)]
+        peaks[tokens] = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+        raw = 4 * 256 * tokens * 4 / 2**20
+        print(f"{tokens:7,} tokens: peak {peaks[tokens]:6.0f} MiB (the raw z alone would be {raw:.0f} MiB)")
+    growth = peaks[200_000] / peaks[20_000]
+    print(
+        f"growth from 20k to 200k: {growth:.3f}; goal ≤ {GOAL_GROWTH}: {'reached' if growth <= GOAL_GROWTH else 'MISSED'}"
+    )
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--child", type=int, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    torch.set_num_threads(2)
+    if arguments.child:
+        child(arguments.child)
+        return
+    print(f"{platform.machine()}, {torch.get_num_threads()} threads, torch {version('torch')}, "
+          f"transformer-lens {version('transformer-lens')}")  # fmt: skip
+    measure_time(arguments.rounds)
+    measure_memory()
+
+
+if __name__ == "__main__":
+    main()
