@@ -2,6 +2,7 @@
 
 import difflib
 import sys
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -139,11 +140,11 @@ def neurons(
     table = Table(title=f"{min(top, len(frame))} of {len(frame)} neurons by {sort}")
     table.add_column("neuron")
     shown = {
-        "mean": "mean",
+        "mean": "mean μ",
         "std": "σ",
         "peak": "peak",
         "peak_over_sigma": "|peak|/σ",
-        "mean_to_peak_over_sigma": "|mean−peak|/σ",
+        "mean_to_peak_over_sigma": "|μ−peak|/σ",
     }
     extra = {} if column in (*shown, "shape") else {column: column}
     for title in (shown | extra).values():
@@ -168,6 +169,7 @@ def _named(given: str, choices: Mapping[str, Choice], what: str) -> Choice:
 
 def main() -> None:
     """Run the command; an error of ours or of the disk becomes one line on stderr and exit code 2."""
+    warnings.formatwarning = lambda message, *_: f"warning: {message}\n"  # no source lines for people
     try:
         app()
     except (AblationLensError, OSError) as error:

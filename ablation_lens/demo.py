@@ -1,11 +1,13 @@
 """What `ablation-lens demo` shows: how well the four zoo models predict what they were not trained on."""
 
+import platform
 import time
 
 from rich.console import Console
 from rich.table import Table
 
 from ablation_lens import zoo
+from ablation_lens.corpora.embedded import digest, digits_images, stdlib_documents
 from ablation_lens.evaluation import evaluate
 from ablation_lens.models import load_model
 from ablation_lens.progress import progress_over
@@ -34,3 +36,20 @@ def run_demo(console: Console) -> None:
             f"{time.perf_counter() - started:.0f}",
         )
     console.print(table)
+    for line in _changed_corpora():
+        console.print(line, style="yellow")
+
+
+def _changed_corpora() -> list[str]:
+    """A line for each embedded corpus that is not the one the zoo was trained on: Python versions differ in prose."""
+    now = {
+        "stdlib": digest(stdlib_documents()),
+        "digits": digest(pixels.tobytes() for pixels, _ in digits_images()),
+    }
+    then = {record["corpus"]: record for record in map(zoo.training_record, zoo.NAMES)}
+    return [
+        f"note: {name} is not the {name} the zoo was trained on (Python {then[name]['versions']['python']} there, "
+        f"{platform.python_version()} here), so some held-out documents may be new and others known."
+        for name in then
+        if now[name] != then[name]["corpus_digest"]
+    ]

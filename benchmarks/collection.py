@@ -116,9 +116,8 @@ def measure_memory() -> None:
         raw = 4 * 256 * tokens * 4 / 2**20
         print(f"{tokens:7,} tokens: peak {peaks[tokens]:6.0f} MiB (the raw z alone would be {raw:.0f} MiB)")
     growth = peaks[200_000] / peaks[20_000]
-    print(
-        f"growth from 20k to 200k: {growth:.3f}; goal ≤ {GOAL_GROWTH}: {'reached' if growth <= GOAL_GROWTH else 'MISSED'}"
-    )
+    verdict = "reached" if growth <= GOAL_GROWTH else "MISSED"
+    print(f"growth from 20k to 200k: {growth:.3f}; goal ≤ {GOAL_GROWTH}: {verdict}")
 
 
 def main() -> None:

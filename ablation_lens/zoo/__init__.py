@@ -4,9 +4,11 @@
 """
 
 import difflib
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 from ablation_lens.errors import ModelError
 
@@ -31,3 +33,13 @@ def folder(name: str) -> Path:
         nearest = difflib.get_close_matches(name, NAMES, n=1, cutoff=0.0)[0]
         raise ModelError(f"there is no zoo model {name!r}; the zoo holds {', '.join(NAMES)}. Did you mean {nearest!r}?")
     return Path(__file__).parent / name
+
+
+def training_record(name: str) -> dict[str, Any]:
+    """How a zoo model was trained and what it scored then: its `training.json`.
+
+    >>> training_record("tiny-vit")["corpus"]
+    'digits'
+    """
+    record: dict[str, Any] = json.loads((folder(name) / "training.json").read_text(encoding="utf-8"))
+    return record

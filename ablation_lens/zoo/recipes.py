@@ -56,7 +56,9 @@ class Recipe:
 
 RECIPES: dict[str, Recipe] = {
     "tiny-opt": Recipe("causal", "opt", width=128, layers=4, heads=4, steps=4000, batch=8, repeats=0.125),
-    "tiny-mistral": Recipe("causal", "mistral", width=128, layers=4, heads=4, steps=3600, batch=8, repeats=0.125),
+    "tiny-mistral": Recipe(
+        "causal", "mistral", width=128, layers=4, heads=4, steps=3600, batch=8, dropout=0.2, repeats=0.125
+    ),
     "tiny-roberta": Recipe(
         "masked", "roberta", width=128, layers=4, heads=4, steps=4500, batch=8, other_rate=6e-3, early_masks=0.4
     ),

@@ -54,3 +54,67 @@ def test_every_public_name_exists(name):
 def test_an_unknown_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="no attribute 'peek'"):
         ablation_lens.peek  # noqa: B018
+
+
+def test_collect_then_list_neurons(tmp_path):
+    out = tmp_path / "stats.safetensors"
+    collected = run("collect", "tiny-opt", "--tokens", "1000", "--out", str(out))
+    assert collected.returncode == 0, collected.stderr
+    assert "512" not in collected.stderr
+    listed = run("neurons", str(out), "--sort", "peak/σ", "--top", "3")
+    assert listed.returncode == 0, listed.stderr
+    assert listed.stdout.count("│ L") == 3
+    table = run("neurons", str(out), "--sort", "skew", "--ascending", "--csv", str(tmp_path / "n.csv"))
+    assert table.returncode == 0, table.stderr
+    import pandas
+
+    frame = pandas.read_csv(tmp_path / "n.csv", index_col="neuron")
+    assert len(frame) == 512
+    assert frame["skew"].is_monotonic_increasing
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("collect", "tiny-opt", "--site", "zz"), "no site 'zz'; did you mean 'z'"),
+        (("collect", "tiny-opt", "--tokens", "1"), "tokens=1 is too few"),
+        (("collect", "tiny-opt", "--images", "5"), "measured in tokens"),
+        (
+            (
+                "collect",
+                "tiny-op",
+            ),
+            "did you mean tiny-opt",
+        ),
+        (("collect", "tiny-opt", "--corpus", "stdlb"), "stdlib"),
+        (("collect", "tiny-vit", "--corpus", "stdlib", "--images", "4"), "image"),
+    ],
+)
+def test_bad_requests_are_one_line_exit_code_two_and_no_file(arguments, message, tmp_path):
+    result = run(*arguments, "--out", str(tmp_path / "s.safetensors"))
+    assert result.returncode == 2
+    assert message in result.stderr
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_small_corpus_is_said_in_one_plain_line(tmp_path):
+    (tmp_path / "a.txt").write_text("The quick brown fox.\n\nJumps over the lazy dog.\n")
+    out = tmp_path / "s.safetensors"
+    result = run(
+        "collect",
+        "tiny-opt",
+        "--corpus",
+        str(tmp_path / "a.txt"),
+        "--tokens",
+        "500",
+        "--split",
+        "all",
+        "--out",
+        str(out),
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.startswith("warning: all of ")
+    assert "500 were asked for" in result.stderr
+    assert result.stderr.count("\n") == 1
