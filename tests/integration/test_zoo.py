@@ -52,7 +52,9 @@ def test_logits_and_z_equal_hugging_faces(name):
         assert (logits[real] - expected[real]).abs().max() <= 1e-4
         assert len(z) == len(expected_z) == model.cfg.n_layers == 4
         for ours, theirs in zip(z, expected_z, strict=True):
-            assert (ours - theirs)[batch.valid].abs().max() <= 1e-5
+            # trained weights: z reaches ±6, and float32 rounds in proportion (random weights: test_parity, absolute)
+            scale = theirs[batch.valid].abs().max().clamp_min(1.0)
+            assert (ours - theirs)[batch.valid].abs().max() <= 1e-5 * scale
 
 
 @pytest.mark.parametrize("name", zoo.NAMES)

@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from ablation_lens.corpora.embedded import digest
 from ablation_lens.errors import ModelError
 from ablation_lens.zoo import data as corpora
 from ablation_lens.zoo import train as training
+from ablation_lens.zoo import warm_start
 from ablation_lens.zoo.baselines import UNSEEN, CountModel
 from ablation_lens.zoo.batches import IGNORED, augment, causal_batch, corrupt, packed_rows, repeated_rows
 from ablation_lens.zoo.data import Images, Texts
@@ -64,6 +66,21 @@ def few_images() -> Images:
 def small_recipes(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, recipe in RECIPES.items():
         monkeypatch.setitem(training.RECIPES, name, replace(recipe, width=32, layers=2, batch=4))
+
+    def plain_embeddings(documents: list[torch.Tensor], vocabulary: int, width: int) -> np.ndarray:
+        return np.random.default_rng(0).normal(0, 0.07, (vocabulary, width))
+
+    # The decomposition of a 2048 × 2048 matrix is most of a short training, and has a test of its own.
+    monkeypatch.setattr(warm_start, "information_embeddings", plain_embeddings)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Models this small run faster on one thread than on several that wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 # --- training ---------------------------------------------------------------------------------------------
