@@ -75,7 +75,11 @@ def collect(
         raise CorpusError("there was nothing to collect: the batches hold no real position.")
     if passes == 2:
         second = _Pass(model, site, include_bos, trimmed=TrimmedHistogram.around(first.histogram))
-        _run(second, batches, "second pass", progress)
+        try:
+            _run(second, batches, "second pass", progress)
+        except CollectionInterrupted:
+            # Half a second pass is of no use, and the first one is whole.
+            raise CollectionInterrupted(first.statistics(batches)) from None
         first.trimmed = second.trimmed
     return first.statistics(batches)
 
@@ -155,11 +159,13 @@ class _Pass:
             counts.new_zeros(length),
         )
 
-    def statistics(self, batches: Any) -> ActivationStatistics:
-        """What was collected so far, with its provenance."""
+    def statistics(self, batches: Any, finished: int | None = None) -> ActivationStatistics:
+        """What was collected so far, with its provenance; `finished` batches, or None for all of them."""
         assert self.histogram is not None
         assert self.moments is not None
         plan = batches if isinstance(batches, BatchPlan) else None
+        # A plan that was not read to its end must not pass for one that was.
+        part = "" if plan is None or finished is None else f" (first {finished} of {len(plan)} batches)"
         return ActivationStatistics(
             histogram=self.histogram,
             moments=self.moments,
@@ -169,7 +175,7 @@ class _Pass:
                 include_bos=self.include_bos,
                 tokens=self.tokens,
                 corpora=() if plan is None else (plan.corpus,),
-                plans=() if plan is None else (plan.digest,),
+                plans=() if plan is None else (plan.digest + part,),
                 versions=Versions.current(),
             ),
             trimmed=self.trimmed,
@@ -185,11 +191,11 @@ def _run(running: _Pass, batches: Any, title: str, progress: bool) -> None:
         _ctrl_c_between_batches() as interrupted,
         progress_over(title, total, progress) as advance,
     ):
-        for item in batches:
+        for number, item in enumerate(batches, start=1):
             advance(running.take(item))
             if interrupted():
-                complete = running.trimmed is None and running.histogram is not None
-                raise CollectionInterrupted(running.statistics(batches) if complete else None)
+                held = running.histogram is not None
+                raise CollectionInterrupted(running.statistics(batches, number) if held else None)
 
 
 @contextmanager

@@ -144,7 +144,7 @@ def _sums_on_accelerator(
 
 def _sums_on_cpu(rows: Float[Tensor, "row neuron"], pivot: Float[Tensor, " neuron"]) -> Float[Tensor, "sum neuron"]:
     """The same by NumPy, a part of the rows per thread: torch would start its threads anew for every small step."""
-    values = (rows.float() if rows.dtype in (torch.bfloat16, torch.float16) else rows).numpy()
+    values = (rows.float() if rows.dtype in (torch.bfloat16, torch.float16) else rows).detach().numpy()
     threads = min(torch.get_num_threads(), max(1, len(values) // 256))
     parts = np.array_split(values, threads)
     with ThreadPoolExecutor(threads) as pool:

@@ -60,7 +60,7 @@ def test_collect_then_list_neurons(tmp_path):
     out = tmp_path / "stats.safetensors"
     collected = run("collect", "tiny-opt", "--tokens", "1000", "--out", str(out))
     assert collected.returncode == 0, collected.stderr
-    assert "512" not in collected.stderr
+    assert "1,000 positions" in collected.stdout
     listed = run("neurons", str(out), "--sort", "peak/σ", "--top", "3")
     assert listed.returncode == 0, listed.stderr
     assert listed.stdout.count("│ L") == 3

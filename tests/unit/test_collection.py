@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from ablation_lens import load_model
+from ablation_lens import collection, load_model
 from ablation_lens.collection import CollectionInterrupted, collect
 from ablation_lens.errors import CorpusError, FileFormatError, MismatchError, NonFiniteError
 from ablation_lens.plans import Batch
 from ablation_lens.sites import Site
 from ablation_lens.statistics import ActivationStatistics
+from ablation_lens.tasks import task_for
 from tests.tiny_models import BY_NAME, FAMILIES, reference
 
 
@@ -176,6 +177,33 @@ def test_ctrl_c_finishes_the_batch_and_hands_over_what_was_collected(opt):
     assert torch.equal(partial.histogram.counts(), expected.histogram.counts())
     whole = partial.merge(collect(opt, batches[3:], progress=False))
     assert torch.equal(whole.histogram.counts(), collect(opt, batches, progress=False).histogram.counts())
+
+
+def test_an_interrupted_plan_does_not_pass_for_a_whole_one_and_a_first_pass_is_never_lost(monkeypatch):
+    model = load_model("tiny-opt")
+    plan = task_for(model).batches(split="collect", tokens=900, batch_size=1)
+    take, calls = collection._Pass.take, []
+
+    def pressing(self, item):
+        calls.append(self)
+        if len(calls) == stop_at:
+            os.kill(os.getpid(), signal.SIGINT)
+        return take(self, item)
+
+    monkeypatch.setattr(collection._Pass, "take", pressing)
+    stop_at = 2
+    with pytest.raises(CollectionInterrupted) as caught:
+        collect(model, plan, progress=False)
+    assert caught.value.statistics.provenance.plans == (f"{plan.digest} (first 2 of {len(plan)} batches)",)
+
+    calls.clear()
+    stop_at = len(plan) + 1  # in the second pass
+    with pytest.raises(CollectionInterrupted) as caught:
+        collect(model, plan, passes=2, progress=False)
+    kept = caught.value.statistics
+    assert kept.trimmed is None
+    assert kept.provenance.plans == (plan.digest,)
+    assert kept.provenance.tokens == plan.size
 
 
 def test_collecting_in_a_thread_needs_no_signals(opt):
