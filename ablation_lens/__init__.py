@@ -11,11 +11,13 @@ from ablation_lens.errors import AblationLensError
 
 if TYPE_CHECKING:
     from ablation_lens import adapters, centers, corpora, zoo
+    from ablation_lens.ablation import Ablation
     from ablation_lens.collection import collect
     from ablation_lens.evaluation import Score, evaluate
     from ablation_lens.models import load_model
     from ablation_lens.plans import Batch
     from ablation_lens.records import ModelRecord, record_of
+    from ablation_lens.selection import random_neurons, top_neurons, whole_heads
     from ablation_lens.sites import Site
     from ablation_lens.statistics import ActivationStatistics
     from ablation_lens.tasks import task_for
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Ablation",
     "AblationLensError",
     "ActivationStatistics",
     "Batch",
@@ -35,14 +38,18 @@ __all__ = [
     "corpora",
     "evaluate",
     "load_model",
+    "random_neurons",
     "record_of",
     "task_for",
+    "top_neurons",
+    "whole_heads",
     "zoo",
 ]
 
 # No module is named like something it exports (collection.collect, evaluation.evaluate): importing a submodule
 # sets it as an attribute of the package, which would hide the function.
 _HOMES = {
+    "Ablation": "ablation",
     "ActivationStatistics": "statistics",
     "Batch": "plans",
     "ModelRecord": "records",
@@ -51,8 +58,11 @@ _HOMES = {
     "collect": "collection",
     "evaluate": "evaluation",
     "load_model": "models",
+    "random_neurons": "selection",
     "record_of": "records",
     "task_for": "tasks",
+    "top_neurons": "selection",
+    "whole_heads": "selection",
 }
 
 

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ablation_lens.ablation import Ablation
 from ablation_lens.errors import CorpusError, NonFiniteError
 from ablation_lens.forward import Hook, ends_plainly, final_residual, logits_everywhere, logits_from
 from ablation_lens.plans import Batch
@@ -74,7 +75,7 @@ def evaluate(
     Args:
         model: any model with TransformerLens hooks.
         batches: a `BatchPlan`, or your own `Batch`es.
-        ablation: anything with a `hooks()` method; None evaluates the model as it is.
+        ablation: an `Ablation`, or anything with a `hooks()` method; None evaluates the model as it is.
         on_batch: called after each batch with its number of rows, for progress.
 
     >>> from ablation_lens import load_model
@@ -84,6 +85,8 @@ def evaluate(
     >>> score.predictions, score.top1 > 0.9
     (64, True)
     """
+    if isinstance(ablation, Ablation):
+        ablation.require_fits(model)
     hooks = [] if ablation is None else list(ablation.hooks())
     sums: dict[int, tuple[int, float, int]] = {}
     splits = 0

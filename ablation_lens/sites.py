@@ -62,6 +62,7 @@ SCORE_HOOKS = ("hook_attn_scores", "hook_pattern")
 """Attention hook points that only exist when the score matrix is materialised."""
 
 _NEURON = re.compile(r"L(\d+)\.H(\d+)\.D(\d+)")
+_HEAD = re.compile(r"L(\d+)\.H(\d+)")
 
 
 def neuron_name(layer: int, head: int, dim: int) -> str:
@@ -84,13 +85,31 @@ def parse_neuron(text: str, shape: Iterable[int] | None = None) -> tuple[int, in
         raise MismatchError(f"{text!r} is not a neuron; write it like L3.H5.D17 (layer, head, dim).")
     layer, head, dim = (int(group) for group in match.groups())
     if shape is not None:
-        limits = tuple(shape)
-        if not (layer < limits[0] and head < limits[1] and dim < limits[2]):
-            raise MismatchError(
-                f"{text} does not exist: this model has {limits[0]} layers, {limits[1]} heads and "
-                f"{limits[2]} dims, counted from 0."
-            )
+        _require_exists(text, (layer, head, dim), tuple(shape))
     return layer, head, dim
+
+
+def parse_head(text: str, shape: Iterable[int] | None = None) -> tuple[int, int]:
+    """As `parse_neuron`, for a head.
+
+    >>> parse_head("L3.H5")
+    (3, 5)
+    """
+    match = _HEAD.fullmatch(text.strip())
+    if match is None:
+        raise MismatchError(f"{text!r} is not a head; write it like L3.H5 (layer, head).")
+    layer, head = (int(group) for group in match.groups())
+    if shape is not None:
+        _require_exists(text, (layer, head), tuple(shape))
+    return layer, head
+
+
+def _require_exists(text: str, place: tuple[int, ...], limits: tuple[int, ...]) -> None:
+    if any(number >= limit for number, limit in zip(place, limits, strict=False)):
+        raise MismatchError(
+            f"{text} does not exist: this model has {limits[0]} layers, {limits[1]} heads and "
+            f"{limits[2]} dims, counted from 0."
+        )
 
 
 def listening(*hook_points: Any) -> bool:

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from ablation_lens import centers, shapes
+from ablation_lens.ablation import Ablation
 from ablation_lens.errors import FileFormatError, MismatchError
 from ablation_lens.histogram import NeuronHistogram, TrimmedHistogram
 from ablation_lens.moments import Moments
@@ -117,6 +118,11 @@ class ActivationStatistics:
     def center(self, name: str, **parameters: Any) -> Float[Tensor, "layer head dim"]:
         """One value per neuron: "zero", "mean", "median", "peak", … (`centers.names()` lists them)."""
         return centers.center(name, self, **parameters)
+
+    def ablation(self, mask: Bool[Tensor, "layer head dim"], center: str, **parameters: Any) -> Ablation:
+        """Set the masked neurons to a center; the ablation remembers which model it is for."""
+        values = self.center(center, **parameters)
+        return Ablation(mask, values, self.provenance.model, site=self.site, center=center)
 
     def shapes(self) -> "shapes.Shapes":
         """What every distribution looks like: skew, kurtosis, peaks, label."""

@@ -1,0 +1,90 @@
+"""Which neurons to ablate: boolean masks `[layer head dim]`, `True` = ablated.
+
+Masks are plain tensors, so they combine with `&`, `|` and `~`.
+"""
+
+import hashlib
+import random
+from collections.abc import Iterable, Sequence
+from fractions import Fraction
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from ablation_lens.errors import MismatchError, NonFiniteError
+from ablation_lens.sites import neuron_name, parse_head
+
+Shape = Sequence[int]
+
+
+def random_neurons(shape: Shape, fraction: float, seed: int) -> Bool[Tensor, "layer head dim"]:
+    """The same share of every layer's neurons, drawn at random.
+
+    Masks of one seed are nested: 20 % holds all of 10 %. The draw is the same on every machine, device and library
+    version, and 1.0 is every neuron.
+
+    >>> mask = random_neurons((2, 4, 16), fraction=0.25, seed=42)
+    >>> mask.sum((1, 2)).tolist(), bool((mask & ~random_neurons((2, 4, 16), 0.5, 42)).any())
+    ([16, 16], False)
+    """
+    layers, heads, dims = _checked_shape(shape)
+    wanted = _share(fraction, heads * dims)
+    mask = torch.zeros(layers, heads * dims, dtype=torch.bool)
+    for layer in range(layers):
+        mask[layer, _permutation(heads * dims, f"{seed} {layer}")[:wanted]] = True
+    return mask.view(layers, heads, dims)
+
+
+def whole_heads(shape: Shape, heads: Iterable[str | tuple[int, int]]) -> Bool[Tensor, "layer head dim"]:
+    """Every neuron of the named heads, given as `"L3.H5"` or `(3, 5)`.
+
+    >>> whole_heads((2, 4, 16), ["L0.H1", (1, 3)]).sum((1, 2)).tolist()
+    [16, 16]
+    """
+    mask = torch.zeros(_checked_shape(shape), dtype=torch.bool)
+    for head in heads:
+        layer, number = parse_head(head if isinstance(head, str) else f"L{head[0]}.H{head[1]}", shape)
+        mask[layer, number] = True
+    return mask
+
+
+def top_neurons(
+    scores: Float[Tensor, "layer head dim"], fraction: float, *, largest: bool = True, per_layer: bool = True
+) -> Bool[Tensor, "layer head dim"]:
+    """The neurons of the highest (or lowest) scores: a share of every layer, or of the whole model.
+
+    Of equal scores the earlier neuron goes first, so these masks are nested too.
+
+    >>> top_neurons(torch.arange(8.0).view(1, 2, 4), fraction=0.25).nonzero().tolist()
+    [[0, 1, 2], [0, 1, 3]]
+    """
+    layers, heads, dims = _checked_shape(scores.shape)
+    if bool(torch.isnan(scores).any()):
+        place = torch.isnan(scores).nonzero()[0].tolist()
+        raise NonFiniteError(f"the score of {neuron_name(*place)} is NaN; rank only what has a number.")
+    rows = scores.detach().cpu().reshape(layers if per_layer else 1, -1)
+    wanted = _share(fraction, rows.shape[1])
+    order = rows.argsort(dim=1, descending=largest, stable=True)[:, :wanted]
+    return torch.zeros_like(rows, dtype=torch.bool).scatter_(1, order, True).view(layers, heads, dims)
+
+
+def _checked_shape(shape: Shape) -> tuple[int, int, int]:
+    numbers = tuple(int(size) for size in shape)
+    if len(numbers) != 3 or min(numbers) < 1:
+        raise MismatchError(f"a mask needs a shape (layer, head, dim) of positive sizes, got {numbers}.")
+    return numbers
+
+
+def _share(fraction: float, total: int) -> int:
+    """⌊fraction · total⌋ of the number as written: 0.29 of 100 is 29, though 0.29 · 100 is not."""
+    if not 0 <= fraction <= 1:
+        raise MismatchError(f"fraction={fraction} is not possible; give a number from 0 to 1.")
+    return int(Fraction(repr(float(fraction))) * total)
+
+
+def _permutation(count: int, seed: str) -> list[int]:
+    # `random()` is the one draw that Python promises to keep; torch and NumPy promise less.
+    generator = random.Random(int.from_bytes(hashlib.sha256(f"neurons {seed}".encode()).digest(), "big"))
+    keys = [generator.random() for _ in range(count)]
+    return sorted(range(count), key=keys.__getitem__)
