@@ -3,7 +3,7 @@
 import difflib
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -81,15 +81,7 @@ def center(name: str, statistics: NeuronStatistics, **parameters: Any) -> Float6
     ablation_lens.errors.MismatchError: 'pique' is no center; the nearest is 'peak'. There are zero, mean, median, \
 peak, peak-smooth, peak-kde, half-sample, peak-trimmed.
     """
-    function = _find(name)
-    try:
-        inspect.signature(function).bind(statistics, **parameters)
-    except TypeError as error:
-        taken = list(inspect.signature(function).parameters)[1:]
-        raise MismatchError(
-            f"center {name!r} was given {', '.join(parameters) or 'no parameters'}: {error}. It takes "
-            f"{', '.join(taken) or 'no parameters'}."
-        ) from None
+    function = require_parameters(name, parameters)
     require_values(statistics.histogram)
     values = torch.as_tensor(function(statistics, **parameters))
     if tuple(values.shape) != statistics.histogram.shape:
@@ -106,6 +98,26 @@ peak, peak-smooth, peak-kde, half-sample, peak-trimmed.
             "Choose another center, or correct this one."
         )
     return values
+
+
+def require_parameters(name: str, parameters: Mapping[str, Any]) -> Callable[..., Tensor]:
+    """The center of that name; `MismatchError` when there is none, or when it does not take these parameters.
+
+    >>> require_parameters("peak", {"bims": 64})
+    Traceback (most recent call last):
+    ablation_lens.errors.MismatchError: center 'peak' was given bims: got an unexpected keyword argument 'bims'. \
+It takes bins, epsilon.
+    """
+    function = _find(name)
+    try:
+        inspect.signature(function).bind(None, **parameters)
+    except TypeError as error:
+        taken = list(inspect.signature(function).parameters)[1:]
+        raise MismatchError(
+            f"center {name!r} was given {', '.join(parameters) or 'no parameters'}: {error}. It takes "
+            f"{', '.join(taken) or 'no parameters'}."
+        ) from None
+    return function
 
 
 def _find(name: str) -> Callable[..., Tensor]:

@@ -1,7 +1,9 @@
 """The one way progress is shown: a rich bar on stderr with a rate, silent where nobody looks."""
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 
 @contextmanager
@@ -36,3 +38,91 @@ def progress_over(title: str, total: int | None, shown: bool, unit: str = "token
                 bar.update(task, rate=f"{speed:,.0f} {unit}/s")
 
         yield advance
+
+
+class CellProgress:
+    """How far a study is: cells done, time left, and the cell at hand."""
+
+    def __init__(self, bar: Any = None, task: Any = None) -> None:
+        self._bar, self._task = bar, task
+        self.done = 0
+        self.visible = bar is not None
+
+    def expect(self, total: int) -> None:
+        """Say how many cells there will be."""
+        if self._bar is not None:
+            self._bar.update(self._task, total=total)
+
+    def describe(self, what: str) -> None:
+        """Say what is being done."""
+        if self._bar is not None:
+            self._bar.update(self._task, description=what)
+
+    def advance(self) -> None:
+        """One more cell is there."""
+        self.done += 1
+        if self._bar is not None:
+            self._bar.advance(self._task)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Make room for another bar."""
+        if self._bar is not None:
+            self._bar.stop()
+        try:
+            yield
+        finally:
+            if self._bar is not None:
+                self._bar.start()
+
+
+class _Lines(CellProgress):
+    """Progress for a log file: a line now and then."""
+
+    EVERY = 30.0
+
+    def __init__(self, console: Any) -> None:
+        super().__init__()
+        self._console, self._total, self._what = console, 0, ""
+        self._last = time.monotonic() - self.EVERY
+
+    def expect(self, total: int) -> None:
+        self._total = total
+
+    def describe(self, what: str) -> None:
+        self._what = what
+        if time.monotonic() - self._last >= self.EVERY:
+            self._last = time.monotonic()
+            self._console.print(f"{self.done:,} of {self._total:,} cells; {what}", markup=False, highlight=False)
+
+
+@contextmanager
+def progress_over_cells(shown: bool) -> Iterator[CellProgress]:
+    """Progress of a study: a bar in a terminal, lines in a log, nothing where nobody asked.
+
+    >>> with progress_over_cells(shown=False) as progress:
+    ...     progress.advance()
+    >>> progress.done
+    1
+    """
+    if not shown:
+        yield CellProgress()
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _Lines(console)
+        return
+    columns = (
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TextColumn("cells"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.description}", markup=False),
+    )
+    with Progress(*columns, console=console, transient=True, speed_estimate_period=120) as bar:
+        yield CellProgress(bar, bar.add_task("starting", total=None))

@@ -1,0 +1,148 @@
+"""The commands around studies: `study`, `table`, `export`."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from ablation_lens.errors import AblationLensError
+
+_errors = Console(stderr=True, highlight=False)
+
+FORMATS = ("text", "markdown", "latex", "csv")
+
+
+def study(
+    out: Annotated[Path, typer.Option(help="The run folder; an unfinished one is gone on with.")],
+    config: Annotated[Path | None, typer.Argument(help="A TOML file with a study's settings.")] = None,
+    preset: Annotated[str | None, typer.Option(help="paper, tiny or quick.")] = None,
+    models: Annotated[list[str] | None, typer.Option("--model", help="A model; may be repeated.")] = None,
+    methods: Annotated[
+        list[str] | None, typer.Option("--method", help="Such as peak, 'peak bins=64' or resample-tokens; repeat.")
+    ] = None,
+    fractions: Annotated[str | None, typer.Option(help="Shares of the neurons, such as 0.1,0.5,1.")] = None,
+    seeds: Annotated[str | None, typer.Option(help="Such as 42,123,456.")] = None,
+    text: Annotated[str | None, typer.Option(help="The corpus of text models.")] = None,
+    image: Annotated[str | None, typer.Option(help="The corpus of image models.")] = None,
+    collect_tokens: Annotated[int | None, typer.Option(help="Tokens that statistics are of.")] = None,
+    evaluate_tokens: Annotated[int | None, typer.Option(help="Tokens that scores are of.")] = None,
+    collect_images: Annotated[int | None, typer.Option(help="Images that statistics are of.")] = None,
+    evaluate_images: Annotated[int | None, typer.Option(help="Images that scores are of.")] = None,
+    count: Annotated[str | None, typer.Option(help="all, or skip-common.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Documents per batch.")] = None,
+    labels: Annotated[str | None, typer.Option(help="A CSV file,label for a folder of images.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="Such as float32 or bfloat16.")] = None,
+    device: Annotated[str | None, typer.Option(help="Such as cpu or cuda.")] = None,
+) -> None:
+    """Ablate 10 % to 100 % of the neurons by every method, and measure what is lost.
+
+    Start from a preset or a TOML file, and change single settings by options. Run the same command again to go on
+    after Ctrl-C, or at the same time elsewhere to share the work.
+    """
+    from ablation_lens.study import Study
+    from ablation_lens.study_run import StudyInterrupted
+
+    changes: dict[str, Any] = {
+        "models": models or None,
+        "methods": methods or None,
+        "fractions": _numbers(fractions, "fractions", float),
+        "seeds": _numbers(seeds, "seeds", int),
+        "collect_tokens": collect_tokens,
+        "evaluate_tokens": evaluate_tokens,
+        "collect_images": collect_images,
+        "evaluate_images": evaluate_images,
+        "count": count,
+        "batch_size": batch_size,
+        "labels": labels,
+        "dtype": dtype,
+        "device": device,
+    }
+    changes = {name: value for name, value in changes.items() if value is not None}
+    if config is not None and preset is not None:
+        raise AblationLensError('give a TOML file or --preset, not both; a file may say preset = "tiny" itself.')
+    if config is not None:
+        settings = Study.from_toml(config, **changes)
+    elif preset is not None:
+        settings = Study.preset(preset, **changes)
+    elif models:
+        settings = Study(**changes)
+    else:
+        raise AblationLensError("say what to study: --preset tiny, --model tiny-opt, or a TOML file.")
+    corpora = {kind: name for kind, name in (("text", text), ("image", image)) if name is not None}
+    if corpora:
+        settings = settings.with_corpora(corpora)
+    try:
+        results = settings.run(out)
+    except StudyInterrupted as interruption:
+        _errors.print(str(interruption), markup=False, soft_wrap=True)
+        raise typer.Exit(130) from None
+    show_table(out, Console())
+    for line in results.failed[:5]:
+        _errors.print(f"failed: {line}", style="red", markup=False, soft_wrap=True)
+    if results.failed:
+        more = f" ({len(results.failed) - 5} more in {out / 'failures'})" if len(results.failed) > 5 else ""
+        _errors.print(f"{len(results.failed)} failed{more}; run the same again to retry them.", markup=False)
+        raise typer.Exit(1)
+
+
+def table(
+    folder: Annotated[Path, typer.Argument(help="A run folder.")],
+    fractions: Annotated[str, typer.Option(help="Shares of the neurons.")] = "0.5,0.9",
+    form: Annotated[str, typer.Option("--format", help="text, markdown, latex or csv.")] = "text",
+    out: Annotated[Path | None, typer.Option(help="Write it to this file.")] = None,
+) -> None:
+    """Print Table 2 of the paper for what a run folder holds."""
+    from ablation_lens.records import write_atomically
+    from ablation_lens.results import Results
+    from ablation_lens.study_settings import require_known
+    from ablation_lens.table2 import table2
+
+    require_known("format", form, FORMATS)
+    wanted = _numbers(fractions, "fractions", float) or []
+    if form == "text" and out is None:
+        show_table(folder, Console(), wanted)
+        return
+    made = table2(Results.load(folder), wanted)
+    content = made.markdown() if form == "text" else getattr(made, form)()
+    if out is None:
+        typer.echo(content)
+        return
+    write_atomically(out, lambda path: _write(path, content))
+    Console().print(f"Table 2 → {out}", markup=False, highlight=False, soft_wrap=True)
+
+
+def export(
+    folder: Annotated[Path, typer.Argument(help="A run folder.")],
+    out: Annotated[Path, typer.Argument(help="A .csv or .parquet file.")],
+) -> None:
+    """Write a row per cell: model, method, fraction, seed, top-1, cross-entropy."""
+    from ablation_lens.results import Results
+
+    results = Results.load(folder)
+    results.export(out)
+    Console().print(f"{len(results.frame)} cells → {out}", markup=False, highlight=False, soft_wrap=True)
+
+
+def show_table(folder: Path, console: Console, fractions: list[float] | None = None) -> None:
+    """Table 2 in the terminal, with its notes."""
+    from ablation_lens.results import Results
+    from ablation_lens.table2 import table2
+
+    made = table2(Results.load(folder), fractions or (0.5, 0.9))
+    console.print(made.rich())
+    for note in made.notes:
+        console.print(note, markup=False, highlight=False)
+
+
+def _numbers(text: str | None, what: str, kind: type) -> list[Any] | None:
+    if text is None:
+        return None
+    try:
+        return [kind(part) for part in text.replace(";", ",").split(",") if part.strip()]
+    except ValueError as error:
+        raise AblationLensError(f"{what} {text!r} are not numbers with commas between them.") from error
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text + "\n", encoding="utf-8")

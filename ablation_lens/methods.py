@@ -1,0 +1,85 @@
+"""The ways of ablating that a study compares: every center, and resampling from a random input.
+
+A new center is a method as soon as it is registered; a method that is neither needs `values_for` in `study_run.py`.
+"""
+
+import difflib
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ablation_lens import centers, resampling
+from ablation_lens.errors import MismatchError
+
+BASELINE = "none"
+"""The method of the cell in which nothing is ablated."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method and its parameters; written `peak`, or `peak bins=64`.
+
+    >>> Method.parse("peak bins=64")
+    Method(name='peak', parameters={'bins': 64})
+    >>> Method.parse("resample-tokens").draws
+    True
+    """
+
+    name: str
+    parameters: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+    def __post_init__(self) -> None:
+        if self.draws:
+            if self.parameters:
+                raise MismatchError(f"{self.name} takes no parameters, got {', '.join(self.parameters)}.")
+            return
+        if self.name not in centers.names():
+            nearest = difflib.get_close_matches(self.name, names(), n=1, cutoff=0.0)[0]
+            raise MismatchError(
+                f"there is no method {self.name!r}; did you mean {nearest!r}? Known: {', '.join(names())}."
+            )
+        centers.require_parameters(self.name, self.parameters)
+
+    @classmethod
+    def parse(cls, text: str) -> "Method":
+        """Read what `label` writes."""
+        name, *rest = text.split()
+        parameters = {}
+        for part in rest:
+            key, sign, value = part.partition("=")
+            try:
+                parameters[key] = int(value) if value.lstrip("+-").isdigit() else float(value)
+            except ValueError:
+                sign = ""
+            if not sign:
+                raise MismatchError(f"{part!r} in {text!r} is no parameter; write for example 'peak bins=64'.")
+        return cls(name, parameters)
+
+    @property
+    def label(self) -> str:
+        """How people and tables write it."""
+        return " ".join([self.name, *(f"{key}={value:g}" for key, value in sorted(self.parameters.items()))])
+
+    @property
+    def draws(self) -> bool:
+        """Whether its values are drawn: they then differ between seeds, also when everything is ablated."""
+        return self.name in resampling.METHODS
+
+    @property
+    def passes(self) -> int:
+        """Passes over the corpus that its statistics need."""
+        return 2 if self.name == "peak-trimmed" else 1
+
+    def suits(self, task: str) -> bool:
+        """Whether it can be applied to a model of this task (`causal-lm`, …)."""
+        return not self.draws or (self.name == "resample-pixels") == (task == "image-classification")
+
+
+def names() -> tuple[str, ...]:
+    """All methods.
+
+    >>> names()[:2], names()[-1]
+    (('zero', 'mean'), 'resample-pixels')
+    """
+    return (*centers.names(), *resampling.METHODS)

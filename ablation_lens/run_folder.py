@@ -1,0 +1,186 @@
+"""A run folder: one atomic file per finished cell, safe to share between processes and machines.
+
+    cells/<key>.safetensors        a score with its per-document sums, and what it is the score of
+    failures/<key>.json            a cell that failed, and why; gone once it has succeeded
+    statistics/, inputs/           what ablated values come from, under keys of their own
+    groups/<group>.json            model, corpora and versions that a group of comparable cells shares
+    studies/<digest>.json          the settings of every study that ran here
+
+Keys are digests of everything that determines a file's content, so nothing is ever overwritten by something
+different, and folders are merged by copying one into the other.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ablation_lens.errors import AblationLensError, FileFormatError
+from ablation_lens.evaluation import Score
+from ablation_lens.locks import KeyLocks
+from ablation_lens.records import write_atomically
+from ablation_lens.storage import load_tensors, save_tensors
+
+KIND = "study cell"
+FORMAT_VERSION = 1
+MARKER = "ablation-lens.json"
+
+
+def key_of(facts: Mapping[str, Any]) -> str:
+    """The digest of plain JSON values.
+
+    >>> key_of({"a": 1, "b": 2}) == key_of({"b": 2, "a": 1})
+    True
+    """
+    text = json.dumps(facts, sort_keys=True, allow_nan=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+
+class RunFolder:
+    """Where a study's cells are kept; made by `RunFolder.create`, or opened to be read."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        marker = self.path / MARKER
+        if not marker.is_file():
+            raise FileFormatError(f"{self.path} is no run folder (it has no {MARKER}); `ablation-lens study` makes one.")
+        try:
+            version = json.loads(marker.read_text(encoding="utf-8"))["format"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise FileFormatError(f"{marker} is damaged; delete it and run the study again: cells are kept.") from error
+        if version != FORMAT_VERSION:
+            raise FileFormatError(
+                f"{self.path} has format version {version}, this ablation-lens reads {FORMAT_VERSION}; use the version "
+                "that wrote it, or another folder."
+            )
+        self._locks = KeyLocks(self.path / "locks")
+
+    @classmethod
+    def create(cls, path: str | Path) -> "RunFolder":
+        """Open a run folder for writing; made where it does not exist."""
+        path = Path(path)
+        if path.exists() and not path.is_dir():
+            raise AblationLensError(f"{path} is a file; give a folder for the run.")
+        if path.is_dir() and any(path.iterdir()) and not (path / MARKER).exists() and not (path / "cells").exists():
+            raise AblationLensError(f"{path} holds other files and is no run folder; give an empty or a new one.")
+        with writing(path):
+            for name in ("cells", "failures", "groups", "inputs", "statistics", "studies"):
+                (path / name).mkdir(parents=True, exist_ok=True)
+            if not (path / MARKER).exists():
+                _write_json(path / MARKER, {"format": FORMAT_VERSION})
+        return cls(path)
+
+    def cell(self, key: str) -> Path:
+        """The file of a cell."""
+        return self.path / "cells" / f"{key}.safetensors"
+
+    def has(self, key: str) -> bool:
+        """Whether a cell is done; files appear only when they are whole."""
+        return self.cell(key).exists()
+
+    def locked(self, key: str, *, wait: bool) -> Any:
+        """`with folder.locked(key, wait=…) as mine`: whether nobody else, here or elsewhere, works on this key."""
+        return self._locks.holding(key, wait=wait)
+
+    def write_cell(self, key: str, header: Mapping[str, Any], score: Score) -> None:
+        """Keep a finished cell, and forget that it failed before."""
+        tensors = {
+            "documents": torch.tensor(score.documents),
+            "correct": score.correct,
+            "loss": score.loss,
+            "predictions": score.predictions_per_document,
+        }
+        with writing(self.path):
+            save_tensors(self.cell(key), KIND, {**header, "splits": score.splits}, tensors)
+            self._failure(key).unlink(missing_ok=True)
+
+    def read_cell(self, key: str) -> tuple[dict[str, Any], Score]:
+        """What `write_cell` kept."""
+        path = self.cell(key)
+        header, tensors = load_tensors(path, KIND)
+        try:
+            score = Score(
+                documents=tuple(tensors["documents"].tolist()),
+                correct=tensors["correct"],
+                loss=tensors["loss"],
+                predictions_per_document=tensors["predictions"],
+                splits=header["splits"],
+            )
+        except KeyError as error:
+            raise FileFormatError(f"{path} lacks {error}; delete it and run the study again.") from error
+        return header, score
+
+    def cells(self) -> list[str]:
+        """The keys of all finished cells, in order."""
+        return sorted(path.stem for path in (self.path / "cells").glob("[!.]*.safetensors"))
+
+    def record_failure(self, key: str, facts: Mapping[str, Any], error: BaseException) -> None:
+        """Keep why something failed."""
+        with writing(self.path):
+            _write_json(self._failure(key), {**facts, "error": type(error).__name__, "message": str(error)})
+
+    def forget_failure(self, key: str) -> None:
+        """What failed before has worked now."""
+        self._failure(key).unlink(missing_ok=True)
+
+    def failures(self) -> list[dict[str, Any]]:
+        """What failed and has not succeeded since."""
+        paths = sorted((self.path / "failures").glob("[!.]*.json"))
+        return [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+
+    def write_group(self, group: str, values: Mapping[str, Any]) -> None:
+        """Keep what the cells of a group share."""
+        self._write_once(self.path / "groups" / f"{group}.json", values)
+
+    def group(self, group: str) -> dict[str, Any]:
+        """What `write_group` kept."""
+        path = self.path / "groups" / f"{group}.json"
+        try:
+            values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise FileFormatError(f"{path} is missing or damaged; run the study again: cells are kept.") from error
+        return values
+
+    def write_study(self, settings: Mapping[str, Any]) -> None:
+        """Keep a study's settings; the same study writes the same file."""
+        self._write_once(self.path / "studies" / f"{key_of(settings)}.json", settings)
+
+    def _write_once(self, path: Path, values: Mapping[str, Any]) -> None:
+        if not path.exists():
+            with writing(self.path):
+                _write_json(path, values)
+
+    def studies(self) -> list[dict[str, Any]]:
+        """The settings of every study that ran here, the oldest first."""
+        paths = sorted((self.path / "studies").glob("[!.]*.json"), key=lambda path: (path.stat().st_mtime, path.name))
+        return [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+
+    def _failure(self, key: str) -> Path:
+        return self.path / "failures" / f"{key}.json"
+
+
+class CannotWrite(AblationLensError):  # noqa: N818  (what happened, as the disk sees it)
+    """The disk is full, or not ours to write to: nothing more can be kept."""
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn what a disk can answer into one sentence."""
+    try:
+        yield
+    except OSError as error:
+        raise CannotWrite(
+            f"cannot write to {path} ({error.strerror or error}); make room or give another folder, and run the same "
+            "command again: finished cells are kept."
+        ) from error
+
+
+def _write_json(path: Path, values: Mapping[str, Any]) -> None:
+    def write(temporary: Path) -> None:
+        temporary.write_text(json.dumps(values, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+    write_atomically(path, write)

@@ -1,0 +1,141 @@
+"""What a study measures: which models, methods, fractions and seeds, on what, cell by cell."""
+
+import dataclasses
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ablation_lens.errors import MismatchError
+from ablation_lens.methods import Method
+from ablation_lens.sites import Site
+from ablation_lens.tasks import COUNTS
+
+TENTHS = tuple(tenth / 10 for tenth in range(1, 11))
+PAPER_SEEDS = (42, 123, 456)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One evaluation of a model: a method at a fraction with a seed; all None or 0 for the baseline."""
+
+    method: Method | None
+    fraction: float
+    seed: int | None
+
+    def __str__(self) -> str:
+        if self.method is None:
+            return "baseline"
+        return f"{self.method.label}, {100 * self.fraction:g} %" + ("" if self.seed is None else f", seed {self.seed}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudySettings:
+    """Every method at every fraction with every seed, for every model.
+
+    Attributes:
+        models: zoo names, hub ids or folders.
+        methods: centers and resamplings, such as "peak", "peak bins=64", "resample-tokens".
+        fractions: shares of every layer's neurons that are ablated.
+        seeds: draw the neurons, and the random inputs of resampling.
+        corpora: what "text" and "image" models read.
+        collect_tokens: size of the corpus that statistics are of; None for the paper's 100,000 tokens, or all there is.
+        evaluate_tokens: size of the corpus that scores are of; likewise.
+        collect_images: as collect_tokens, for image models; None for 1,000, or all there is.
+        evaluate_images: likewise.
+        count: "all" predictions, or "skip-common".
+        context: positions a document is truncated to; None for the paper's.
+        batch_size: documents per batch; None chooses.
+        bins: most bins per neuron.
+        include_bos: whether BOS, CLS and EOS positions count in the statistics.
+        site: "z", or "mlp".
+        mask_seed: draws the masked tokens of masked models, the same for all cells.
+        shared_input: resample from one input for all seeds, as the paper did, instead of one per seed.
+        generator: the causal model that writes the text a masked model is resampled from.
+        labels: a CSV file,label for a folder of images.
+        dtype: for all models, or by model; None for float32 on a CPU and the checkpoint's own elsewhere.
+        device: None takes the GPU when there is one.
+
+    >>> study = StudySettings(models=["tiny-vit"], methods=["zero", "peak"], fractions=[0.5, 1.0], seeds=[1, 2])
+    >>> [str(cell) for cell in study.cells("image-classification")]
+    ['baseline', 'zero, 50 %, seed 1', 'peak, 50 %, seed 1', 'zero, 50 %, seed 2', 'peak, 50 %, seed 2', \
+'zero, 100 %', 'peak, 100 %']
+    """
+
+    models: Sequence[str]
+    methods: Sequence[str] = ("zero", "mean", "peak")
+    fractions: Sequence[float] = TENTHS
+    seeds: Sequence[int] = PAPER_SEEDS
+    corpora: Mapping[str, str] = field(default_factory=lambda: {"text": "stdlib", "image": "digits"})
+    collect_tokens: int | None = None
+    evaluate_tokens: int | None = None
+    collect_images: int | None = None
+    evaluate_images: int | None = None
+    count: str = "all"
+    context: int | None = None
+    batch_size: int | None = None
+    bins: int = 256
+    include_bos: bool = True
+    site: str = Site.Z.value
+    mask_seed: int = 42
+    shared_input: bool = False
+    generator: str = "tiny-opt"
+    labels: str | None = None
+    dtype: str | Mapping[str, str] | None = None
+    device: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("models", "methods", "fractions", "seeds"):
+            given = getattr(self, name)
+            if isinstance(given, str) or not isinstance(given, Sequence):
+                raise MismatchError(f"{name}={given!r} must be a list.")
+            values = tuple(dict.fromkeys(given))
+            if not values:
+                raise MismatchError(f"a study needs at least one of {name}.")
+            object.__setattr__(self, name, values)
+        for fraction in self.fractions:
+            if not isinstance(fraction, int | float) or not 0 <= fraction <= 1:
+                raise MismatchError(f"fraction {fraction!r} is not possible; give numbers from 0 to 1.")
+        for seed in self.seeds:
+            if not isinstance(seed, int) or isinstance(seed, bool):
+                raise MismatchError(f"seed {seed!r} is not possible; give whole numbers.")
+        for name in ("collect_tokens", "evaluate_tokens", "collect_images", "evaluate_images", "context", "batch_size"):
+            size = getattr(self, name)
+            if size is not None and (not isinstance(size, int) or isinstance(size, bool) or size < 1):
+                raise MismatchError(f"{name}={size!r} is not possible; give a positive whole number.")
+        unknown = set(self.corpora) - {"text", "image"}
+        if unknown:
+            raise MismatchError(f"corpora are for 'text' and 'image', not for {', '.join(sorted(unknown))}.")
+        require_known("count", self.count, COUNTS)
+        require_known("site", self.site, [site.value for site in Site])
+        object.__setattr__(self, "fractions", tuple(float(fraction) for fraction in self.fractions))
+        object.__setattr__(self, "methods", tuple(Method.parse(method).label for method in self.methods))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        plain = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+        return {name: dict(value) if isinstance(value, Mapping) else value for name, value in plain.items()}
+
+    def cells(self, task: str) -> list[Cell]:
+        """The cells of a model of this task: the baseline first, and as soon as possible a bit of everything."""
+        methods = [method for method in map(Method.parse, self.methods) if method.suits(task)]
+        cells = [Cell(None, 0.0, None)]
+        partial = [fraction for fraction in self.fractions if 0 < fraction < 1]
+        whole = [fraction for fraction in self.fractions if fraction == 1]
+        for seed in self.seeds:
+            cells += [Cell(method, fraction, seed) for fraction in partial for method in methods]
+            cells += [Cell(method, fraction, seed) for fraction in whole for method in methods if method.draws]
+        # With every neuron gone, only what is drawn differs between seeds.
+        return cells + [Cell(method, fraction, None) for fraction in whole for method in methods if not method.draws]
+
+    def dtype_of(self, model: str) -> str | None:
+        """The dtype a model is loaded in."""
+        return self.dtype.get(model) if isinstance(self.dtype, Mapping) else self.dtype
+
+
+def require_known(what: str, given: str, known: Sequence[str] | Mapping[str, Any]) -> None:
+    """Raise `MismatchError`, with the nearest name, unless `given` is one of `known`."""
+    if given not in known:
+        nearest = difflib.get_close_matches(str(given), list(known), n=1, cutoff=0.0)[0]
+        raise MismatchError(f"there is no {what} {given!r}; did you mean {nearest!r}? Known: {', '.join(known)}.")

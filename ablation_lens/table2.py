@@ -1,0 +1,225 @@
+"""The paper's Table 2 from a run folder: top-1 and cross-entropy with half, and nine tenths, of the neurons gone."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from ablation_lens.results import METRICS, Results
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+TITLES = {"top1": "Top-1 accuracy (%)", "cross_entropy": "Cross-entropy (nats)"}
+RESAMPLED = {
+    "resample-characters": "RS1",
+    "resample-pixels": "RS1",
+    "resample-tokens": "RS2",
+    "resample-generated": "RS3",
+}
+PAPER_MODELS = {
+    "opt-1.3b": "opt-1.3b",
+    "Mistral-7B-v0.1": "mistral-7b",
+    "vit-base-patch16-224": "vit-base",
+    "roberta-large": "roberta-large",
+}
+"""Last part of a model's name → the paper's column."""
+BASELINES_APART = 0.1
+"""Baselines that differ by a larger share were not measured alike, and neither was what is compared to them."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One figure: mean ± sd over seeds, whether it is as good as the best, and the paper's change beside ours."""
+
+    mean: float
+    sd: float
+    as_best: bool
+    change: float
+    paper_change: float | None
+    comparable: bool
+
+    def text(self, bold: Callable[[str], str], plus_minus: str = "±") -> str:
+        """For people; `bold` is how the format at hand makes text bold."""
+        number = f"{self.mean:.2f}" + ("" if math.isnan(self.sd) else f" {plus_minus} {self.sd:.2f}")
+        shown = bold(number) if self.as_best else number
+        if self.paper_change is None:
+            return shown
+        return f"{shown} ({self.change:+.2f}; paper {self.paper_change:+.2f}{'' if self.comparable else '†'})"
+
+
+@dataclass(frozen=True)
+class Table2:
+    """The table as data; made by `table2`.
+
+    `rows` are (metric, fraction, row name, entry per group); a fraction of 0 is the baseline.
+    """
+
+    groups: dict[str, str]
+    rows: tuple[tuple[str, float, str, dict[str, Entry]], ...]
+    notes: tuple[str, ...]
+
+    def markdown(self) -> str:
+        """A Markdown table, and its notes."""
+        heads = ["", "", *map(_plain_markdown, self.groups.values())]
+        lines = [f"| {' | '.join(heads)} |", "|" + " --- |" * 2 + " ---: |" * len(self.groups)]
+        for section, name, texts in self._texts(lambda text: f"**{text}**"):
+            lines.append(f"| {section} | {name} | {' | '.join(texts)} |")
+        return "\n".join([*lines, "", *(f"{note}  " for note in self.notes)])
+
+    def latex(self) -> str:
+        """A LaTeX tabular (booktabs), and its notes as comments."""
+        heads = " & ".join(["", "", *map(_plain_latex, self.groups.values())])
+        lines = [r"\begin{tabular}{ll" + "r" * len(self.groups) + "}", r"\toprule", heads + r" \\", r"\midrule"]
+        for section, name, texts in self._texts(lambda text: rf"\textbf{{{text}}}", r"$\pm$"):
+            if section and len(lines) > 4:
+                lines.append(r"\midrule")
+            cells = [_plain_latex(section), _plain_latex(name), *(text.replace("†", r"$^\dagger$") for text in texts)]
+            lines.append(" & ".join(cells) + r" \\")
+        lines += [r"\bottomrule", r"\end{tabular}"]
+        return "\n".join([*lines, *(f"% {note}" for note in self.notes)])
+
+    def csv(self) -> str:
+        """A tidy table: a line per model, metric, fraction and method."""
+        rows = [
+            {"model": self.groups[group], "metric": metric, "fraction": fraction, "method": name, **vars(entry)}
+            for metric, fraction, name, entries in self.rows
+            for group, entry in entries.items()
+        ]
+        text: str = pd.DataFrame(rows).to_csv(index=False)
+        return text
+
+    def rich(self) -> "Table":
+        """For a terminal."""
+        from rich.markup import escape
+        from rich.table import Table
+
+        table = Table(title="Table 2")
+        table.add_column("")
+        table.add_column("")
+        for label in self.groups.values():
+            table.add_column(escape(label), justify="right")
+        for section, name, texts in self._texts(lambda text: f"[bold]{text}[/bold]"):
+            if section and table.row_count:
+                table.add_section()
+            table.add_row(section, name, *texts)
+        return table
+
+    def _texts(self, bold: Callable[[str], str], plus_minus: str = "±") -> list[tuple[str, str, list[str]]]:
+        """(section title where a section begins, row name, a text per group)."""
+        texts, before = [], None
+        for metric, fraction, name, entries in self.rows:
+            title = TITLES[metric] if fraction == 0 else f"{100 * fraction:g} % ablated"
+            row = [entries[group].text(bold, plus_minus) if group in entries else "–" for group in self.groups]
+            texts.append((title if (metric, fraction) != before else "", name, row))
+            before = (metric, fraction)
+        return texts
+
+
+def table2(results: Results, fractions: Sequence[float] = (0.5, 0.9)) -> Table2:
+    """The table of what was measured at these fractions.
+
+    Bold is what cannot be told from the best of its column. For the models of the paper, ours and the paper's change
+    from each one's own baseline stand beside the figure.
+    """
+    summary = results.summary(fractions)
+    rows: list[tuple[str, float, str, dict[str, Entry]]] = []
+    for metric in METRICS:
+        rows.append((metric, 0.0, "baseline", _baselines(summary, metric)))
+        for fraction in sorted(set(summary["fraction"])):
+            here = summary[summary["fraction"] == fraction]
+            for name in sorted(dict.fromkeys(map(row_name, here["method"])), key=_row_order):
+                chosen = here[here["method"].map(row_name) == name]
+                rows.append((metric, fraction, name, {str(r["group"]): _entry(r, metric) for _, r in chosen.iterrows()}))
+    groups = {group: label for group, label in results.groups.items() if group in set(summary["group"])}
+    return Table2(groups, tuple(rows), _notes(summary, rows))
+
+
+def row_name(method: str) -> str:
+    """What the paper calls a method: the three ways of resampling are RS1 to RS3."""
+    return RESAMPLED.get(method, method)
+
+
+def _row_order(name: str) -> tuple[int, str]:
+    """As in the paper, with the other methods between its three constants and resampling."""
+    first = {"peak": 0, "mean": 1, "zero": 2}
+    return first.get(name, 4 if name in RESAMPLED.values() else 3), name if name in RESAMPLED.values() else ""
+
+
+def _baselines(summary: pd.DataFrame, metric: str) -> dict[str, Entry]:
+    first = summary.drop_duplicates("group")
+    return {
+        str(row["group"]): Entry(_shown(metric, row[f"baseline_{metric}"]), math.nan, False, 0.0, None, True)
+        for _, row in first.iterrows()
+    }
+
+
+def _entry(row: Any, metric: str) -> Entry:
+    ours, baseline = _shown(metric, row[metric]), _shown(metric, row[f"baseline_{metric}"])
+    paper = _paper(str(row["model"]), metric, str(row["method"]), float(row["fraction"]))
+    return Entry(
+        mean=ours,
+        sd=_shown(metric, row[f"{metric}_sd"]),
+        as_best=bool(row[f"{metric}_as_best"]),
+        change=ours - baseline,
+        paper_change=None if paper is None else paper[1] - paper[0],
+        comparable=paper is None or abs(baseline / paper[0] - 1) <= BASELINES_APART,
+    )
+
+
+def _shown(metric: str, value: float) -> float:
+    return 100 * float(value) if metric == "top1" else float(value)
+
+
+@cache
+def _published() -> pd.DataFrame:
+    with (files("ablation_lens") / "paper_table2.csv").open(encoding="utf-8") as file:
+        return pd.read_csv(file)
+
+
+def _paper(model: str, metric: str, method: str, fraction: float) -> tuple[float, float] | None:
+    """The paper's baseline and figure; None for what it did not measure."""
+    column = PAPER_MODELS.get(PurePath(model).name)
+    if column is None:
+        return None
+    table = _published()
+    table = table[table["metric"] == {"top1": "top1", "cross_entropy": "ce"}[metric]]
+    baseline = table.loc[table["method"] == "baseline", column].iloc[0]
+    found = table.loc[(table["method"] == method) & (table["pruned"] == round(100 * fraction)), column]
+    if found.empty or pd.isna(found.iloc[0]):
+        return None
+    return float(baseline), float(found.iloc[0])
+
+
+def _notes(summary: pd.DataFrame, rows: Sequence[tuple[str, float, str, dict[str, Entry]]]) -> tuple[str, ...]:
+    seeds = sorted(set(summary["seeds"]))
+    over = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
+    conditional = summary["conditional"].any()
+    notes = [
+        f"Mean ± sd (ddof=1) over {over} seed{'' if over == '1' else 's'}. Bold: cannot be told from the best of its "
+        "column (95 % interval of the paired difference, bootstrapped over "
+        + ("documents, given the masks that were drawn: too few seeds to speak of others)." if conditional else
+           "masks and documents).")
+    ]
+    if set(summary["method"]) & set(RESAMPLED):
+        notes.append("RS1: random characters (images: random pixels), RS2: random token ids, RS3: generated text.")
+    entries = [entry for *_, found in rows for entry in found.values() if entry.paper_change is not None]
+    if entries:
+        notes.append("In brackets: change from the baseline, ours and the paper's.")
+    if any(not entry.comparable for entry in entries):
+        notes.append("†: the two baselines are more than 10 % apart, so the changes are not comparable.")
+    return tuple(notes)
+
+
+def _plain_markdown(text: str) -> str:
+    return "".join(f"\\{letter}" if letter in r"\`*_[]<>|" else letter for letter in text)
+
+
+def _plain_latex(text: str) -> str:
+    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    return "".join(special.get(letter, f"\\{letter}" if letter in "&%$#_{}" else letter) for letter in text)
