@@ -32,6 +32,7 @@ ROWS = [
     "forward",
     "collection",
     "examples",
+    "random_inputs",
     "resampling",
     "evaluation",
     "results",
