@@ -1,5 +1,6 @@
 """Random inputs are what they say, the values are the model's own, and nothing random is shared or left behind."""
 
+import copy
 import hashlib
 import pickle
 import random
@@ -153,6 +154,14 @@ def test_pixels_are_whole_numbers_of_the_models_own_size_prepared_as_real_images
     assert (exact - whole).abs().max() < 1e-3
     image = Image.fromarray(whole.permute(1, 2, 0).numpy().astype(np.uint8))
     assert torch.equal(torch.as_tensor(vit.image_processor(image, return_tensors="pt")["pixel_values"]), inputs)
+
+
+def test_a_processor_that_enlarges_real_images_does_not_smooth_the_noise(zoo):
+    vit = zoo["tiny-vit"]
+    enlarging = copy.deepcopy(vit.image_processor)
+    enlarging.size = type(enlarging.size)(height=40, width=40)
+    model = SimpleNamespace(cfg=vit.cfg, image_size=(32, 32), n_channels=3, image_processor=enlarging)
+    assert torch.equal(random_pixels(model, random.Random(1)), random_pixels(vit, random.Random(1)))
 
 
 def test_only_letters_and_digits(resampled):
