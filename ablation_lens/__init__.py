@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ablation_lens.errors import AblationLensError
 
 if TYPE_CHECKING:
-    from ablation_lens import adapters, centers, corpora, zoo
+    from ablation_lens import adapters, centers, corpora, resampling, zoo
     from ablation_lens.ablation import Ablation
     from ablation_lens.collection import collect
     from ablation_lens.evaluation import Score, evaluate
@@ -40,6 +40,7 @@ __all__ = [
     "load_model",
     "random_neurons",
     "record_of",
+    "resampling",
     "task_for",
     "top_neurons",
     "whole_heads",

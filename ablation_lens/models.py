@@ -9,13 +9,15 @@ import json
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float, Int
+from torch import Tensor
 
 from ablation_lens.checkpoints import (
     Checkpoint,
@@ -83,6 +85,33 @@ def load_model(
 def transformer_lens_major() -> int:
     """3 where `HookedTransformer` exists, 4 where `TransformerBridge` has replaced it."""
     return int(version("transformer-lens").split(".")[0])
+
+
+def incremental_logits(model: Any) -> Callable[[Int[Tensor, "1 new"]], Float[Tensor, " d_vocab"]]:
+    """A function that is fed a text piece by piece and gives the logits behind it, computing only what is new.
+
+    Keys and values of what came before are kept, in TransformerLens' own cache or Hugging Face's.
+    """
+    kept: Any = None
+    length = 0
+    if not hasattr(model, "original_model"):  # a HookedTransformer, not a bridge
+        from transformer_lens import TransformerLensKeyValueCache
+
+        kept = TransformerLensKeyValueCache.init_cache(model.cfg, model.cfg.device, 1)
+
+    def feed(tokens: Tensor) -> Tensor:
+        nonlocal kept, length
+        length += tokens.shape[1]
+        # Spelled out, or TransformerLens looks for padding among the tokens; it wants the new ones', the bridge all.
+        mask = torch.ones(1, length, dtype=torch.int64, device=tokens.device)
+        if hasattr(model, "original_model"):
+            options = {"attention_mask": mask, "past_key_values": kept, "use_cache": True}
+            logits, kept = model(tokens, return_type="logits_and_cache", **options)
+        else:
+            logits = model(tokens, past_kv_cache=kept, attention_mask=mask[:, : tokens.shape[1]])
+        return logits[0, -1]  # type: ignore[no-any-return]
+
+    return feed
 
 
 def _load_causal(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, attention: str) -> Any:

@@ -33,6 +33,7 @@ ROWS = [
     "forward",
     "collection",
     "examples",
+    "random_inputs",
     "resampling",
     "methods",
     "evaluation",
