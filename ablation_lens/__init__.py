@@ -17,9 +17,11 @@ if TYPE_CHECKING:
     from ablation_lens.models import load_model
     from ablation_lens.plans import Batch
     from ablation_lens.records import ModelRecord, record_of
+    from ablation_lens.results import Results
     from ablation_lens.selection import random_neurons, top_neurons, whole_heads
     from ablation_lens.sites import Site
     from ablation_lens.statistics import ActivationStatistics
+    from ablation_lens.study import Study
     from ablation_lens.tasks import task_for
 
 __version__ = "0.1.0"
@@ -30,8 +32,10 @@ __all__ = [
     "ActivationStatistics",
     "Batch",
     "ModelRecord",
+    "Results",
     "Score",
     "Site",
+    "Study",
     "adapters",
     "centers",
     "collect",
@@ -54,8 +58,10 @@ _HOMES = {
     "ActivationStatistics": "statistics",
     "Batch": "plans",
     "ModelRecord": "records",
+    "Results": "results",
     "Score": "evaluation",
     "Site": "sites",
+    "Study": "study",
     "collect": "collection",
     "evaluate": "evaluation",
     "load_model": "models",

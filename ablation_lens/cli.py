@@ -10,6 +10,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 from rich.console import Console
 
+from ablation_lens import cli_study
 from ablation_lens.errors import AblationLensError
 
 app = typer.Typer(
@@ -154,6 +155,10 @@ def neurons(
         numbers = [f"{row[key]:.4g}" for key in shown | extra]
         table.add_row(str(name), *numbers, str(row["shape"]))
     Console().print(table)
+
+
+for command in (cli_study.study, cli_study.table, cli_study.export):
+    app.command()(command)
 
 
 Choice = TypeVar("Choice")

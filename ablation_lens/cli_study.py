@@ -129,7 +129,11 @@ def show_table(folder: Path, console: Console, fractions: list[float] | None = N
     from ablation_lens.results import Results
     from ablation_lens.table2 import table2
 
-    made = table2(Results.load(folder), fractions or (0.5, 0.9))
+    results = Results.load(folder)
+    if fractions is None:
+        measured = [fraction for fraction in sorted(set(results.frame["fraction"])) if fraction > 0]
+        fractions = [fraction for fraction in (0.5, 0.9) if fraction in measured] or measured
+    made = table2(results, fractions)
     console.print(made.rich())
     for note in made.notes:
         console.print(note, markup=False, highlight=False)

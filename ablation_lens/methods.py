@@ -4,7 +4,6 @@ A new center is a method as soon as it is registered; a method that is neither n
 """
 
 import difflib
-import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any

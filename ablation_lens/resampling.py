@@ -148,16 +148,13 @@ def resample(
     text = author = None
     if kind == "pixels":
         inputs = random_pixels(model, draw, positions)
-        valid = torch.ones(1, int(model.cfg.n_ctx), dtype=torch.bool)
-        batch = Batch(inputs, valid, torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.bool))
     else:
         author = author_for(model, generator) if kind == "generated" else None
         inputs, text = random_text(model, kind, draw, positions, author)
-        batch = Batch.causal(inputs)
     return Resampled(
         kind=kind,
         seed=seed,
-        values=_values(model, batch, site),
+        values=values_of(model, inputs, site),
         inputs=inputs,
         text=text,
         generator=None if author is None else record_of(author).name,
@@ -180,7 +177,19 @@ def _require(model: Any, kind: str, seed: int) -> None:
         raise MismatchError(f"seed={seed!r}; expected a whole number.")
 
 
-def _values(model: Any, batch: Batch, site: Site) -> Float[Tensor, "layer pos head dim"]:
+@torch.no_grad()
+def values_of(model: Any, inputs: Tensor, site: Site = Site.Z) -> Float[Tensor, "layer pos head dim"]:
+    """What the neurons of a site are at every position of one input: ids [1 pos], or pixels [1 c h w].
+
+    >>> from ablation_lens import load_model
+    >>> tuple(values_of(load_model("tiny-opt"), torch.tensor([[2, 7, 9]])).shape)
+    (4, 3, 4, 32)
+    """
+    if inputs.ndim == 4:
+        valid = torch.ones(1, int(model.cfg.n_ctx), dtype=torch.bool)
+        batch = Batch(inputs, valid, torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.bool))
+    else:
+        batch = Batch.causal(inputs)
     found: dict[int, Tensor] = {}
 
     def keep(layer: int, value: Tensor, hook: Any) -> None:

@@ -1,6 +1,6 @@
 """The results of a run folder: a row per cell, a summary per method and fraction, exports."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -71,7 +71,9 @@ class Results:
                 "seconds": header["seconds"],
             }
         except (KeyError, TypeError) as error:
-            raise FileFormatError(f"cell {key} is not complete ({error}); delete it and run the study again.") from error
+            raise FileFormatError(
+                f"cell {key} is not complete ({error}); delete it and run the study again."
+            ) from error
 
     @cached_property
     def _groups(self) -> dict[str, dict[str, Any]]:
@@ -150,17 +152,16 @@ class Results:
                 here = frame[(frame["group"] == group) & np.isclose(frame["fraction"], fraction)]
                 if here.empty:
                     continue
-                statistics = here.groupby("method", sort=False)[list(METRICS)].agg(["mean", "std", "count"])
+                methods = {str(name): rows for name, rows in here.groupby("method", sort=False)}
                 best = {
-                    "top1": str(statistics[("top1", "mean")].idxmax()),
-                    "cross_entropy": str(statistics[("cross_entropy", "mean")].idxmin()),
+                    "top1": max(methods, key=lambda name: methods[name]["top1"].mean()),
+                    "cross_entropy": min(methods, key=lambda name: methods[name]["cross_entropy"].mean()),
                 }
-                for method in map(str, statistics.index):
-                    row = {"group": group, "model": here["model"].iloc[0], "fraction": fraction, "method": method}
-                    row["seeds"] = int(statistics.loc[method, ("top1", "count")])
+                for method, cells in methods.items():
+                    row: dict[str, Any] = {"group": group, "model": here["model"].iloc[0], "fraction": fraction}
+                    row |= {"method": method, "seeds": len(cells)}
                     for metric in METRICS:
-                        row[metric] = float(statistics.loc[method, (metric, "mean")])
-                        row[f"{metric}_sd"] = float(statistics.loc[method, (metric, "std")])
+                        row[metric], row[f"{metric}_sd"] = cells[metric].mean(), cells[metric].std(ddof=1)
                         row[f"baseline_{metric}"] = float(here[f"baseline_{metric}"].iloc[0])
                         interval = self.difference(group, fraction, method, best[metric], metric)
                         row[f"{metric}_to_best"] = interval.difference
@@ -175,7 +176,7 @@ class Results:
     def export(self, path: str | Path) -> None:
         """Write the frame as CSV or Parquet, by the file's suffix."""
         path = Path(path)
-        writers = {".csv": self.frame.to_csv, ".parquet": self.frame.to_parquet}
+        writers: dict[str, Callable[[Path], Any]] = {".csv": self.frame.to_csv, ".parquet": self.frame.to_parquet}
         if path.suffix not in writers:
             raise AblationLensError(f"{path} must end in {' or '.join(writers)}.")
         with writing(path.parent):

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ablation_lens.errors import AblationLensError, FileFormatError
 from ablation_lens.evaluation import Score
@@ -26,6 +27,7 @@ from ablation_lens.records import write_atomically
 from ablation_lens.storage import load_tensors, save_tensors
 
 KIND = "study cell"
+INPUT_KIND = "resampling input"
 FORMAT_VERSION = 1
 MARKER = "ablation-lens.json"
 
@@ -47,7 +49,9 @@ class RunFolder:
         self.path = Path(path)
         marker = self.path / MARKER
         if not marker.is_file():
-            raise FileFormatError(f"{self.path} is no run folder (it has no {MARKER}); `ablation-lens study` makes one.")
+            raise FileFormatError(
+                f"{self.path} is no run folder (it has no {MARKER}); `ablation-lens study` makes one."
+            )
         try:
             version = json.loads(marker.read_text(encoding="utf-8"))["format"]
         except (ValueError, KeyError, TypeError) as error:
@@ -158,6 +162,29 @@ class RunFolder:
         """The settings of every study that ran here, the oldest first."""
         paths = sorted((self.path / "studies").glob("[!.]*.json"), key=lambda path: (path.stat().st_mtime, path.name))
         return [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+
+    def inputs(self) -> list[dict[str, Any]]:
+        """What the random inputs of resampling were: kind, seed, text and group of each."""
+        paths = sorted((self.path / "inputs").glob("[!.]*.safetensors"))
+        return [load_tensors(path, INPUT_KIND)[0] for path in paths]
+
+    def write_input(self, key: str, header: Mapping[str, Any], inputs: Tensor) -> None:
+        """Keep a random input."""
+        with writing(self.path):
+            save_tensors(self.input(key), INPUT_KIND, header, {"inputs": inputs})
+
+    def read_input(self, key: str) -> tuple[dict[str, Any], Tensor]:
+        """What `write_input` kept."""
+        header, tensors = load_tensors(self.input(key), INPUT_KIND)
+        return header, tensors["inputs"]
+
+    def input(self, key: str) -> Path:
+        """The file of a random input."""
+        return self.path / "inputs" / f"{key}.safetensors"
+
+    def statistics(self, key: str) -> Path:
+        """The file of a model's statistics."""
+        return self.path / "statistics" / f"{key}.safetensors"
 
     def _failure(self, key: str) -> Path:
         return self.path / "failures" / f"{key}.json"

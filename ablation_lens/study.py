@@ -54,7 +54,7 @@ class Study(StudySettings):
         if preset is not None:
             return cls.preset(preset, **settings)
         if "models" not in settings:
-            raise MismatchError(f"{path} names no models; add for example models = [\"tiny-opt\"].")
+            raise MismatchError(f'{path} names no models; add for example models = ["tiny-opt"].')
         return cls(**settings)
 
     def with_corpora(self, corpora: Mapping[str, str]) -> Self:

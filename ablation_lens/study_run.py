@@ -80,7 +80,7 @@ def _require_names(study: StudySettings) -> None:
             find_checkpoint(name)
     for kind in ("text", "image"):
         if kind in study.corpora and ("/" not in study.corpora[kind] or Path(study.corpora[kind]).exists()):
-            open_corpus(study.corpora[kind], kind=kind)  # type: ignore[arg-type]
+            open_corpus(study.corpora[kind], kind=kind)
 
 
 class _Bench:
@@ -94,7 +94,9 @@ class _Bench:
         options = {"labels": study.labels} if image and study.labels else {}
         corpus = study.corpora.get("image" if image else "text")
         self.task = task_for(self.model, corpus, context=None if image else study.context, **options)
-        sizes = (study.collect_images, study.evaluate_images) if image else (study.collect_tokens, study.evaluate_tokens)
+        sizes = (
+            (study.collect_images, study.evaluate_images) if image else (study.collect_tokens, study.evaluate_tokens)
+        )
         self.collected = self._plan("collect", sizes[0], "all")
         self.scored = self._plan("evaluate", sizes[1], study.count)
         self.cells = study.cells(self.task.name)
@@ -108,7 +110,7 @@ class _Bench:
             warnings.simplefilter("ignore", CorpusSizeWarning)
             plan = self.task.batches(
                 split=split,
-                **{unit: wanted},  # type: ignore[arg-type]
+                **{unit: wanted},
                 batch_size=self.study.batch_size,
                 seed=self.study.mask_seed,
                 count=count,
@@ -232,7 +234,7 @@ class _Bench:
 
     def _statistics(self, passes: int, shown: CellProgress) -> ActivationStatistics:
         key = self._statistics_key(passes, self._facts)
-        path = self.run.path / "statistics" / f"{key}.safetensors"
+        path = self.run.statistics(key)
         with self.run.locked(f"statistics {key}", wait=True):
             if not path.exists():
                 with shown.paused():
@@ -252,18 +254,26 @@ class _Bench:
     def _resampled(self, method: Method, seed: int) -> tuple[Tensor, dict[str, Any]]:
         kind = method.name.removeprefix("resample-")
         key = key_of({"group": self.group, "kind": kind, "seed": seed})
-        path = self.run.path / "inputs" / f"{key}.safetensors"
         with self.run.locked(f"inputs {key}", wait=True):
-            if not path.exists():
+            if not self.run.input(key).exists():
                 generator = None
                 if kind == "generated" and self.task.name == "masked-lm":
                     generator = load_model(self.study.generator, device=self.study.device)
-                drawn = resampling.draw(self.model, kind, seed=seed, positions=self.task.context, generator=generator)
-                with writing(self.run.path):
-                    drawn.save(path)
+                drawn = resampling.resample(
+                    self.model, kind, seed=seed, positions=self.task.context, site=self.site, generator=generator
+                )
+                header = {
+                    "group": self.group,
+                    "kind": kind,
+                    "seed": seed,
+                    "text": drawn.text,
+                    "extract": drawn.extract(),
+                }
+                header |= {"generator": drawn.generator, "digest": drawn.digest}
+                self.run.write_input(key, header, drawn.inputs)
         # The same input for everybody who works in this folder, also where another machine would have drawn another.
-        drawn = resampling.RandomInput.load(path)
-        return drawn.values(self.model, self.site), {"input": drawn.digest}
+        header, inputs = self.run.read_input(key)
+        return resampling.values_of(self.model, inputs, self.site), {"input": header["digest"]}
 
 
 def _described(cell: Cell) -> dict[str, Any]:
@@ -272,4 +282,3 @@ def _described(cell: Cell) -> dict[str, Any]:
         "fraction": cell.fraction,
         "seed": cell.seed,
     }
-

@@ -135,7 +135,9 @@ def table2(results: Results, fractions: Sequence[float] = (0.5, 0.9)) -> Table2:
             here = summary[summary["fraction"] == fraction]
             for name in sorted(dict.fromkeys(map(row_name, here["method"])), key=_row_order):
                 chosen = here[here["method"].map(row_name) == name]
-                rows.append((metric, fraction, name, {str(r["group"]): _entry(r, metric) for _, r in chosen.iterrows()}))
+                rows.append(
+                    (metric, fraction, name, {str(r["group"]): _entry(r, metric) for _, r in chosen.iterrows()})
+                )
     groups = {group: label for group, label in results.groups.items() if group in set(summary["group"])}
     return Table2(groups, tuple(rows), _notes(summary, rows))
 
@@ -203,8 +205,11 @@ def _notes(summary: pd.DataFrame, rows: Sequence[tuple[str, float, str, dict[str
     notes = [
         f"Mean ± sd (ddof=1) over {over} seed{'' if over == '1' else 's'}. Bold: cannot be told from the best of its "
         "column (95 % interval of the paired difference, bootstrapped over "
-        + ("documents, given the masks that were drawn: too few seeds to speak of others)." if conditional else
-           "masks and documents).")
+        + (
+            "documents, given the masks that were drawn: too few seeds to speak of others)."
+            if conditional
+            else "masks and documents)."
+        )
     ]
     if set(summary["method"]) & set(RESAMPLED):
         notes.append("RS1: random characters (images: random pixels), RS2: random token ids, RS3: generated text.")

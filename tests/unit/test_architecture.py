@@ -50,6 +50,7 @@ ROWS = [
     "report",
     "circuits",
     "demo",
+    "cli_study",
     "cli",
     "__main__",
 ]
