@@ -1,43 +1,39 @@
-"""What `ablation-lens demo` shows: how well the four zoo models predict what they were not trained on."""
+"""What `ablation-lens demo` shows: the quick study of the four zoo models."""
 
 import platform
 import time
+from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 
 from ablation_lens import zoo
+from ablation_lens.cli_study import show_table
 from ablation_lens.corpora.embedded import digest, digits_images, stdlib_documents
-from ablation_lens.evaluation import evaluate
-from ablation_lens.models import load_model
-from ablation_lens.progress import progress_over
-from ablation_lens.tasks import task_for
+from ablation_lens.results import Results
+from ablation_lens.study import Study
 
 
-def run_demo(console: Console) -> None:
-    """Score every zoo model on its `evaluate` split and print a table."""
-    table = Table(title="The zoo on its held-out documents")
-    table.add_column("model", no_wrap=True)
-    table.add_column("predicts")
-    for column in ("top-1", "CE (nats)", "predictions", "seconds"):
-        table.add_column(column, justify="right", no_wrap=True)
-    for name in zoo.NAMES:
-        started = time.perf_counter()
-        model = load_model(name)
-        plan = task_for(model).batches(split="evaluate")
-        with progress_over(name, len(plan.items), shown=True, unit="documents") as advance:
-            score = evaluate(model, plan, on_batch=advance)
-        table.add_row(
-            name,
-            {"causal-lm": "next tokens", "masked-lm": "masked tokens"}.get(plan.task, "digits"),
-            f"{100 * score.top1:.1f} %",
-            f"{score.cross_entropy:.3f}",
-            f"{score.predictions:,}",
-            f"{time.perf_counter() - started:.0f}",
-        )
-    console.print(table)
+def run_demo(console: Console, out: Path) -> Results:
+    """Run the quick study in `out`, or go on with it, and print its table."""
+    study = Study.preset("quick")
+    console.print(
+        f"Ablating {len(study.models)} tiny models by {len(study.methods)} methods: what is lost when "
+        f"{', '.join(f'{100 * fraction:g}' for fraction in study.fractions)} % of their attention neurons are set to "
+        "something else?",
+        highlight=False,
+    )
+    started = time.perf_counter()
+    results = study.run(out)
+    show_table(out, console)
+    console.print(
+        f"{len(results.frame):,} cells in {out}, {time.perf_counter() - started:.0f} s; "
+        f"`ablation-lens table {out}` prints this again.",
+        markup=False,
+        highlight=False,
+    )
     for line in _changed_corpora():
         console.print(line, style="yellow")
+    return results
 
 
 def _changed_corpora() -> list[str]:

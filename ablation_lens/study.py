@@ -110,7 +110,6 @@ PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
                 "mean",
                 "median",
                 "peak",
-                "peak-smooth",
                 "peak-kde",
                 "resample-characters",
                 "resample-tokens",
@@ -119,7 +118,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
             ),
             "seeds": (42, 123, 456, 789, 1011, 1213, 1415, 1617, 1819, 2021),
             "collect_tokens": 50_000,
-            "evaluate_tokens": 20_000,
+            "evaluate_tokens": 10_000,
         },
         # A first look, in minutes on a laptop.
         "quick": {

@@ -49,8 +49,8 @@ ROWS = [
     "explorer",
     "report",
     "circuits",
-    "demo",
     "cli_study",
+    "demo",
     "cli",
     "__main__",
 ]

@@ -12,17 +12,15 @@ def test_a_differing_corpus_is_said(monkeypatch):
     assert "not the stdlib the zoo was trained on" in note
 
 
-def test_the_demo_prints_a_row_per_zoo_model(monkeypatch):
-    from ablation_lens.tasks import Task
-
-    whole = Task.batches
-    # a slice of each split: the table is the same, the minute is not
-    monkeypatch.setattr(
-        Task, "batches", lambda self, **o: whole(self, **o, **{self.unit: 64 if self.unit == "images" else 600})
-    )
-    console = Console(record=True, width=90)
-    demo.run_demo(console)
+def test_the_demo_measures_the_quick_study_and_prints_its_table(monkeypatch, tmp_path):
+    preset = demo.Study.preset
+    small = {"fractions": [0.5], "seeds": [42], "collect_tokens": 600, "evaluate_tokens": 600}
+    small |= {"collect_images": 32, "evaluate_images": 32, "methods": ["mean", "peak"]}
+    monkeypatch.setattr(demo.Study, "preset", lambda name: preset(name, **small))
+    console = Console(record=True, width=130)
+    results = demo.run_demo(console, tmp_path / "run")
     text = console.export_text()
-    for name in zoo.NAMES:
-        assert name in text
-    assert text.count("%") == 4
+    assert all(name in text for name in zoo.NAMES)
+    assert len(results.frame) == 12  # 4 × (baseline, mean, peak)
+    for _, row in results.frame.iterrows():
+        assert f"{100 * row['top1']:.2f}" in text
