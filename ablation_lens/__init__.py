@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ablation_lens.errors import AblationLensError
 
 if TYPE_CHECKING:
-    from ablation_lens import adapters, centers, corpora, zoo
+    from ablation_lens import adapters, centers, corpora, plots, zoo
     from ablation_lens.collection import collect
     from ablation_lens.evaluation import Score, evaluate
     from ablation_lens.models import load_model
@@ -35,6 +35,7 @@ __all__ = [
     "corpora",
     "evaluate",
     "load_model",
+    "plots",
     "record_of",
     "task_for",
     "zoo",
