@@ -25,6 +25,6 @@ def color_of(method: str) -> str:
     """The method's colour. A center of the user's own gets one by its name, so the same in every session.
 
     >>> color_of("peak"), color_of("first-quartile")
-    ('#D55E00', '#332288')
+    ('#D55E00', '#117733')
     """
     return METHOD_COLORS.get(method) or _FURTHER[zlib.crc32(method.encode()) % len(_FURTHER)]

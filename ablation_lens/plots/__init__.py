@@ -5,8 +5,10 @@ shows, changes or writes. Names that come from outside (models, corpora) appear 
 """
 
 from ablation_lens.plots.distributions import layer_distribution, neuron_distribution
-from ablation_lens.plots.maps import MEASURES, centers_scatter, damage_map, head_map, neuron_map
-from ablation_lens.plots.paper import figure_1, figure_2
+from ablation_lens.plots.maps import MEASURES, damage_map, head_map, neuron_map
+from ablation_lens.plots.paper import figure_1
+from ablation_lens.plots.results import figure_2
+from ablation_lens.plots.scatter import centers_scatter
 from ablation_lens.plots.template import LENS_TEMPLATE
 
 __all__ = [

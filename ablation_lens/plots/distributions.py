@@ -9,12 +9,15 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from ablation_lens.errors import MismatchError
+from ablation_lens.histogram import NeuronHistogram
 from ablation_lens.plots.template import (
+    BELOW,
     DENSITY_TITLE,
     FAINT,
     LENS_TEMPLATE,
     SERIES,
     activation_title,
+    density_axis,
     framed,
     layer_at,
     line_of,
@@ -45,14 +48,16 @@ def neuron_distribution(
     *,
     also: Iterable[str | Place] = (),
     centers: Sequence[str] = CENTERS,
+    bins: int = 128,
     log: bool = False,
     template: Any = LENS_TEMPLATE,
 ) -> go.Figure:
     """The histogram of a neuron, with a line per center and buttons for a linear or logarithmic density.
 
     `also` overlays further neurons, "L3.H5.D17" or `(3, 5, 17)`. A mapping name → statistics of one model overlays
-    what each has seen, such as two corpora. The density of a bin is count / (values · ε). The axis ends where all but
-    0.1 % of the values at either end are in view, or at the furthest center; a double click shows all.
+    what each has seen, such as two corpora. The density of a bin is count / (values · ε). Bins are merged to at most
+    `bins` per neuron; 128 are those whose fullest the `peak` is. The axis ends where all but 0.1 % of the values at
+    either end are in view, or at the furthest center; a double click shows all.
 
     >>> import ablation_lens as al
     >>> stats = al.collect(model := al.load_model("tiny-vit"), al.task_for(model).batches(split="collect", images=20))
@@ -73,13 +78,14 @@ def neuron_distribution(
     places = [neuron_at((layer, head, dim), first), *(neuron_at(place, first) for place in also)]
     series = [(name, one, place) for name, one in several.items() for place in dict.fromkeys(places)]
     overlaid = len(series) > 1
-    figure, views, lines = go.Figure(), [], _center_lines(several, centers)
+    figure, views = go.Figure(), []
+    lines = {name: {center: one.center(center) for center in centers} for name, one in several.items()}
+    histograms = {name: coarse(one, bins) for name, one in several.items()}
     for number, (name, one, place) in enumerate(series):
         label = " · ".join([*([text(name, 24)] if name else []), neuron_name(*place)])
-        figure.add_trace(
-            histogram_bars(one, place, label, SERIES[number % len(SERIES)], opacity=0.6 if overlaid else 1)
-        )
-        figure.update_traces(selector=number, legendgroup=str(number))
+        group = str(number) if overlaid else None  # one column of the legend
+        bars = histogram_bars(histograms[name], place, label, SERIES[number % len(SERIES)], 0.6 if overlaid else 1)
+        figure.add_trace(bars.update(legendgroup=group))
         for center, values in lines[name].items():
             if center == "zero" and number:
                 continue  # it is the same line for all
@@ -89,43 +95,49 @@ def neuron_distribution(
                 line=line_of(center) | ({"width": 1.5} if overlaid and number else {}),
                 name=f"{text(center)} {value:.3g}",
                 showlegend=True,
-                legendgroup=str(number),
+                legendgroup=group,
             )
-        views.append(view_of(one, place, [float(values[place]) for values in lines[name].values()]))
+        views.append(view_of(one.histogram, place, [float(values[place]) for values in lines[name].values()]))
     framed(
         figure,
         " against ".join(dict.fromkeys(neuron_name(*place) for _, _, place in series)),
-        " · ".join([model_name(first), *(_counted(name, one, place) for name, one, place in series[:2])]),
+        " · ".join([*dict.fromkeys(map(model_name, several.values())), _counted(series, histograms)]),
         template,
-        height=440,
+        height=520 if overlaid else 440,
         barmode="overlay",
         bargap=0,
         showlegend=True,
-        legend={"tracegroupgap": 14, "x": 1.01, "y": 1, "xanchor": "left"},
+        margin={"t": 105},
+        legend=BELOW,
         updatemenus=linear_or_log(["yaxis"], log),
     )
     figure.update_xaxes(title_text=activation_title(first), range=hull(views))
-    figure.update_yaxes(title_text=DENSITY_TITLE, type="log" if log else "linear", exponentformat="power")
+    figure.update_yaxes(title_text=DENSITY_TITLE, **density_axis(log))
     return figure
 
 
-def _counted(name: str, one: ActivationStatistics, place: Place) -> str:
-    of = f" of {text(name, 24)}" if name else ""
-    return f"{int(one.count[place]):,} values{of} in bins of ε = {float(one.histogram.epsilon[place]):.3g}"
+def _counted(
+    series: Sequence[tuple[str, ActivationStatistics, Place]], histograms: Mapping[str, NeuronHistogram]
+) -> str:
+    """How many values, and how wide the bins: both a range when they differ."""
+    values = sorted({int(one.count[place]) for _, one, place in series})
+    widths = sorted({float(histograms[name].epsilon[place]) for name, _, place in series})
+    many = "–".join(f"{end:,}" for end in dict.fromkeys((values[0], values[-1])))
+    wide = "–".join(f"{end:.3g}" for end in dict.fromkeys((widths[0], widths[-1])))
+    return f"{many} values in bins of ε = {wide}"
 
 
-def _center_lines(
-    several: Mapping[str, ActivationStatistics], centers: Sequence[str]
-) -> dict[str, dict[str, Float64[Tensor, "layer head dim"]]]:
-    return {name: {center: one.center(center) for center in centers} for name, one in several.items()}
+def coarse(stats: ActivationStatistics, bins: int) -> NeuronHistogram:
+    """The histogram with at most so many bins per neuron."""
+    return stats.histogram if bins >= stats.histogram.bins else stats.histogram.coarsen(bins)
 
 
-def histogram_bars(stats: ActivationStatistics, place: Place, label: str, color: str, opacity: float = 1) -> go.Bar:
+def histogram_bars(histogram: NeuronHistogram, place: Place, label: str, color: str, opacity: float = 1) -> go.Bar:
     """One neuron's bins as bars, from its lowest to its highest value."""
-    counts, edges = stats.histogram.counts(place).cpu(), stats.histogram.edges(place).cpu()
+    counts, edges = histogram.counts(place).cpu(), histogram.edges(place).cpu()
     used = int(counts.nonzero().max()) + 1
     counts, low, high = counts[:used], edges[:used], edges[1 : used + 1]
-    epsilon = float(stats.histogram.epsilon[place])
+    epsilon = float(histogram.epsilon[place])
     return go.Bar(
         x=((low + high) / 2).numpy(),
         y=(counts.double() / (counts.sum() * epsilon)).numpy(),
@@ -139,9 +151,9 @@ def histogram_bars(stats: ActivationStatistics, place: Place, label: str, color:
     )
 
 
-def view_of(stats: ActivationStatistics, place: Place, also: Iterable[float]) -> tuple[float, float]:
+def view_of(histogram: NeuronHistogram, place: Place, also: Iterable[float]) -> tuple[float, float]:
     """From where to where a neuron's axis goes: nearly all values, and every value in `also`."""
-    counts, edges = stats.histogram.counts(place).cpu().double(), stats.histogram.edges(place).cpu()
+    counts, edges = histogram.counts(place).cpu().double(), histogram.edges(place).cpu()
     share = counts.cumsum(0) / counts.sum()
     low = float(edges[int((share > _SHOWN_SHARE).nonzero()[0])])
     high = float(edges[int((share >= 1 - _SHOWN_SHARE).nonzero()[0]) + 1])
@@ -184,12 +196,13 @@ def layer_distribution(
         f"{model_name(stats)} · {stats.provenance.tokens:,} positions",
         template,
         height=440,
+        margin={"t": 105},
         hovermode="x",
         updatemenus=linear_or_log(["yaxis"], log),
-        legend={"x": 1, "y": 0.98, "xanchor": "right", "yanchor": "top"},
+        legend=BELOW,
     )
     figure.update_xaxes(title_text=activation_title(stats), range=view)
-    figure.update_yaxes(title_text=DENSITY_TITLE, type="log" if log else "linear", exponentformat="power")
+    figure.update_yaxes(title_text=DENSITY_TITLE, **density_axis(log))
     return figure
 
 

@@ -1,4 +1,4 @@
-"""All neurons of a model at once: heat maps over layers and heads, and mean against peak."""
+"""All neurons or heads of a model at once: heat maps over layers."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,17 +14,16 @@ from torch import Tensor
 from ablation_lens.errors import MismatchError
 from ablation_lens.plots.template import (
     DIVERGING,
-    FAINT,
     INK,
     LENS_TEMPLATE,
     SEQUENTIAL,
-    activation_title,
+    capitalised,
     chosen,
     framed,
     model_name,
     text,
 )
-from ablation_lens.shapes import LABELS, Shapes
+from ablation_lens.shapes import Shapes
 from ablation_lens.statistics import ActivationStatistics
 
 
@@ -98,21 +97,20 @@ def neuron_map(
             **scale,
         )
     )
-    # With a head per label they collide; every second, fourth, … is named.
-    step = 1 << max(0, (heads - 1) // 16).bit_length()
-    starts = range(0, heads, step)
+    named = range(0, heads, -(-heads // 16))  # more labels would collide
     figure.update_xaxes(
         type="category",
         title_text="head, and the neurons in it" if heads > 1 else "neuron",
-        tickvals=[head * dims for head in starts],
-        ticktext=[f"H{head}" for head in starts],
+        tickvals=[head * dims + dims // 2 for head in named],
+        ticktext=[f"H{head}" for head in named],
         showgrid=False,
+        ticks="",
         tickangle=0,
     )
-    for head in range(1, heads) if heads * layers > 1 else ():
-        figure.add_vline(head * dims - 0.5, line={"color": "white", "width": 1})
+    for head in range(1, heads):
+        figure.add_vline(head * dims - 0.5, line={"color": INK if wanted.signed else "white", "width": 0.75})
     _layers_downwards(figure, layers)
-    title = f"{wanted.title[0].upper()}{wanted.title[1:]} of every neuron"
+    title = f"{capitalised(wanted.title)} of every neuron"
     return framed(figure, title, f"{model_name(stats)}{note}", template, height=max(320, 170 + 20 * layers))
 
 
@@ -133,13 +131,13 @@ def head_map(
     wanted = chosen(measure, MEASURES | _ALIASES, "measure")
     values = chosen(summary, SUMMARIES, "summary")(wanted.of(stats.shapes()))
     values = values.masked_fill(~values.isfinite(), torch.nan)
-    scale, note = _color_scale(values, wanted)
+    scale, _ = _color_scale(values, wanted, clipped=False)
     figure = _layer_by_head(values, f"{summary} {wanted.title}", scale)
-    title = f"{wanted.title[0].upper()}{wanted.title[1:]} of every head"
+    title = f"{capitalised(wanted.title)} of every head"
     return framed(
         figure,
         title,
-        f"{model_name(stats)} · {summary} over {stats.shape[2]:,} neurons{note}",
+        f"{model_name(stats)} · {summary} over {stats.shape[2]:,} neurons",
         template,
         **_size(values),
     )
@@ -217,7 +215,7 @@ def _color_scale(values: Tensor, measure: Measure, clipped: bool = True) -> tupl
         steps = [[place / most, shade] for step, shade in enumerate(shades) for place in (step, step + 1)]
         names = [str(step) for step in range(1, most)] + [f"{most}+" if float(finite.max()) > most else str(most)]
         bar |= {"tickvals": list(range(1, most + 1)), "ticktext": names}
-        return {"colorscale": steps, "zmin": 0.5, "zmax": most + 0.5, "colorbar": bar}, ""
+        return {"colorscale": steps, "zmin": 0.5, "zmax": most + 0.5, "colorbar": bar}, _tally(finite)
     size = finite.abs() if measure.signed else finite
     end = float(size.quantile(0.995)) if clipped and size.numel() <= 2**24 else float(size.max())
     end = end or 1.0  # all zero
@@ -231,76 +229,6 @@ def _color_scale(values: Tensor, measure: Measure, clipped: bool = True) -> tupl
     }, note
 
 
-# ---------------------------------------------------------------------- mean against peak
-
-_LABEL_LOOKS = {
-    "gaussian-like": ("#B8C0CC", "circle"),
-    "laplace-like": ("#7B8794", "circle"),
-    "flat": ("#117733", "square"),
-    "skewed": ("#DDAA33", "diamond"),
-    "off-zero": ("#004488", "triangle-up"),
-    "multi-modal": ("#BB5566", "x"),
-    "unresolved": ("#AA4499", "cross"),
-    "constant": ("#000000", "star"),
-}
-
-
-def centers_scatter(
-    stats: ActivationStatistics,
-    *,
-    x: str = "mean",
-    y: str = "peak",
-    over_sigma: bool = False,
-    template: Any = LENS_TEMPLATE,
-) -> go.Figure:
-    """One center of every neuron against another, the mean against the peak; on the diagonal they agree.
-
-    Colours and symbols tell shapes apart. `over_sigma` divides both by the neuron's σ and leaves out constant ones.
-
-    >>> import ablation_lens as al
-    >>> stats = al.collect(model := al.load_model("tiny-vit"), al.task_for(model).batches(split="collect", images=20))
-    >>> sum(len(trace.x) for trace in centers_scatter(stats).data)
-    384
-    """
-    across, up, sigma = stats.center(x).flatten(), stats.center(y).flatten(), stats.std.flatten()
-    label = stats.shapes().label.flatten()
-    if over_sigma:
-        across, up = across / sigma, up / sigma
-    layers, heads, dims = stats.shape
-    small = torch.uint8 if max(stats.shape) <= 256 else torch.int32
-    place = torch.cartesian_prod(*(torch.arange(size, dtype=small) for size in (layers, heads, dims)))
-    figure = go.Figure()
-    for name, (color, symbol) in _LABEL_LOOKS.items():
-        having = (label == LABELS.index(name)) & across.isfinite() & up.isfinite()
-        if having.any():
-            figure.add_trace(
-                go.Scattergl(
-                    x=across[having].float().numpy(),
-                    y=up[having].float().numpy(),
-                    customdata=place[having].numpy(),
-                    mode="markers",
-                    name=f"{name} ({int(having.sum()):,})",
-                    marker={"color": color, "symbol": symbol, "size": 6 if len(label) <= 5000 else 4, "opacity": 0.75},
-                    hovertemplate="<b>L%{customdata[0]}.H%{customdata[1]}.D%{customdata[2]}</b>"
-                    f"<br>{text(x)} %{{x:.4~g}}<br>{text(y)} %{{y:.4~g}}<extra>{name}</extra>",
-                )
-            )
-    both = torch.cat([across, up])
-    both = both[both.isfinite()]
-    ends = [float(both.min()), float(both.max())] if len(both) else [0.0, 1.0]
-    figure.add_shape(
-        type="line", x0=ends[0], y0=ends[0], x1=ends[1], y1=ends[1], line={"color": FAINT, "dash": "dot", "width": 1},
-        layer="below", name=f"{text(x)} = {text(y)}", showlegend=True,
-    )  # fmt: skip
-    for add in (figure.add_vline, figure.add_hline):
-        add(0, line={"color": INK, "width": 1}, opacity=0.35, layer="below")
-    unit = "in σ" if over_sigma else activation_title(stats)
-    figure.update_xaxes(title_text=f"{text(x)} of {unit}" if not over_sigma else f"{text(x)} / σ")
-    figure.update_yaxes(title_text=f"{text(y)} of {unit}" if not over_sigma else f"{text(y)} / σ")
-    return framed(
-        figure,
-        f"{text(x).capitalize()} against {text(y)} of {len(label):,} neurons",
-        f"{model_name(stats)} · {stats.provenance.tokens:,} positions",
-        template,
-        height=520,
-    )
+def _tally(counts: Float64[Tensor, " cell"]) -> str:
+    numbers, cells = counts.long().unique(return_counts=True)
+    return "".join(f" · {many:,} have {number}" for number, many in zip(numbers.tolist(), cells.tolist(), strict=True))

@@ -3,7 +3,7 @@
 import difflib
 import html
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import plotly.graph_objects as go
@@ -46,14 +46,17 @@ LENS_TEMPLATE = go.layout.Template(
         "xaxis": _AXIS,
         "yaxis": _AXIS,
         "hoverlabel": {"align": "left", "bgcolor": "white", "font": {"color": INK}},
-        "legend": {"bgcolor": "rgba(255,255,255,0.8)", "itemsizing": "constant"},
-        "margin": {"l": 70, "r": 20, "t": 90, "b": 60},
+        "legend": {"bgcolor": "rgba(255,255,255,0.8)"},
+        "margin": {"l": 70, "r": 20, "t": 80, "b": 60},
     }
 )
 """The look of every figure here. Pass another as `template=`, or a name that Plotly knows, such as "plotly_dark"."""
 
 _DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
-_SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star", "triangle-down", "pentagon", "hexagram")
+_SYMBOLS = (
+    "circle", "square", "diamond", "triangle-up", "cross", "x", "star", "triangle-down", "pentagon", "hexagram",
+    "bowtie", "hourglass",
+)  # fmt: skip
 _THICK = {"peak"}
 
 Choice = TypeVar("Choice")
@@ -125,6 +128,11 @@ def model_name(statistics: ActivationStatistics) -> str:
     return text(statistics.provenance.model.name)
 
 
+def capitalised(words: str) -> str:
+    """The first letter upper case, the others as they are."""
+    return words[:1].upper() + words[1:]
+
+
 def activation_title(statistics: ActivationStatistics) -> str:
     """The title of an axis of activations, which are in units of their own."""
     return f"{statistics.site.value} (activation units)"
@@ -146,8 +154,18 @@ def framed(figure: go.Figure, title: str, subtitle: str, template: Any, **layout
     return figure
 
 
-def linear_or_log(axes: list[str], log: bool) -> list[dict[str, Any]]:
-    """Two buttons that switch density axes between linear and logarithmic, for `layout.updatemenus`."""
+def density_axis(log: bool) -> dict[str, Any]:
+    """A density axis, linear or logarithmic; the latter with a label per power of ten."""
+    return {
+        "type": "log" if log else "linear",
+        "dtick": 1 if log else None,
+        "tickformat": "~g",
+        "rangemode": "nonnegative",
+    }
+
+
+def linear_or_log(axes: Sequence[str], log: bool, above: int = 6) -> list[dict[str, Any]]:
+    """Two buttons, so many pixels above the panels, that switch density axes: for `layout.updatemenus`."""
     return [
         {
             "type": "buttons",
@@ -157,7 +175,7 @@ def linear_or_log(axes: list[str], log: bool) -> list[dict[str, Any]]:
             "xanchor": "right",
             "y": 1,
             "yanchor": "bottom",
-            "pad": {"b": 6},
+            "pad": {"b": above},
             "font": {"size": 11},
             "bgcolor": "white",
             "bordercolor": GRID,
@@ -166,7 +184,13 @@ def linear_or_log(axes: list[str], log: bool) -> list[dict[str, Any]]:
                 {
                     "label": label,
                     "method": "relayout",
-                    "args": [{f"{axis}.type": label for axis in axes} | {f"{axis}.autorange": True for axis in axes}],
+                    "args": [
+                        {
+                            f"{axis}.{key}": value
+                            for axis in axes
+                            for key, value in (density_axis(label == "log") | {"autorange": True}).items()
+                        }
+                    ],
                 }
                 for label in ("linear", "log")
             ],
