@@ -227,21 +227,35 @@ def layer_traces(
     percent = [f"{100 * q:.3g}" for q in quantiles]
     neurons, color = len(density), SERIES[0]
 
-    def line(values: Tensor, name: str, **options: Any) -> go.Scatter:
+    def line(values: Tensor, name: str, said: str, **options: Any) -> go.Scatter:
         return go.Scatter(
             x=middles,
             y=values.numpy(),
             name=name,
             mode="lines",
-            hovertemplate=f"layer {layer}, {name}<br>value %{{x:.4~g}}<br>density %{{y:.4~g}}<extra></extra>",
+            hovertemplate=f"layer {layer}, {said}<br>value %{{x:.4~g}}<br>density %{{y:.4~g}}<extra></extra>",
             **options,
         )
 
     faint = {"color": color, "width": 0.5}
     return [
-        line(lower, f"{percent[0]} % of neurons", line=faint, showlegend=False, legendgroup="band"),
-        line(upper, f"{percent[0]}–{percent[1]} % of neurons", line=faint, fill="tonexty", legendgroup="band"),
-        line(average, f"average of {neurons:,} neurons", line={"color": FAINT, "width": 2.5}),
+        line(
+            lower,
+            f"{percent[0]} % of neurons",
+            f"{percent[0]} % of neurons are below",
+            line=faint,
+            showlegend=False,
+            legendgroup="band",
+        ),
+        line(
+            upper,
+            f"{percent[0]}–{percent[1]} % of neurons",
+            f"{percent[1]} % of neurons are below",
+            line=faint,
+            fill="tonexty",
+            legendgroup="band",
+        ),
+        line(average, mean := f"average of {neurons:,} neurons", mean, line={"color": FAINT, "width": 2.5}),
     ], (low, high)
 
 

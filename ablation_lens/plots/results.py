@@ -137,10 +137,11 @@ def _points(cells: "pandas.DataFrame", panel: _Panel) -> Iterator[_Point]:
     if baselines:
         spread = 0.0 if len(set(baselines)) == 1 else statistics.stdev(baselines)
         yield _Point(0.0, baseline, spread, len(baselines) if spread else 1, baseline)
-    for fraction, there in values[(values["fraction"] > 0) | (not baselines)].groupby("fraction"):
+    for _, there in values[(values["fraction"] > 0) | (not baselines)].groupby("fraction"):
+        percent = 100 * float(there["fraction"].iloc[0])
         found = there["value"].tolist()
         spread = 0.0 if there["seed"].isna().all() else statistics.stdev(found) if len(found) > 1 else math.nan
-        yield _Point(100 * float(fraction), statistics.fmean(found), spread, len(found), baseline)
+        yield _Point(percent, statistics.fmean(found), spread, len(found), baseline)
 
 
 def _line(points: list[_Point], method: str, panel: _Panel) -> go.Scatter:

@@ -156,12 +156,9 @@ def framed(figure: go.Figure, title: str, subtitle: str, template: Any, **layout
 
 def density_axis(log: bool) -> dict[str, Any]:
     """A density axis, linear or logarithmic; the latter with a label per power of ten."""
-    return {
-        "type": "log" if log else "linear",
-        "dtick": 1 if log else None,
-        "tickformat": "~g",
-        "rangemode": "nonnegative",
-    }
+    # The mode of the ticks is said outright: Plotly would keep the one of the other axis after a switch.
+    mode = {"type": "log", "tickmode": "linear", "dtick": 1} if log else {"type": "linear", "tickmode": "auto"}
+    return mode | {"tickformat": "~g", "rangemode": "nonnegative"}
 
 
 def linear_or_log(axes: Sequence[str], log: bool, above: int = 6) -> list[dict[str, Any]]:
