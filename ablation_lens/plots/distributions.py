@@ -281,7 +281,9 @@ def _shares_below(stats: ActivationStatistics, layer: int) -> Shares:
 
 def _pooled_quantile(stats: ActivationStatistics, layer: int, below: Shares, share: float) -> float:
     """The value a share of all neurons' values lies below, by bisection."""
-    low, high = float(stats.minimum[layer].min()), float(stats.maximum[layer].max())
+    # The largest value's bin ends above it, and a constant neuron has its whole share there.
+    ends = stats.maximum[layer] + stats.histogram.epsilon.cpu()[layer]
+    low, high = float(stats.minimum[layer].min()), float(ends.max())
     for _ in range(60):
         middle = (low + high) / 2
         if float(below(torch.tensor([middle], dtype=torch.float64)).mean()) < share:

@@ -97,12 +97,16 @@ def neuron_map(
             **scale,
         )
     )
-    named = range(0, heads, -(-heads // 16))  # more labels would collide
+    # More labels than about sixteen would collide. A layer's MLP is a single head.
+    if heads > 1:
+        ticks = {head * dims + dims // 2: f"H{head}" for head in range(0, heads, -(-heads // 16))}
+    else:
+        ticks = {dim: f"D{dim}" for dim in range(0, dims, -(-dims // 8))}
     figure.update_xaxes(
         type="category",
         title_text="head, and the neurons in it" if heads > 1 else "neuron",
-        tickvals=[head * dims + dims // 2 for head in named],
-        ticktext=[f"H{head}" for head in named],
+        tickvals=list(ticks),
+        ticktext=list(ticks.values()),
         showgrid=False,
         ticks="",
         tickangle=0,

@@ -126,8 +126,8 @@ def _bimodal(stats: ActivationStatistics, shapes: Shapes) -> tuple[Place | None,
     if not fitting.any():
         many = int(shapes.having("multi-modal").sum())
         return None, (
-            f"No such neuron: {many:,} have several<br>peaks, one of them at zero" if many else
-            f"No such neuron: each of the<br>{two.numel():,} has a single peak"
+            f"No such neuron: {many:,} are multi-modal,<br>but none with just two peaks,<br>both off zero" if many else
+            f"No such neuron: none of the<br>{two.numel():,} is multi-modal"
         )  # fmt: skip
     width = kernel_width(stats)
     depth = {}

@@ -72,13 +72,13 @@ def figure_2(results: "pandas.DataFrame", *, model: str | None = None, template:
     methods = sorted(results["method"].unique(), key=lambda method: _order(str(method)))
     named: set[str] = set()
     for row, (_, cells) in enumerate(rows, 1):
-        for method in methods:
+        for rank, method in enumerate(methods):
             mine = cells[cells["method"] == method]
             if mine.empty:
                 continue
             for col, panel in enumerate(_PANELS, 1):
                 points = list(_points(mine, panel))
-                shown = {"legendgroup": method, "showlegend": False}
+                shown = {"legendgroup": text(method), "legendrank": rank, "showlegend": False}
                 figure.add_trace(_band(points, method).update(shown), row, col)
                 shown["showlegend"] = method not in named
                 figure.add_trace(_line(points, method, panel).update(shown), row, col)

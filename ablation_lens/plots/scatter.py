@@ -51,7 +51,7 @@ def centers_scatter(
     if over_sigma:
         across, up = across / sigma, up / sigma
     layers, heads, dims = stats.shape
-    small = torch.uint8 if max(stats.shape) <= 256 else torch.int32
+    small = torch.uint8 if max(stats.shape) <= 256 else torch.int16 if max(stats.shape) < 2**15 else torch.int32
     place = torch.cartesian_prod(*(torch.arange(size, dtype=small) for size in (layers, heads, dims)))
     figure = go.Figure()
     for name, (color, symbol) in _LABEL_LOOKS.items():
