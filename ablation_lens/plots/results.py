@@ -91,7 +91,8 @@ def figure_2(results: "pandas.DataFrame", *, model: str | None = None, template:
         "What ablation costs",
         _seeds_note(results),
         template,
-        height=160 + 300 * len(rows),
+        height=180 + 300 * len(rows),
+        margin={"t": 105},
         hovermode="closest",
         legend=BELOW,
     )

@@ -19,7 +19,7 @@ from ablation_lens.palette import METHOD_COLORS
 from ablation_lens.records import ModelRecord, Versions
 from ablation_lens.statistics import ActivationStatistics, Provenance
 
-HOSTILE = '<img src=x onerror=alert(1)><a href="javascript:alert(2)">%{x}$x$'
+HOSTILE = '<img src=x onerror=alert(1)><a href="javascript:alert(2)">%{stolen}$x$'
 
 
 def collected(values, name="model", site="z"):
@@ -103,9 +103,9 @@ def test_names_from_outside_are_text(values):
     for figure in figures:
         text = said(figure)
         assert "&lt;img" in text
-        # Formulas only count as such between two dollars; fields of ours are those of the trace's own data.
-        for dangerous in ("<img", "<a ", 'javascript:alert(2)\\">%{x}', "$x$"):
-            assert dangerous not in text
+        assert "&#37;{stolen}&#36;x&#36;" in text
+        for interpreted in ("<img", "<a ", "%{stolen}", "$x$"):
+            assert interpreted not in text
 
 
 # ------------------------------------------------------------------ distributions
