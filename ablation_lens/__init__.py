@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ablation_lens.errors import AblationLensError
 
 if TYPE_CHECKING:
-    from ablation_lens import adapters, centers, corpora, resampling, zoo
+    from ablation_lens import adapters, centers, corpora, plots, resampling, zoo
     from ablation_lens.ablation import Ablation
     from ablation_lens.collection import collect
     from ablation_lens.evaluation import Score, evaluate
@@ -42,6 +42,7 @@ __all__ = [
     "corpora",
     "evaluate",
     "load_model",
+    "plots",
     "random_neurons",
     "record_of",
     "resampling",

@@ -1,0 +1,25 @@
+"""Figures: statistics or results in, `plotly.graph_objects.Figure` out.
+
+Nothing is shown and no global theme is set; every function takes `template=`, and a figure is data that the caller
+shows, changes or writes. Names that come from outside (models, corpora) appear as text, whatever they contain.
+"""
+
+from ablation_lens.plots.distributions import layer_distribution, neuron_distribution
+from ablation_lens.plots.maps import MEASURES, damage_map, head_map, neuron_map
+from ablation_lens.plots.paper import figure_1
+from ablation_lens.plots.results import figure_2
+from ablation_lens.plots.scatter import centers_scatter
+from ablation_lens.plots.template import LENS_TEMPLATE
+
+__all__ = [
+    "LENS_TEMPLATE",
+    "MEASURES",
+    "centers_scatter",
+    "damage_map",
+    "figure_1",
+    "figure_2",
+    "head_map",
+    "layer_distribution",
+    "neuron_distribution",
+    "neuron_map",
+]

@@ -1,0 +1,92 @@
+"""One center against another, of all neurons."""
+
+from typing import Any
+
+import plotly.graph_objects as go
+import torch
+
+from ablation_lens.plots.template import (
+    FAINT,
+    LENS_TEMPLATE,
+    activation_title,
+    capitalised,
+    framed,
+    model_name,
+    text,
+)
+from ablation_lens.shapes import LABELS
+from ablation_lens.statistics import ActivationStatistics
+
+_LABEL_LOOKS = {
+    "gaussian-like": ("#B8C0CC", "circle"),
+    "laplace-like": ("#7B8794", "circle"),
+    "flat": ("#117733", "square"),
+    "skewed": ("#DDAA33", "diamond"),
+    "off-zero": ("#004488", "triangle-up"),
+    "multi-modal": ("#BB5566", "x"),
+    "unresolved": ("#AA4499", "cross"),
+    "constant": ("#000000", "star"),
+}
+
+
+def centers_scatter(
+    stats: ActivationStatistics,
+    *,
+    x: str = "mean",
+    y: str = "peak",
+    over_sigma: bool = False,
+    template: Any = LENS_TEMPLATE,
+) -> go.Figure:
+    """One center of every neuron against another, the mean against the peak; on the diagonal they agree.
+
+    Colours and symbols tell shapes apart. `over_sigma` divides both by the neuron's σ and leaves out constant ones.
+
+    >>> import ablation_lens as al
+    >>> stats = al.collect(model := al.load_model("tiny-vit"), al.task_for(model).batches(split="collect", images=20))
+    >>> sum(len(trace.x) for trace in centers_scatter(stats).data)
+    384
+    """
+    across, up, sigma = stats.center(x).flatten(), stats.center(y).flatten(), stats.std.flatten()
+    label = stats.shapes().label.flatten()
+    if over_sigma:
+        across, up = across / sigma, up / sigma
+    layers, heads, dims = stats.shape
+    small = torch.uint8 if max(stats.shape) <= 256 else torch.int16 if max(stats.shape) < 2**15 else torch.int32
+    place = torch.cartesian_prod(*(torch.arange(size, dtype=small) for size in (layers, heads, dims)))
+    figure = go.Figure()
+    for name, (color, symbol) in _LABEL_LOOKS.items():
+        having = (label == LABELS.index(name)) & across.isfinite() & up.isfinite()
+        if having.any():
+            figure.add_trace(
+                go.Scattergl(
+                    x=across[having].float().numpy(),
+                    y=up[having].float().numpy(),
+                    customdata=place[having].numpy(),
+                    mode="markers",
+                    name=f"{name} ({int(having.sum()):,})",
+                    marker={"color": color, "symbol": symbol, "size": 6 if len(label) <= 5000 else 4, "opacity": 0.75},
+                    hovertemplate="<b>L%{customdata[0]}.H%{customdata[1]}.D%{customdata[2]}</b>"
+                    f"<br>{text(x)} %{{x:.4~g}}<br>{text(y)} %{{y:.4~g}}<extra>{name}</extra>",
+                )
+            )
+    known = across.isfinite() & up.isfinite()
+    ranges = (
+        [(float(values[known].min()), float(values[known].max())) for values in (across, up)] if known.any() else []
+    )
+    ends = [max(low for low, _ in ranges), min(high for _, high in ranges)] if ranges else [0.0, 1.0]
+    figure.add_shape(
+        type="line", x0=ends[0], y0=ends[0], x1=ends[1], y1=ends[1], line={"color": FAINT, "dash": "dot", "width": 1},
+        layer="below", name=f"{text(x)} = {text(y)}", showlegend=True,
+    )  # fmt: skip
+    unit = " / σ" if over_sigma else f" of {activation_title(stats)}"
+    zero = {"zeroline": True, "zerolinecolor": FAINT, "zerolinewidth": 1}
+    figure.update_xaxes(title_text=f"{text(x)}{unit}", **zero)
+    figure.update_yaxes(title_text=f"{text(y)}{unit}", **zero)
+    return framed(
+        figure,
+        f"{capitalised(text(x))} against {text(y)} of {len(label):,} neurons",
+        f"{model_name(stats)} · {stats.provenance.tokens:,} positions",
+        template,
+        height=520,
+        legend={"itemsizing": "constant"},
+    )

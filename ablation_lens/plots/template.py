@@ -1,0 +1,195 @@
+"""The look that all figures share, and the words on them."""
+
+import difflib
+import html
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+import plotly.graph_objects as go
+
+from ablation_lens.errors import MismatchError
+from ablation_lens.palette import METHOD_COLORS, color_of
+from ablation_lens.sites import neuron_name, parse_neuron
+from ablation_lens.statistics import ActivationStatistics
+
+INK, FAINT, GRID = "#1F2933", "#52606D", "#E4E7EB"
+
+SERIES = ("#8A9BB0", "#DDCC77", "#AA4499", "#44AA99", "#332288", "#882255")
+"""What distributions are filled with: no colour of a method among them."""
+
+SEQUENTIAL, DIVERGING = "Cividis", "RdBu_r"
+
+_AXIS = {
+    "showgrid": True,
+    "gridcolor": GRID,
+    "zeroline": False,
+    "showline": True,
+    "linecolor": FAINT,
+    "ticks": "outside",
+    "tickcolor": FAINT,
+    "automargin": True,
+    "title": {"standoff": 8},
+}
+
+LENS_TEMPLATE = go.layout.Template(
+    layout={
+        "font": {
+            "family": "system-ui, -apple-system, Segoe UI, Helvetica, Arial, sans-serif",
+            "size": 13,
+            "color": INK,
+        },
+        "paper_bgcolor": "white",
+        "plot_bgcolor": "white",
+        "colorway": list(SERIES),
+        "title": {"x": 0, "xref": "paper", "xanchor": "left", "font": {"size": 17}, "yref": "container", "y": 0.98},
+        "xaxis": _AXIS,
+        "yaxis": _AXIS,
+        "hoverlabel": {"align": "left", "bgcolor": "white", "font": {"color": INK}},
+        "legend": {"bgcolor": "rgba(255,255,255,0.8)"},
+        "margin": {"l": 70, "r": 20, "t": 80, "b": 60},
+    }
+)
+"""The look of every figure here. Pass another as `template=`, or a name that Plotly knows, such as "plotly_dark"."""
+
+_DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
+_SYMBOLS = (
+    "circle", "square", "diamond", "triangle-up", "cross", "x", "star", "triangle-down", "pentagon", "hexagram",
+    "bowtie", "hourglass",
+)  # fmt: skip
+_THICK = {"peak"}
+
+Choice = TypeVar("Choice")
+
+
+def line_of(method: str) -> dict[str, Any]:
+    """Colour, dash and width of a method's line; without colours, dash and symbol tell methods apart.
+
+    >>> line_of("peak")
+    {'color': '#D55E00', 'dash': 'solid', 'width': 3}
+    """
+    place = _place(method)
+    dash = "solid" if method in _THICK else _DASHES[place % len(_DASHES)]
+    return {"color": color_of(method), "dash": dash, "width": 3 if method in _THICK else 2}
+
+
+def symbol_of(method: str) -> str:
+    """The marker of a method's points."""
+    return _SYMBOLS[_place(method) % len(_SYMBOLS)]
+
+
+def _place(method: str) -> int:
+    known = list(METHOD_COLORS)
+    return known.index(method) if method in known else zlib.crc32(method[::-1].encode())
+
+
+def text(name: object, longest: int = 48) -> str:
+    """A name from outside as text in a figure: no tags, no template fields, no formulas; long paths lose their middle.
+
+    >>> text("<b>50 %</b>")
+    '&lt;b&gt;50 &#37;&lt;/b&gt;'
+    """
+    plain = " ".join(str(name).split())
+    if len(plain) > longest:
+        plain = f"{plain[: longest // 3]}…{plain[-(longest - longest // 3 - 1) :]}"
+    # Plotly fills in %{…} in hover texts and sets $…$ as a formula; as entities both are only characters.
+    return html.escape(plain, quote=False).replace("%", "&#37;").replace("$", "&#36;")
+
+
+def chosen(given: str, choices: Mapping[str, Choice], what: str) -> Choice:
+    """The choice of that name; a wrong name is answered with the nearest one.
+
+    >>> chosen("skew ", {"skew": 1, "peaks": 2}, "measure")
+    Traceback (most recent call last):
+    ablation_lens.errors.MismatchError: there is no measure 'skew '; did you mean 'skew'? Known: skew, peaks.
+    """
+    if given in choices:
+        return choices[given]
+    nearest = difflib.get_close_matches(str(given), choices, n=1, cutoff=0.0)[0]
+    raise MismatchError(f"there is no {what} {given!r}; did you mean {nearest!r}? Known: {', '.join(choices)}.")
+
+
+def neuron_at(place: str | tuple[int, int, int], statistics: ActivationStatistics) -> tuple[int, int, int]:
+    """A neuron given by name or numbers, if these statistics have it."""
+    return parse_neuron(place if isinstance(place, str) else neuron_name(*place), statistics.shape)
+
+
+def layer_at(layer: int, statistics: ActivationStatistics) -> int:
+    """A layer, if these statistics have it."""
+    if not 0 <= layer < statistics.shape[0]:
+        raise MismatchError(
+            f"layer {layer} does not exist: this model has {statistics.shape[0]} layers, counted from 0."
+        )
+    return int(layer)
+
+
+def model_name(statistics: ActivationStatistics) -> str:
+    """The model's name, as text."""
+    return text(statistics.provenance.model.name)
+
+
+def capitalised(words: str) -> str:
+    """The first letter upper case, the others as they are."""
+    return words[:1].upper() + words[1:]
+
+
+def activation_title(statistics: ActivationStatistics) -> str:
+    """The title of an axis of activations, which are in units of their own."""
+    return f"{statistics.site.value} (activation units)"
+
+
+BELOW = {"orientation": "h", "x": 0.5, "xanchor": "center", "yref": "container", "y": 0, "yanchor": "bottom"}
+"""A legend under everything, where as many lines as it takes push the panels up."""
+
+DENSITY_TITLE = "density (1 / activation unit)"
+
+
+def framed(figure: go.Figure, title: str, subtitle: str, template: Any, **layout: Any) -> go.Figure:
+    """A figure with its title and look."""
+    figure.update_layout(
+        template=template,
+        title={"text": title, "subtitle": {"text": subtitle, "font": {"size": 12, "color": FAINT}}},
+        **layout,
+    )
+    return figure
+
+
+def density_axis(log: bool) -> dict[str, Any]:
+    """A density axis, linear or logarithmic; the latter with a label per power of ten."""
+    # The mode of the ticks is said outright: Plotly would keep the one of the other axis after a switch.
+    mode = {"type": "log", "tickmode": "linear", "dtick": 1} if log else {"type": "linear", "tickmode": "auto"}
+    return mode | {"tickformat": "~g", "rangemode": "nonnegative"}
+
+
+def linear_or_log(axes: Sequence[str], log: bool, above: int = 6) -> list[dict[str, Any]]:
+    """Two buttons, so many pixels above the panels, that switch density axes: for `layout.updatemenus`."""
+    return [
+        {
+            "type": "buttons",
+            "direction": "right",
+            "active": int(log),
+            "x": 1,
+            "xanchor": "right",
+            "y": 1,
+            "yanchor": "bottom",
+            "pad": {"b": above},
+            "font": {"size": 11},
+            "bgcolor": "white",
+            "bordercolor": GRID,
+            "showactive": True,
+            "buttons": [
+                {
+                    "label": label,
+                    "method": "relayout",
+                    "args": [
+                        {
+                            f"{axis}.{key}": value
+                            for axis in axes
+                            for key, value in (density_axis(label == "log") | {"autorange": True}).items()
+                        }
+                    ],
+                }
+                for label in ("linear", "log")
+            ],
+        }
+    ]
