@@ -164,7 +164,7 @@ def neurons(
     Console().print(table)
 
 
-for command in (cli_study.study, cli_study.table, cli_study.export):
+for command in (cli_study.study, cli_study.table, cli_study.export, cli_study.report):
     app.command()(command)
 
 

@@ -1,4 +1,4 @@
-"""The commands around studies: `study`, `table`, `export`."""
+"""The commands around studies: `study`, `table`, `export`, `report`."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -122,6 +122,17 @@ def export(
     results = Results.load(folder)
     results.export(out)
     Console().print(f"{len(results.frame)} cells → {out}", markup=False, highlight=False, soft_wrap=True)
+
+
+def report(
+    folder: Annotated[Path, typer.Argument(help="A run folder.")],
+    out: Annotated[Path | None, typer.Option(help="Another folder for report.html and report.md.")] = None,
+) -> None:
+    """Write one page about a study: Table 2, Figures 1 to 3, neuron shapes, what was run."""
+    from ablation_lens.report import write_report
+
+    page, text = write_report(folder, out)
+    Console().print(f"{page} (and {text.name})", markup=False, highlight=False, soft_wrap=True)
 
 
 def show_table(folder: Path, console: Console, fractions: list[float] | None = None) -> None:

@@ -9,6 +9,7 @@ from rich.console import Console
 from ablation_lens import zoo
 from ablation_lens.cli_study import show_table
 from ablation_lens.corpora.embedded import digest, digits_images, stdlib_documents
+from ablation_lens.report import write_report
 from ablation_lens.results import Results
 from ablation_lens.study import Study
 
@@ -25,11 +26,12 @@ def run_demo(console: Console, out: Path) -> Results:
     started = time.perf_counter()
     results = study.run(out)
     show_table(out, console)
+    page, _ = write_report(out)
     console.print(
-        f"{len(results.frame):,} cells in {out}, {time.perf_counter() - started:.0f} s; "
-        f"`ablation-lens table {out}` prints this again.",
+        f"{len(results.frame):,} cells in {time.perf_counter() - started:.0f} s. All of it, with figures: {page}",
         markup=False,
         highlight=False,
+        soft_wrap=True,
     )
     for line in _changed_corpora():
         console.print(line, style="yellow")

@@ -68,7 +68,7 @@ class Table2:
         """A Markdown table, and its notes."""
         heads = ["", "", *map(_plain_markdown, self.groups.values())]
         lines = [f"| {' | '.join(heads)} |", "|" + " --- |" * 2 + " ---: |" * len(self.groups)]
-        for section, name, texts in self._texts(lambda text: f"**{text}**"):
+        for section, name, texts in self.texts():
             lines.append(f"| {section} | {name} | {' | '.join(texts)} |")
         return "\n".join([*lines, "", *(f"{note}  " for note in self.notes)])
 
@@ -76,7 +76,7 @@ class Table2:
         """A LaTeX tabular (booktabs), and its notes as comments."""
         heads = " & ".join(["", "", *map(_plain_latex, self.groups.values())])
         lines = [r"\begin{tabular}{ll" + "r" * len(self.groups) + "}", r"\toprule", heads + r" \\", r"\midrule"]
-        for section, name, texts in self._texts(lambda text: rf"\textbf{{{text}}}", r"$\pm$"):
+        for section, name, texts in self.texts(lambda text: rf"\textbf{{{text}}}", r"$\pm$"):
             if section and len(lines) > 4:
                 lines.append(r"\midrule")
             cells = [_plain_latex(section), _plain_latex(name), *(text.replace("†", r"$^\dagger$") for text in texts)]
@@ -104,13 +104,15 @@ class Table2:
         table.add_column("")
         for label in self.groups.values():
             table.add_column(escape(label), justify="right")
-        for section, name, texts in self._texts(lambda text: f"[bold]{text}[/bold]"):
+        for section, name, texts in self.texts(lambda text: f"[bold]{text}[/bold]"):
             if section and table.row_count:
                 table.add_section()
             table.add_row(section, name, *texts)
         return table
 
-    def _texts(self, bold: Callable[[str], str], plus_minus: str = "±") -> list[tuple[str, str, list[str]]]:
+    def texts(
+        self, bold: Callable[[str], str] = lambda text: f"**{text}**", plus_minus: str = "±"
+    ) -> list[tuple[str, str, list[str]]]:
         """(section title where a section begins, row name, a text per group)."""
         texts, before = [], None
         for metric, fraction, name, entries in self.rows:

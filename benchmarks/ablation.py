@@ -1,4 +1,4 @@
-"""What ablation costs: an ablated evaluation beside the same one without, and a whole small study beside two plain ones.
+"""What ablation costs: an ablated evaluation beside the same one without, and a small study beside two plain ones.
 
 The study is zero, mean and peak at five fractions with one seed on the four zoo models: the same batch plans, dtype
 and threads for all three. *plain* is a transformers model with SDPA, a pre-hook on each output projection, raw
@@ -7,6 +7,7 @@ functions, scoring all logits. Time: one interleaved run. Memory: peak resident 
 """
 
 import argparse
+import functools
 import platform
 import random
 import resource
@@ -199,7 +200,7 @@ def whole_study(rounds: int) -> None:
     total: dict[str, list[float]] = {which: [0.0] * rounds for which in STUDIES}
     with torch.inference_mode():
         for name in al.zoo.NAMES:
-            seconds = interleaved({w: lambda w=w: STUDIES[w](name) for w in STUDIES}, rounds)
+            seconds = interleaved({which: functools.partial(run, name) for which, run in STUDIES.items()}, rounds)
             for which, times in seconds.items():
                 total[which] = [a + b for a, b in zip(total[which], times, strict=True)]
             print(f"{name:13}" + "".join(

@@ -11,8 +11,10 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from ablation_lens.errors import MismatchError
+from ablation_lens.methods import BASELINE
 from ablation_lens.palette import METHOD_COLORS
 from ablation_lens.plots.template import BELOW, LENS_TEMPLATE, chosen, framed, line_of, symbol_of, text
+from ablation_lens.results import Results
 
 if TYPE_CHECKING:
     import pandas
@@ -34,15 +36,17 @@ class _Panel:
 _PANELS = (_Panel("top1", "top-1 (%)", 100.0, " %"), _Panel("cross_entropy", "cross-entropy (nats)", 1.0, " nats"))
 
 
-def figure_2(results: "pandas.DataFrame", *, model: str | None = None, template: Any = LENS_TEMPLATE) -> go.Figure:
+def figure_2(
+    results: "Results | pandas.DataFrame", *, model: str | None = None, template: Any = LENS_TEMPLATE
+) -> go.Figure:
     """The paper's Figures 2 and 3: top-1 and cross-entropy against the fraction of neurons ablated.
 
-    The two figures are one plot of different models: 2 of OPT and Mistral, 3 of ViT and RoBERTa. `results` has a
-    row per cell with the columns model, corpus, group, method, fraction, seed, top1, cross_entropy, baseline_top1 and
-    baseline_cross_entropy. Every group gets a row of two panels; `model` picks one, by group or model. A line goes
-    through the means over seeds, from the unablated model at fraction 0; its band is ± one standard deviation over
-    seeds (of a sample). Where the seed makes no difference, as with everything ablated, the band has no width; where
-    there is only one seed yet, there is no band.
+    The two figures are one plot of different models: 2 of OPT and Mistral, 3 of ViT and RoBERTa. `results` is what a
+    study gave, or a frame with a row per cell and the columns model, corpus, group, method, fraction, seed, top1,
+    cross_entropy, baseline_top1 and baseline_cross_entropy. Every group gets a row of two panels; `model` picks one,
+    by group or model. A line goes through the means over seeds, from the unablated model at fraction 0; its band is ±
+    one standard deviation over seeds (of a sample). Where the seed makes no difference, as with everything ablated,
+    the band has no width; where there is only one seed yet, there is no band.
 
     >>> import pandas
     >>> cells = [("opt", "pile", "opt", "peak", 0.5, seed, 0.3 + seed / 10, 2.0, 0.5, 1.5) for seed in (0, 1, 2)]
@@ -50,9 +54,12 @@ def figure_2(results: "pandas.DataFrame", *, model: str | None = None, template:
     >>> line.name, list(line.x), [round(y) for y in line.y]
     ('peak', [0.0, 50.0], [50, 40])
     """
+    if isinstance(results, Results):
+        results = results.frame.assign(group=results.frame["group"].map(results.groups))
     missing = [column for column in _COLUMNS if column not in results.columns]
     if missing:
         raise MismatchError(f"results lack the columns {', '.join(missing)}; expected {', '.join(_COLUMNS)}.")
+    results = results[results["method"] != BASELINE]
     if model is not None and not results.empty:
         known = {str(name): str(name) for column in ("group", "model") for name in results[column].unique()}
         name = chosen(model, known, "model")

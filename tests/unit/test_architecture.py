@@ -48,6 +48,7 @@ ROWS = [
     "study",
     "plots",
     "explorer",
+    "pages",
     "report",
     "circuits",
     "cli_study",

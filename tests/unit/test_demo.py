@@ -24,3 +24,5 @@ def test_the_demo_measures_the_quick_study_and_prints_its_table(monkeypatch, tmp
     assert len(results.frame) == 12  # 4 × (baseline, mean, peak)
     for _, row in results.frame.iterrows():
         assert f"{100 * row['top1']:.2f}" in text
+    assert str(tmp_path / "run" / "report.html") in text
+    assert (tmp_path / "run" / "report.html").is_file()
