@@ -5,13 +5,14 @@ set to zero, and `c` times the old row added to its bias.
 """
 
 import copy
+import hashlib
 from dataclasses import replace
 from typing import Any
 
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from ablation_lens.records import ModelRecord
+from ablation_lens.records import record_of
 from ablation_lens.sites import Site
 
 
@@ -27,12 +28,18 @@ def baked(model: Any, site: Site, mask: Bool[Tensor, "layer head dim"], values: 
         if (old := projection.bias()) is not None:
             bias = bias + old.double()
         projection.set(weight.masked_fill(gone[:, None], 0.0), bias.to(weight.dtype))
-    if isinstance(record := getattr(copied, "record", None), ModelRecord):
-        # Statistics of the original are not this model's, nor the other way round.
-        copied.record = replace(
-            record, processing=f"{record.processing}, {int(mask.sum())} neurons baked", weights=None
-        )
+    # Statistics of the original, or of a model baked otherwise, are not this model's, nor the other way round.
+    record = record_of(model)
+    what = f"{int(mask.sum())} {site.value} neurons baked ({_digest(mask, values)})"
+    copied.record = replace(record, processing=f"{record.processing}, {what}")
     return copied
+
+
+def _digest(mask: Bool[Tensor, "layer head dim"], values: Float[Tensor, "layer head dim"]) -> str:
+    constants = values.detach().double().cpu().masked_fill(~mask.cpu(), 0.0) + 0.0  # -0.0 is 0.0
+    digest = hashlib.sha256(mask.cpu().contiguous().numpy().tobytes())
+    digest.update(constants.contiguous().numpy().tobytes())
+    return digest.hexdigest()[:12]
 
 
 def _sharing_copy(model: Any) -> Any:
@@ -48,7 +55,10 @@ def _sharing_copy(model: Any) -> Any:
     for name in ("tokenizer", "hf_tokenizer", "image_processor"):
         if getattr(model, name, None) is not None:
             shared.append(getattr(model, name))
-    return copy.deepcopy(model, {id(thing): thing for thing in shared})
+    copied = copy.deepcopy(model, {id(thing): thing for thing in shared})
+    for point in copied.hook_dict.values():
+        point.remove_hooks("both")  # copies of what is on the original, which nobody could take off any more
+    return copied
 
 
 class _Linear:
