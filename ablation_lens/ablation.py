@@ -3,7 +3,7 @@
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -95,8 +95,7 @@ class Ablation:
         found: list[int] = self.mask.flatten(1).any(1).nonzero().flatten().tolist()
         return found
 
-    @contextmanager
-    def applied_to(self, model: Any) -> Iterator[Any]:
+    def applied_to(self, model: Any) -> AbstractContextManager[Any]:
         """The model with this ablation in place, also under cached generation; nests, and always cleans up.
 
         >>> import ablation_lens as al
@@ -110,6 +109,10 @@ class Ablation:
         (True, True)
         """
         self.require_fits(model)
+        return self._in_place(model)
+
+    @contextmanager
+    def _in_place(self, model: Any) -> Iterator[Any]:
         with ExitStack() as leaving:
             hooks = self.hooks()
             if self.depends_on_position:
