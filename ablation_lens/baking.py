@@ -4,7 +4,6 @@ Neurons only act through the projection behind them, so a neuron that is always 
 set to zero, and `c` times the old row added to its bias.
 """
 
-import copy
 import hashlib
 from dataclasses import replace
 from typing import Any
@@ -12,13 +11,14 @@ from typing import Any
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from ablation_lens.copying import sharing_copy
 from ablation_lens.records import record_of
 from ablation_lens.sites import Site
 
 
 def baked(model: Any, site: Site, mask: Bool[Tensor, "layer head dim"], values: Float[Tensor, "layer head dim"]) -> Any:
     """A copy of `model` that shares every tensor with it, but for the projections behind ablated neurons."""
-    copied = _sharing_copy(model)
+    copied = sharing_copy(model)
     for layer in mask.flatten(1).any(1).nonzero().flatten().tolist():
         projection = _projection(copied.blocks[layer], site)
         weight = projection.weight()
@@ -40,25 +40,6 @@ def _digest(mask: Bool[Tensor, "layer head dim"], values: Float[Tensor, "layer h
     digest = hashlib.sha256(mask.cpu().contiguous().numpy().tobytes())
     digest.update(constants.contiguous().numpy().tobytes())
     return digest.hexdigest()[:12]
-
-
-def _sharing_copy(model: Any) -> Any:
-    """New modules around the same tensors; tokenizers are shared too."""
-    # Not `parameters()`: a bridge lists only some of them, and keeps views of others as plain attributes.
-    shared: list[Any] = [
-        value
-        for module in nn.Module.modules(model)
-        for values in (module._parameters, module._buffers, vars(module))
-        for value in values.values()
-        if isinstance(value, Tensor)
-    ]
-    for name in ("tokenizer", "hf_tokenizer", "image_processor"):
-        if getattr(model, name, None) is not None:
-            shared.append(getattr(model, name))
-    copied = copy.deepcopy(model, {id(thing): thing for thing in shared})
-    for point in copied.hook_dict.values():
-        point.remove_hooks("both")  # copies of what is on the original, which nobody could take off any more
-    return copied
 
 
 class _Linear:

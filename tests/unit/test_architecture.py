@@ -17,6 +17,7 @@ ROWS = [
     "centers",
     "storage",
     "selection",
+    "copying",
     "baking",
     "ablation",
     "statistics",
