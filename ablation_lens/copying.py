@@ -53,7 +53,7 @@ def _rebound(thing: Any, counterparts: dict[int, Any]) -> Any:
     call the original's hook points and write into its attention.
     """
     if isinstance(thing, weakref.ProxyTypes):
-        there = counterparts.get(id(thing.__init__.__self__))  # type: ignore[misc, union-attr]
+        there = counterparts.get(id(thing.__init__.__self__))
         return thing if there is None else weakref.proxy(there)
     if id(thing) in counterparts or not isinstance(thing, FunctionType) or thing.__closure__ is None:
         return counterparts.get(id(thing), thing)

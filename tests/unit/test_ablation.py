@@ -312,6 +312,15 @@ def test_cached_generation_equals_uncached_with_values_by_position_and_with_posi
     assert generate(causal, tokens, cached=True) == plain
 
 
+def test_positions_go_on_counting_where_a_sliding_window_has_dropped_the_first_ones(tmp_path):
+    BY_NAME["mistral"].model().save_pretrained(tmp_path)  # with a window of 5
+    model = load_model(tmp_path)
+    tokens = torch.randint(3, 61, (2, 4))
+    ablation = some(model, positions=16)
+    with ablation.applied_to(model):
+        assert generate(model, tokens, cached=True) == generate(model, tokens, cached=False)
+
+
 def test_a_cache_outlives_no_generation(causal):
     """A forward pass begins at position 0 again, whatever was generated before it."""
     tokens = torch.randint(5, 200, (2, 5))
