@@ -3,7 +3,7 @@
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -89,14 +89,13 @@ class Ablation:
             offset: the position of the first token, where a key-value cache holds what came before. Needed only for
                 ablations that depend on the position, fed single tokens; `applied_to` finds it by itself.
         """
-        return self._hooks(lambda: offset)
+        return [(self.site.hook_name(layer), _Replace(self, layer, lambda: offset)) for layer in self._layers()]
 
-    def _hooks(self, offset: Callable[[], int | None]) -> list[Hook]:
-        layers = self.mask.flatten(1).any(1).nonzero().flatten().tolist()
-        return [(self.site.hook_name(layer), _Replace(self, layer, offset)) for layer in layers]
+    def _layers(self) -> list[int]:
+        found: list[int] = self.mask.flatten(1).any(1).nonzero().flatten().tolist()
+        return found
 
-    @contextmanager
-    def applied_to(self, model: Any) -> Iterator[Any]:
+    def applied_to(self, model: Any) -> AbstractContextManager[Any]:
         """The model with this ablation in place, also under cached generation; nests, and always cleans up.
 
         >>> import ablation_lens as al
@@ -110,17 +109,20 @@ class Ablation:
         (True, True)
         """
         self.require_fits(model)
-        if not self.depends_on_position:
-            with model.hooks(fwd_hooks=self.hooks()):
-                yield model
-            return
-        cached = _CachedPositions()
-        handle = model.blocks[0].register_forward_pre_hook(cached, with_kwargs=True)
-        try:
-            with model.hooks(fwd_hooks=self._hooks(lambda: cached.length)):
-                yield model
-        finally:
-            handle.remove()
+        return self._in_place(model)
+
+    @contextmanager
+    def _in_place(self, model: Any) -> Iterator[Any]:
+        with ExitStack() as leaving:
+            hooks = self.hooks()
+            if self.depends_on_position:
+                caches = {layer: _CachedPositions(layer) for layer in self._layers()}
+                for layer, cached in caches.items():
+                    handle = model.blocks[layer].register_forward_pre_hook(cached, with_kwargs=True)
+                    leaving.callback(handle.remove)
+                hooks = [(self.site.hook_name(layer), _Replace(self, layer, c.count)) for layer, c in caches.items()]
+            leaving.enter_context(model.hooks(fwd_hooks=hooks))
+            yield model
 
     def require_fits(self, model: Any) -> None:
         """Raise `MismatchError` unless the ablation's shape, and its source where known, are the model's."""
@@ -132,7 +134,7 @@ class Ablation:
             )
         if self.source is not None:
             self.source.require_same(record_of(model), "this ablation's values are another model's")
-        if model not in _warned and record_of(model).processing == "unknown" and not self.values.any():
+        if model not in _warned and record_of(model).processing.startswith("unknown") and self._is_zero():
             _warned.add(model)
             warnings.warn(
                 "it is not known how this model's weights were processed: where value biases were folded (as "
@@ -141,10 +143,23 @@ class Ablation:
                 stacklevel=3,
             )
 
+    def _is_zero(self) -> bool:
+        by_position = self.values if self.values.ndim == 4 else self.values[:, None]
+        chosen = self.mask[:, None].to(self.values.device)
+        return bool(chosen.any()) and not bool((chosen & (by_position != 0)).any())
+
     def bake(self, model: Any) -> Any:
         """An equivalent model without hooks: the values are folded into new output weights and biases.
 
-        Every other tensor is shared with `model`, which stays as it is.
+        Every other tensor is shared with `model`, which stays as it is. Hooks that are on `model` stay there.
+
+        >>> import ablation_lens as al
+        >>> model = al.load_model("tiny-opt")
+        >>> ablation = Ablation(al.random_neurons(al.Site.Z.shape(model.cfg), 0.5, seed=0), torch.ones(4, 4, 32))
+        >>> tokens = torch.tensor([[2, 7, 9]])
+        >>> hooked = model.run_with_hooks(tokens, fwd_hooks=ablation.hooks())
+        >>> torch.allclose(ablation.bake(model)(tokens), hooked, atol=1e-4)
+        True
         """
         self.require_fits(model)
         if self.depends_on_position:
@@ -182,7 +197,7 @@ class Ablation:
                 positions=header["positions"],
                 center=header["center"],
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, MismatchError, NonFiniteError) as error:
             raise FileFormatError(f"{path} is not a complete ablation ({error}); make it again.") from error
 
     def __repr__(self) -> str:
@@ -190,8 +205,8 @@ class Ablation:
         what = self.center or ("values by position" if self.values.ndim == 4 else "given values")
         where = "" if self.positions is None else f" at {len(self.positions)} positions"
         return (
-            f"Ablation({chosen:,} of {self.mask.numel():,} neurons in {layers} "
-            f"layer{'' if layers == 1 else 's'} → {what}{where})"
+            f"Ablation({chosen:,} of {self.mask.numel():,} neurons".replace(",", " ")
+            + f" in {layers} layer{'' if layers == 1 else 's'} → {what}{where})"
         )
 
 
@@ -203,24 +218,25 @@ class _Replace:
         self.ready: tuple[Any, Tensor, Tensor] | None = None
 
     def __call__(self, value: Tensor, hook: Any) -> Tensor:
-        mask, replacement = self._on(value)
+        site = self.ablation.site
+        heads = site.to_heads(value)
+        mask, replacement = self._on(heads)
         if self.ablation.depends_on_position:
             places = self._places(value.shape[1])
-            if replacement.ndim == mask.ndim + 1:
+            if replacement.ndim == 3:
                 replacement = replacement[places]
             if self.ablation.positions is not None:
                 here = torch.arange(places.start, places.stop, device=mask.device)
                 chosen = torch.isin(here, torch.tensor(self.ablation.positions, device=mask.device))
-                mask = mask & chosen.view(-1, *[1] * mask.ndim)
-        return torch.where(mask, replacement, value)
+                mask = mask & chosen[:, None, None]
+        return site.from_heads(torch.where(mask, replacement, heads))
 
     def _on(self, value: Tensor) -> tuple[Tensor, Tensor]:
         """Mask and values like the activation, kept for the batches to come."""
         key = (value.device, value.dtype)
         if self.ready is None or self.ready[0] != key:
-            site = self.ablation.site
-            mask = site.from_heads(self.ablation.mask[self.layer].to(value.device))
-            self.ready = (key, mask, site.from_heads(self.ablation.values[self.layer].to(value)))
+            mask = self.ablation.mask[self.layer].to(value.device)
+            self.ready = (key, mask, self.ablation.values[self.layer].to(value))
         return self.ready[1], self.ready[2]
 
     def _places(self, length: int) -> slice:
@@ -240,9 +256,10 @@ class _Replace:
 
 
 class _CachedPositions:
-    """A pre-hook on the first block: how many positions its key-value cache holds before the call."""
+    """A pre-hook on a block: how many positions its key-value cache holds before the call."""
 
-    length = 0
+    def __init__(self, layer: int) -> None:
+        self.layer, self.length = layer, 0
 
     def __call__(self, block: Any, args: Any, kwargs: dict[str, Any]) -> None:
         entry = kwargs.get("past_kv_cache_entry")  # transformer-lens 3
@@ -250,4 +267,8 @@ class _CachedPositions:
         if entry is not None:
             self.length = int(entry.past_keys.shape[1])
         else:
-            self.length = 0 if cache is None else int(cache.get_seq_length())
+            self.length = 0 if cache is None else int(cache.get_seq_length(self.layer))
+
+    def count(self) -> int:
+        """The positions before the first one of this call."""
+        return self.length

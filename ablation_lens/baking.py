@@ -4,20 +4,21 @@ Neurons only act through the projection behind them, so a neuron that is always 
 set to zero, and `c` times the old row added to its bias.
 """
 
-import copy
+import hashlib
 from dataclasses import replace
 from typing import Any
 
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from ablation_lens.records import ModelRecord
+from ablation_lens.copying import sharing_copy
+from ablation_lens.records import record_of
 from ablation_lens.sites import Site
 
 
 def baked(model: Any, site: Site, mask: Bool[Tensor, "layer head dim"], values: Float[Tensor, "layer head dim"]) -> Any:
     """A copy of `model` that shares every tensor with it, but for the projections behind ablated neurons."""
-    copied = _sharing_copy(model)
+    copied = sharing_copy(model)
     for layer in mask.flatten(1).any(1).nonzero().flatten().tolist():
         projection = _projection(copied.blocks[layer], site)
         weight = projection.weight()
@@ -27,28 +28,18 @@ def baked(model: Any, site: Site, mask: Bool[Tensor, "layer head dim"], values: 
         if (old := projection.bias()) is not None:
             bias = bias + old.double()
         projection.set(weight.masked_fill(gone[:, None], 0.0), bias.to(weight.dtype))
-    if isinstance(record := getattr(copied, "record", None), ModelRecord):
-        # Statistics of the original are not this model's, nor the other way round.
-        copied.record = replace(
-            record, processing=f"{record.processing}, {int(mask.sum())} neurons baked", weights=None
-        )
+    # Statistics of the original, or of a model baked otherwise, are not this model's, nor the other way round.
+    record = record_of(model)
+    what = f"{int(mask.sum())} {site.value} neurons baked ({_digest(mask, values)})"
+    copied.record = replace(record, processing=f"{record.processing}, {what}")
     return copied
 
 
-def _sharing_copy(model: Any) -> Any:
-    """New modules around the same tensors; tokenizers are shared too."""
-    # Not `parameters()`: a bridge lists only some of them, and keeps views of others as plain attributes.
-    shared: list[Any] = [
-        value
-        for module in nn.Module.modules(model)
-        for values in (module._parameters, module._buffers, vars(module))
-        for value in values.values()
-        if isinstance(value, Tensor)
-    ]
-    for name in ("tokenizer", "hf_tokenizer", "image_processor"):
-        if getattr(model, name, None) is not None:
-            shared.append(getattr(model, name))
-    return copy.deepcopy(model, {id(thing): thing for thing in shared})
+def _digest(mask: Bool[Tensor, "layer head dim"], values: Float[Tensor, "layer head dim"]) -> str:
+    constants = values.detach().double().cpu().masked_fill(~mask.cpu(), 0.0) + 0.0  # -0.0 is 0.0
+    digest = hashlib.sha256(mask.cpu().contiguous().numpy().tobytes())
+    digest.update(constants.contiguous().numpy().tobytes())
+    return digest.hexdigest()[:12]
 
 
 class _Linear:

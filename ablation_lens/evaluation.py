@@ -87,7 +87,9 @@ def evaluate(
     """
     if isinstance(ablation, Ablation):
         ablation.require_fits(model)
-    hooks = [] if ablation is None else list(ablation.hooks())
+        hooks = ablation.hooks(offset=0)  # no cache here: a document of a single token begins at 0, too
+    else:
+        hooks = [] if ablation is None else list(ablation.hooks())
     sums: dict[int, tuple[int, float, int]] = {}
     splits = 0
     with torch.inference_mode():

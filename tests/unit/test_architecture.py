@@ -18,6 +18,7 @@ ROWS = [
     "centers",
     "storage",
     "selection",
+    "copying",
     "baking",
     "ablation",
     "statistics",
