@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from ablation_lens import adapters, centers, corpora, zoo
     from ablation_lens.collection import collect
     from ablation_lens.evaluation import Score, evaluate
+    from ablation_lens.explorer import explore
     from ablation_lens.models import load_model
     from ablation_lens.plans import Batch
     from ablation_lens.records import ModelRecord, record_of
@@ -34,6 +35,7 @@ __all__ = [
     "collect",
     "corpora",
     "evaluate",
+    "explore",
     "load_model",
     "record_of",
     "task_for",
@@ -50,6 +52,7 @@ _HOMES = {
     "Site": "sites",
     "collect": "collection",
     "evaluate": "evaluation",
+    "explore": "explorer",
     "load_model": "models",
     "record_of": "records",
     "task_for": "tasks",

@@ -113,9 +113,7 @@ def explore(
     payload = {
         "datasets": datasets,
         "colors": {"light": METHOD_COLORS, "dark": DARK_METHOD_COLORS, "other": OTHER_COLOR},
-        "examples": None
-        if examples is None
-        else contexts.described_examples(examples, statistics, tokenizer, batches),
+        "examples": None if examples is None else contexts.described_examples(examples, statistics, tokenizer, batches),
         "damage": None if results is None else contexts.described_damage(results, model),
     }
     layers, heads, dims = statistics.shape

@@ -1,5 +1,7 @@
 """Statistics as the page wants them: a few numbers per neuron, and every layer's packed counts."""
 
+from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -9,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ablation_lens import centers
+from ablation_lens.errors import AblationLensError
 from ablation_lens.explorer.packing import (
     byte_planes,
     code_planes,
@@ -46,7 +49,8 @@ def packed_dataset(statistics: ActivationStatistics, label: str, *, progress: bo
     """
     layers = statistics.shape[0]
     with progress_over("packing", 2 * layers + 1, progress, unit="steps") as advance:
-        columns, numbers = _summary(statistics)
+        values = _centers(statistics)
+        columns, numbers = _summary(statistics, values)
         advance(layers)
         histogram = display_histogram(statistics.histogram)
         widths = slider_widths(histogram.bins)
@@ -74,7 +78,7 @@ def packed_dataset(statistics: ActivationStatistics, label: str, *, progress: bo
         "shape": list(statistics.shape),
         "bins": histogram.bins,
         "widths": list(widths),
-        "centers": _center_names(statistics),
+        "centers": list(values),
         "shapes": list(LABELS),
         "columns": columns,
         "summary": summary,
@@ -82,21 +86,25 @@ def packed_dataset(statistics: ActivationStatistics, label: str, *, progress: bo
     }
 
 
-def _center_names(statistics: ActivationStatistics) -> list[str]:
-    """Every center these statistics have, users' own among them."""
-    return [name for name in centers.names() if name != "peak-trimmed" or statistics.trimmed is not None]
+def _centers(statistics: ActivationStatistics) -> dict[str, Float[Tensor, "layer head dim"]]:
+    """Every center these statistics can give, users' own among them; not what needs a second pass, for example."""
+    found = {}
+    for name in centers.names():
+        with suppress(AblationLensError):
+            found[name] = statistics.center(name)
+    return found
 
 
-def _summary(statistics: ActivationStatistics) -> tuple[list[dict[str, str]], list[bytes]]:
+def _summary(
+    statistics: ActivationStatistics, values: Mapping[str, Float[Tensor, "layer head dim"]]
+) -> tuple[list[dict[str, str]], list[bytes]]:
     table = statistics.table()
     arrays: dict[str, NDArray[np.generic]] = {name: table[name].to_numpy().astype("<f4") for name in SUMMARY}
     # The exact ends: a constant neuron's peak is its value.
     arrays |= {name: table[name].to_numpy().astype("<f8") for name in ("min", "max")}
     arrays["shape"] = np.array([LABELS.index(word) for word in table["shape"]], dtype="u1")
-    for name in _center_names(statistics):
-        # The page computes zero and the peak itself, the latter at every width.
-        if name not in ("zero", "peak"):
-            arrays[f"center:{name}"] = _single(statistics.center(name))
+    # The page computes zero and the peak itself, the latter at every width.
+    arrays |= {f"center:{name}": _single(at) for name, at in values.items() if name not in ("zero", "peak")}
     described = [{"name": name, "type": array.dtype.str[1:]} for name, array in arrays.items()]
     return described, [byte_planes(array) for array in arrays.values()]
 

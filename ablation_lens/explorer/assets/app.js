@@ -51,7 +51,7 @@
     /* From the list or the map: on a phone the figure lies elsewhere, so go there. */
     choose(neuron) {
       this.update({ neuron });
-      if (PHONE.matches) $("neuron").scrollIntoView({ behavior: "smooth" });
+      if (PHONE.matches) $("neuron-card").scrollIntoView({ behavior: "smooth" });
     }
 
     // ---------------------------------------------------------------- drawing
@@ -246,7 +246,7 @@
       on("all-heads", "click", () => this.update({ head: null }));
       on("all-examples", "click", () => this.update({ bin: null }));
       on("theme", "click", () => this.update({ theme: lens.theme.isDark() ? "light" : "dark" }));
-      on("skip", "click", (event) => { event.preventDefault(); $("neuron").focus(); });
+      on("skip", "click", (event) => { event.preventDefault(); $("neuron-card").focus(); });
       const file = () => `${dataset.label}-${this.shown.name}`.replace(/[^\w.-]+/g, "_");
       on("csv", "click", () => lens.exports.save(lens.exports.bins(this.shown.name, this.shown.main), "text/csv", `${file()}.csv`));
       for (const format of ["png", "svg"]) {
@@ -262,7 +262,7 @@
       const { state, dataset } = this;
       $("measure").value = state.measure;
       $("how").value = state.how;
-      $("how").disabled = state.head !== null;
+      $("over-dims").hidden = state.head !== null;
       $("shape").value = state.shape;
       if (document.activeElement !== $("filter")) $("filter").value = state.query;
       $("width").value = dataset.widths.length - 1 - dataset.widths.indexOf(state.width);
@@ -301,9 +301,12 @@
       if (event.ctrlKey || event.metaKey || event.altKey) return;
       const { target } = event;
       const typing = target.matches?.("input[type=search], select, textarea");
-      if (event.key === "Escape") return this.back(typing, target);
-      if (typing && !(event.key === "ArrowDown" && target.id === "filter")) return undefined;
-      if (target.type === "range" && event.key.startsWith("Arrow")) return undefined;
+      if (event.key === "Escape") {
+        this.back(typing, target);
+        return;
+      }
+      if (typing && !(event.key === "ArrowDown" && target.id === "filter")) return;
+      if (target.type === "range" && event.key.startsWith("Arrow")) return;
       const act = {
         ArrowDown: () => this.step(1),
         ArrowUp: () => this.step(-1),
@@ -318,10 +321,10 @@
         ".": () => this.stepBin(1),
         "?": () => { $("help").open = !$("help").open; },
       }[event.key];
-      if (!act) return undefined;
+      if (!act) return;
       event.preventDefault();
       if (typing) $("list").focus();
-      return act();
+      act();
     }
 
     back(typing, target) {

@@ -17,10 +17,16 @@
     return element("figure", {}, frame, element("figcaption", { class: "quiet" }, words));
   }
 
+  /* Line breaks as a sign, so that a context stays one paragraph; a token of nothing but space as one, too. */
+  function visible(text, isToken) {
+    const lines = text.replace(/\r?\n/g, "⏎").replace(/\t/g, "⇥");
+    return isToken ? lines.replace(/^ +$/, (spaces) => "␣".repeat(spaces.length)) : lines.replace(/⏎{3,}/g, "⏎⏎");
+  }
+
   function one(context, images) {
     const value = element("span", { class: "value mono" }, number(context.value));
     const shown = context.text
-      ? element("p", { class: "context" }, context.text[0], element("mark", {}, context.text[1]), context.text[2])
+      ? element("p", { class: "context" }, visible(context.text[0]), element("mark", {}, visible(context.text[1], true)), visible(context.text[2]))
       : picture(context, images);
     const origin = element("span", { class: "quiet origin", title: context.id }, `${context.id} · position ${context.position}`);
     return element("li", {}, value, element("div", {}, shown, origin));

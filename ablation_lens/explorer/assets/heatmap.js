@@ -24,7 +24,7 @@
     const most = values[values.length - 1];
     const usual = values[Math.floor(0.98 * (values.length - 1))];
     const cut = values.length >= 16 && most > 2 * usual && usual > 0;
-    const low = Math.min(0, values[0]);
+    const low = values[0];
     return { low, high: cut ? usual : most > low ? most : low + 1, cut };
   }
 

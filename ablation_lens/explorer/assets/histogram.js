@@ -83,7 +83,7 @@
     }
     const annotations = visible.map(({ name, color }, i) => ({
       x: labels[i].middle, y: 1, yref: "paper", yanchor: "bottom", yshift: 1 + labels[i].row * LABEL_ROW, showarrow: false,
-      text: plain(name), font: { size: 11, color }, borderpad: 0,
+      text: plain(name), font: { size: 11, color: lens.theme.legible(color, shade) }, borderpad: 0,
     }));
     const layout = lens.theme.layout(shade, {
       bargap: 0,
@@ -102,7 +102,7 @@
         title: { text: density ? "density" : "values per bin", font: { size: 11 }, standoff: 6 },
         nticks: 6,
         // In a log plot, only whole powers of ten; 2 and 5 between them crowd.
-        ...(log ? { dtick: 1 } : {}),
+        ...(log ? { dtick: 1, exponentformat: "none" } : {}),
       }),
     });
     const outlines = others.map(({ shown, color, dash }) => steps(shown, scale, { color, dash }));

@@ -12,7 +12,8 @@
     { column: "mean", title: "|μ|", says: "mean, without sign", names: ["mean", "μ"], size: true },
     { column: "epsilon_over_sigma", title: "ε/σ", says: "bin width in σ: how coarsely a neuron is resolved", names: ["ε/σ", "eps/sigma"] },
   ];
-  const BY_COLUMN = Object.fromEntries(MEASURES.map((measure) => [measure.column, measure]));
+  // Without a prototype: names come from links and filters, and "constructor" is no measure.
+  const BY_COLUMN = Object.assign(Object.create(null), Object.fromEntries(MEASURES.map((measure) => [measure.column, measure])));
 
   /* A neuron's value in the heat map: a column, or "shape:skewed" for the share of that shape. */
   function reader(dataset, measure) {
@@ -85,7 +86,7 @@
         head: (index) => Math.floor(index / dims) % heads,
         dim: (index) => index % dims,
       };
-      if (places[name]) return (index) => holds(places[name](index), bound);
+      if (Object.hasOwn(places, name)) return (index) => holds(places[name](index), bound);
       const measure = MEASURES.find((each) => each.names.includes(name.replace("−", "-")));
       if (!measure) return null;
       const values = dataset.column[measure.column];

@@ -24,6 +24,13 @@
     return palette[isDark() ? "dark" : "light"][name] ?? palette.other;
   }
 
+  /* A colour made for lines, as small text: a third of the way to the ink. */
+  function legible(hex, shade) {
+    const parts = (text) => [1, 3, 5].map((at) => parseInt(text.slice(at, at + 2), 16));
+    const [from, to] = [parts(hex), parts(shade.ink)];
+    return `rgb(${from.map((part, i) => Math.round(part + (to[i] - part) * 0.35)).join(",")})`;
+  }
+
   function axis(shade, more = {}) {
     return {
       color: shade.quiet,
@@ -52,5 +59,5 @@
 
   const CONFIG = { displayModeBar: false, displaylogo: false, responsive: false, doubleClick: "reset", plotlyServerURL: "" };
 
-  lens.theme = { isDark, colors, method, axis, layout, CONFIG, PIN_DASHES, FONT };
+  lens.theme = { isDark, colors, method, legible, axis, layout, CONFIG, PIN_DASHES, FONT };
 })((globalThis.lens ??= {}));
