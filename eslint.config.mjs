@@ -11,7 +11,7 @@ export default [
     languageOptions: {
       sourceType: "script",
       globals: names(
-        "document location history matchMedia getComputedStyle addEventListener setTimeout clearTimeout " +
+        "document location history matchMedia getComputedStyle addEventListener setTimeout " +
           "requestAnimationFrame ResizeObserver Blob URL URLSearchParams Response DecompressionStream atob",
       ),
     },

@@ -4,7 +4,7 @@
   const { element, whole, number, neuronName } = lens.text;
   const $ = (id) => document.getElementById(id);
   const LIST = ["sort", "descending", "query", "shape"];
-  const MAP = ["measure", "how", "head", "neuron", "theme"];
+  const MAP = ["measure", "how", "head", "theme"];
   const PHONE = matchMedia("(max-width: 860px)");
 
   class App {
@@ -65,11 +65,20 @@
         changed.add("neuron");
       }
       this.syncControls();
-      if (changed.has("neuron") || LIST.some((key) => changed.has(key))) this.list.mark(state.neuron);
-      this.saveHash();
+      // After sorting the top of the list is what one wants to see, wherever the neuron at hand went.
+      if (changed.has("neuron")) this.list.mark(state.neuron);
       if (state.neuron >= 0) await this.drawNeuron();
+      this.saveHash();
       if (MAP.some((key) => changed.has(key))) await this.drawMap();
+      else if (changed.has("neuron")) await this.markMap();
+      this.inflateNext();
       if (changed.has("theme")) this.drawDamage();
+    }
+
+    /* The layer that the next key press will want. */
+    inflateNext() {
+      const next = this.list.order[this.list.placeOf(this.state.neuron) + 1];
+      if (next !== undefined) setTimeout(() => this.dataset.layer(Math.floor(next / this.dataset.perLayer)));
     }
 
     drawList() {
@@ -89,6 +98,7 @@
       const { data, layout, cell } = lens.heatmap.figure(dataset, state, lens.theme.colors());
       this.cell = cell;
       Object.assign(layout, { width: box.clientWidth, height: box.clientHeight });
+      this.marks = layout.shapes;
       const first = !box.data;
       await globalThis.Plotly.react(box, data, layout, lens.theme.CONFIG);
       if (first) {
@@ -103,6 +113,14 @@
       box.setAttribute("aria-label", `Heat map of ${title} over ${where}; the list has the same neurons.`);
       $("crumb").textContent = state.head ? `› L${state.head[0]}.H${state.head[1]}` : "";
       $("all-heads").disabled = !state.head;
+    }
+
+    /* Far cheaper than drawing the map anew; most key presses change nothing there. */
+    async markMap() {
+      const box = $("heatmap");
+      const shapes = lens.heatmap.marks(this.dataset, this.state, lens.theme.colors());
+      if (box.data && JSON.stringify(shapes) !== JSON.stringify(this.marks)) await globalThis.Plotly.relayout(box, { shapes });
+      this.marks = shapes;
     }
 
     async drawNeuron() {
@@ -234,11 +252,7 @@
       $("width").max = dataset.widths.length - 1;
       const on = (id, event, act) => $(id).addEventListener(event, act);
       for (const id of ["measure", "how", "shape"]) on(id, "change", (event) => this.update({ [id]: event.target.value }));
-      let waiting = 0;
-      on("filter", "input", (event) => {
-        clearTimeout(waiting);
-        waiting = setTimeout(() => this.update({ query: event.target.value }), 120);
-      });
+      on("filter", "input", (event) => this.update({ query: event.target.value }));
       on("width", "input", (event) => this.update({ width: dataset.widths[dataset.widths.length - 1 - event.target.value] }));
       on("log", "click", () => this.update({ log: !this.state.log }));
       on("overlay", "click", () => this.update({ overlay: !this.state.overlay }));

@@ -2,9 +2,10 @@
 /* From the page's blobs to counts: the inverse of packing.py, and the same merging of bins as NeuronHistogram's. */
 (function (lens) {
   const ARRAYS = { f4: Float32Array, f8: Float64Array, i2: Int16Array, u1: Uint8Array };
-  const KEPT_LAYERS = 8;
+  const KEPT_LAYERS = 32;
 
   function bytesOf(base64) {
+    if (Uint8Array.fromBase64) return Uint8Array.fromBase64(base64);
     const text = atob(base64);
     const bytes = new Uint8Array(text.length);
     for (let i = 0; i < text.length; i++) bytes[i] = text.charCodeAt(i);
@@ -46,15 +47,14 @@
     return (code - dropped * half) * 2 ** dropped;
   }
 
-  function countsOf(bytes, planes, digits, bins) {
-    const size = digits.length * bins;
-    const counts = new Float64Array(size);
-    for (let plane = 0; plane < planes; plane++) {
-      const scale = 256 ** plane;
-      for (let i = 0; i < size; i++) counts[i] += bytes[plane * size + i] * scale;
-    }
-    for (let i = 0; i < size; i++) {
-      if (counts[i] >= 128) counts[i] = unpacked(counts[i], digits[Math.floor(i / bins)]);
+  /* One neuron's counts out of its layer's planes: there is no need to unpack the layer's other thousands. */
+  function countsOf(bytes, planes, digits, place, bins) {
+    const size = bytes.length / planes;
+    const counts = new Float64Array(bins);
+    for (let i = 0; i < bins; i++) {
+      let code = 0;
+      for (let plane = planes - 1; plane >= 0; plane--) code = code * 256 + bytes[plane * size + place * bins + i];
+      counts[i] = unpacked(code, digits);
     }
     return counts;
   }
@@ -108,7 +108,7 @@
     };
   }
 
-  /* One collection: numbers per neuron at once, counts of a layer when they are asked for. */
+  /* One collection: numbers per neuron at once, a layer's counts inflated when they are asked for. */
   class Dataset {
     constructor(described, number, blob) {
       Object.assign(this, described);
@@ -116,7 +116,7 @@
       this.blob = blob;
       this.size = this.shape[0] * this.shape[1] * this.shape[2];
       this.perLayer = this.shape[1] * this.shape[2];
-      this.decoded = new Map();
+      this.inflated = new Map();
     }
 
     async open() {
@@ -124,29 +124,22 @@
       return this;
     }
 
+    /* A layer's bytes (a promise of them). */
     layer(layer) {
-      let counts = this.decoded.get(layer);
-      if (counts === undefined) counts = this.readLayer(layer);
-      this.decoded.delete(layer); // the one asked for last is forgotten last
-      this.decoded.set(layer, counts);
-      if (this.decoded.size > KEPT_LAYERS) this.decoded.delete(this.decoded.keys().next().value);
-      return counts;
-    }
-
-    async readLayer(layer) {
-      const bytes = await inflated(this.blob(`layer-${this.number}-${layer}`));
-      const digits = this.column.digits.subarray(layer * this.perLayer, (layer + 1) * this.perLayer);
-      return countsOf(bytes, this.layers[layer].planes, digits, this.bins);
+      const bytes = this.inflated.get(layer) ?? inflated(this.blob(`layer-${this.number}-${layer}`));
+      this.inflated.delete(layer); // the one asked for last is forgotten last
+      this.inflated.set(layer, bytes);
+      if (this.inflated.size > KEPT_LAYERS) this.inflated.delete(this.inflated.keys().next().value);
+      return bytes;
     }
 
     /* A neuron's finest counts and where they lie. */
     async neuron(index) {
       const layer = Math.floor(index / this.perLayer);
-      const counts = await this.layer(layer);
-      const start = (index - layer * this.perLayer) * this.bins;
-      const { exponent, offset, min, max, total } = this.column;
+      const bytes = await this.layer(layer);
+      const { exponent, offset, min, max, total, digits } = this.column;
       return {
-        counts: counts.subarray(start, start + this.bins),
+        counts: countsOf(bytes, this.layers[layer].planes, digits[index], index - layer * this.perLayer, this.bins),
         exponent: exponent[index],
         offset: offset[index],
         min: min[index],
@@ -156,5 +149,5 @@
     }
   }
 
-  lens.decode = { inflated, columnsOf, countsOf, unpacked, mergeShift, merged, fullest, histogramAt, Dataset };
+  lens.decode = { inflated, columnsOf, unpacked, mergeShift, merged, fullest, histogramAt, Dataset };
 })((globalThis.lens ??= {}));

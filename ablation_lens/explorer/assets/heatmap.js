@@ -72,16 +72,6 @@
         len: 1.04,
       },
     }];
-    const shapes = [];
-    const [chosenLayer, chosenHead] = [Math.floor(state.neuron / (heads * dims)), Math.floor(state.neuron / dims) % heads];
-    const mark = (x, y, h) => shapes.push({
-      type: "rect", x0: x - 0.5, x1: x + 0.5, y0: y - h / 2, y1: y + h / 2, line: { color: shade.chosen, width: 2 },
-    });
-    if (state.neuron >= 0 && !drilled) mark(chosenHead, chosenLayer, 1);
-    else if (state.neuron >= 0 && chosenLayer === state.head[0] && chosenHead === state.head[1]) {
-      const dim = state.neuron % dims;
-      mark(dim % columns, Math.floor(dim / columns) * columns, columns);
-    }
     const ticks = (count) => (count <= 12 ? 1 : count <= 24 ? 2 : count <= 48 ? 4 : Math.ceil(count / 8));
     const layout = lens.theme.layout(shade, {
       xaxis: lens.theme.axis(shade, {
@@ -94,11 +84,29 @@
         range: drilled ? [(height - 0.5) * columns, -0.5 * columns] : [height - 0.5, -0.5],
         ...(drilled ? { tickprefix: "D" } : {}),
       }),
-      shapes,
+      shapes: marks(dataset, state, shade),
       margin: { l: 8, r: 4, t: 8, b: 6 },
     });
     return { data, layout, cell };
   }
 
-  lens.heatmap = { figure, dimColumns, titleOf };
+  /* A frame around the chosen neuron's cell, or its head's. */
+  function marks(dataset, state, shade) {
+    const [, heads, dims] = dataset.shape;
+    const drilled = state.head !== null;
+    const columns = dimColumns(dims);
+    const shapes = [];
+    const [chosenLayer, chosenHead] = [Math.floor(state.neuron / (heads * dims)), Math.floor(state.neuron / dims) % heads];
+    const mark = (x, y, h) => shapes.push({
+      type: "rect", x0: x - 0.5, x1: x + 0.5, y0: y - h / 2, y1: y + h / 2, line: { color: shade.chosen, width: 2 },
+    });
+    if (state.neuron >= 0 && !drilled) mark(chosenHead, chosenLayer, 1);
+    else if (state.neuron >= 0 && chosenLayer === state.head[0] && chosenHead === state.head[1]) {
+      const dim = state.neuron % dims;
+      mark(dim % columns, Math.floor(dim / columns) * columns, columns);
+    }
+    return shapes;
+  }
+
+  lens.heatmap = { figure, marks, dimColumns, titleOf };
 })((globalThis.lens ??= {}));

@@ -91,10 +91,10 @@
       dragmode: "zoom",
       shapes,
       annotations,
-      margin: { l: 8, r: 12, t: 10 + rows * LABEL_ROW, b: 8 },
+      margin: { l: 8, r: 12, t: 10 + rows * LABEL_ROW, b: 46 },
       xaxis: lens.theme.axis(shade, {
         range, title: { text: "activation", font: { size: 11 }, standoff: 6 }, ticks: "outside", ticklen: 7, tickcolor: "rgba(0,0,0,0)", showgrid: false,
-        showspikes: false,
+        automargin: false,
       }),
       yaxis: lens.theme.axis(shade, {
         type: log ? "log" : "linear",

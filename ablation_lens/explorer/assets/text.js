@@ -18,7 +18,7 @@
 
   /* 49 152, as the heading counts. */
   function whole(value) {
-    return Math.round(value).toLocaleString("en-US").replace(/,/g, "\u202f");
+    return String(Math.round(value)).replace(/\B(?=(\d{3})+$)/g, "\u202f");
   }
 
   function neuronName(index, shape) {
