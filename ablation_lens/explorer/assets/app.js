@@ -5,7 +5,7 @@
   const $ = (id) => document.getElementById(id);
   const LIST = ["sort", "descending", "query", "shape"];
   const MAP = ["measure", "how", "head", "theme"];
-  const PHONE = matchMedia("(max-width: 860px)");
+  const PHONE = matchMedia("(max-width: 740px)");
 
   class App {
     constructor(payload, datasets) {

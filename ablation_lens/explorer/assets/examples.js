@@ -28,7 +28,7 @@
     const shown = context.text
       ? element("p", { class: "context" }, visible(context.text[0]), element("mark", {}, visible(context.text[1], true)), visible(context.text[2]))
       : picture(context, images);
-    const origin = element("span", { class: "quiet origin", title: context.id }, `${context.id} · position ${context.position}`);
+    const origin = element("span", { class: "quiet origin", title: context.id }, context.text ? `${context.id} · position ${context.position}` : context.id);
     return element("li", {}, value, element("div", {}, shown, origin));
   }
 

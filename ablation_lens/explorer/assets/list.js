@@ -56,8 +56,11 @@
       if (place >= 0) {
         const top = place * ROW;
         const { scrollTop, clientHeight } = this.box;
-        if (top < scrollTop) this.box.scrollTop = top;
-        else if (top + ROW > scrollTop + clientHeight) this.box.scrollTop = top + ROW - clientHeight;
+        const over = Math.max(scrollTop - top, top + ROW - scrollTop - clientHeight);
+        // A step of the arrow keys scrolls by a row; what was far away comes to the middle.
+        if (over > 2 * ROW) this.box.scrollTop = top - (clientHeight - ROW) / 2;
+        else if (top < scrollTop) this.box.scrollTop = top;
+        else if (over > 0) this.box.scrollTop = top + ROW - clientHeight;
       }
       this.draw();
     }
