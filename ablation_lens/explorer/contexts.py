@@ -57,7 +57,7 @@ def gathered(
 
 
 def collected_plan(model: Any, statistics: ActivationStatistics, most: int = 50_000) -> BatchPlan:
-    """The plan the statistics say they were collected over, or the first `most` tokens of it."""
+    """The plan the statistics say they were collected over; of a large one the first `most` tokens, or 500 images."""
     from ablation_lens.tasks import task_for
 
     if not statistics.provenance.corpora:
@@ -66,9 +66,10 @@ def collected_plan(model: Any, statistics: ActivationStatistics, most: int = 50_
             "examples with ablation_lens.examples.examples and pass them to al.explore(statistics, examples=...)."
         )
     corpus = statistics.provenance.corpora[0]
-    unit = "images" if corpus.unit == "images" else "tokens"
-    size = min(corpus.size_obtained, 500 if unit == "images" else most)
-    return task_for(model, corpus.name).batches(split=corpus.split, **{unit: size})
+    task = task_for(model, corpus.name)
+    if corpus.unit == "images":
+        return task.batches(split=corpus.split, images=min(corpus.size_obtained, 500))
+    return task.batches(split=corpus.split, tokens=min(corpus.size_obtained, most))
 
 
 def described_examples(
@@ -147,7 +148,7 @@ def described_damage(results: "pandas.DataFrame", model: str) -> list[dict[str, 
         means = cells.groupby("fraction")[["lost_top1", "gained"]].agg("mean")
         runs = cells.groupby("fraction").size()
         points = [
-            [float(fraction), _finite(top1), _finite(gained), int(runs.loc[fraction])]  # type: ignore[arg-type]
+            [float(fraction), _finite(top1), _finite(gained), int(runs.loc[fraction])]
             for fraction, (top1, gained) in zip(means.index, means.to_numpy().tolist(), strict=True)
         ]
         lines.append({"corpus": str(corpus), "group": str(group), "method": str(method), "points": points})

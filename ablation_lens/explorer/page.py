@@ -61,7 +61,8 @@ def assembled(title: str, payload: dict[str, Any], blobs: dict[str, str]) -> str
     )
     parts = {
         "policy": policy,
-        "title": html.escape(title),
+        # A folder's name may hold bytes that are no UTF-8.
+        "title": html.escape(title.encode("utf-8", "replace").decode("utf-8")),
         "styles": asset("style.css"),
         "payload": embedded_json(payload),
         "blobs": "\n".join(

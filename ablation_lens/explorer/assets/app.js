@@ -384,7 +384,8 @@
   }
 
   async function main() {
-    addEventListener("error", (event) => report(event.error ?? event.message));
+    // Browsers report a resize that takes two frames as an error; it is none.
+    addEventListener("error", (event) => { if (!event.message?.startsWith("ResizeObserver loop")) report(event.error ?? event.message); });
     addEventListener("unhandledrejection", (event) => report(event.reason));
     const payload = JSON.parse($("payload").textContent);
     const blob = (id) => $(id).textContent;
