@@ -1,5 +1,7 @@
 """Statistics of a model of any size without the model: every neuron of a known family, at a scale of its own."""
 
+import numpy as np
+import pandas
 import torch
 
 from ablation_lens.histogram import NeuronHistogram
@@ -91,3 +93,17 @@ def large_statistics(shape=(24, 32, 64), tokens=2048, scale=50):
     )
     joined = {name: torch.cat([each[name] for each in moments]) for name in moments[0]}
     return ActivationStatistics(histogram, Moments.from_state(joined, shape), provenance)
+
+
+def study_results():
+    """Four cells of a study of the model "synthetic": two seeds, one without, one that failed."""
+    rows = [
+        ("peak", 0.5, 1, 0.4, 3.5),
+        ("peak", 0.5, 2, 0.2, 4.5),
+        ("peak", 1.0, np.nan, 0.1, 5.0),
+        ("zero", 0.5, 1, 0.3, np.nan),
+    ]
+    frame = pandas.DataFrame(rows, columns=["method", "fraction", "seed", "top1", "cross_entropy"])
+    return frame.assign(
+        model="synthetic", corpus="stdlib", group=None, predictions=9, baseline_top1=0.5, baseline_cross_entropy=3.0
+    )

@@ -9,8 +9,7 @@ import pytest
 import ablation_lens as al
 from ablation_lens.examples import Example, examples
 from ablation_lens.explorer import contexts, explore
-from tests.synthetic_statistics import large_statistics
-from tests.unit.test_explorer import results
+from tests.synthetic_statistics import large_statistics, study_results
 
 XSS = '<img src=x onerror="document.title=1">'
 
@@ -111,7 +110,7 @@ def zoo(tmp_path_factory):
         html=path,
         compare=second,
         labels=("collect", XSS),
-        results=results().assign(model="tiny-opt", corpus=XSS),
+        results=study_results().assign(model="tiny-opt", corpus=XSS),
         examples=found,
         tokenizer=Tokenizer(),
         progress=False,

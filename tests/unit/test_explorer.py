@@ -32,7 +32,7 @@ from ablation_lens.explorer.packing import (
 from ablation_lens.histogram import NeuronHistogram
 from ablation_lens.palette import DARK_METHOD_COLORS, METHOD_COLORS
 from ablation_lens.shapes import naive_peak
-from tests.synthetic_statistics import draw, statistics_of
+from tests.synthetic_statistics import draw, statistics_of, study_results
 
 
 @pytest.fixture(scope="module")
@@ -201,22 +201,11 @@ def test_images_are_embedded_once():
     assert all(image.startswith("data:image/png;base64,") for image in shown["images"].values())
 
 
-def results():
-    rows = [
-        ("peak", 0.5, 1, 0.4, 3.5),
-        ("peak", 0.5, 2, 0.2, 4.5),
-        ("peak", 1.0, np.nan, 0.1, 5.0),
-        ("zero", 0.5, 1, 0.3, np.nan),
-    ]
-    frame = pandas.DataFrame(rows, columns=["method", "fraction", "seed", "top1", "cross_entropy"])
-    return frame.assign(
-        model="synthetic", corpus="stdlib", group=None, predictions=9, baseline_top1=0.5, baseline_cross_entropy=3.0
-    )
-
-
 def test_damage_is_the_mean_change_over_seeds(statistics):
-    other = results().assign(model="another", top1=0.0)
-    peak, zero = payload_of(explore(statistics, results=pandas.concat([results(), other]), progress=False))["damage"]
+    other = study_results().assign(model="another", top1=0.0)
+    peak, zero = payload_of(explore(statistics, results=pandas.concat([study_results(), other]), progress=False))[
+        "damage"
+    ]
     assert (peak["method"], peak["corpus"], peak["group"]) == ("peak", "stdlib", "")
     assert peak["points"] == [[0.5, pytest.approx(-0.2), 1.0, 2], [1.0, pytest.approx(-0.4), 2.0, 1]]
     assert zero["points"] == [[0.5, pytest.approx(-0.2), None, 1]]
@@ -238,8 +227,8 @@ def test_striking_neurons_are_far_from_zero_or_their_mean(statistics):
         (lambda s: explore("stats.safetensors"), "str cannot be explored"),
         (lambda s: explore(SimpleNamespace(cfg=None)), "explored over batches"),
         (lambda s: explore(s, compare=statistics_of(draw(50, (1, 2, 4)))), "cannot lie over each other"),
-        (lambda s: explore(s, results=results().drop(columns="top1")), r"lack the columns \['top1'\]"),
-        (lambda s: explore(s, results=results().assign(model="x")), "no cell of 'synthetic'; they are of x"),
+        (lambda s: explore(s, results=study_results().drop(columns="top1")), r"lack the columns \['top1'\]"),
+        (lambda s: explore(s, results=study_results().assign(model="x")), "no cell of 'synthetic'; they are of x"),
     ],
 )
 def test_wrong_requests_are_one_clear_error(statistics, call, message):
