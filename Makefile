@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # The stamp remembers what was installed: nothing is reinstalled until the lock or the project file changes.
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check types lint format bench lock env clean
+.PHONY: demo test check types lint lint-js test-js format bench lock env clean
 
 env: $(STAMP)
 
@@ -33,6 +33,17 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 
+# The explorer's scripts; needs Node and npm, and nothing else here does.
+lint-js: node_modules/.package-lock.json
+	node_modules/.bin/eslint .
+
+node_modules/.package-lock.json: package.json package-lock.json
+	npm ci --no-audit --no-fund
+
+# The vectors are written by the Python packer.
+test-js: $(STAMP)
+	$(BIN)/python -m pytest tests/js
+
 check: lint types test
 
 format: $(STAMP)
@@ -48,4 +59,4 @@ lock:
 	$(PYTHON) scripts/lock.py requirements-tl4.lock --pin transformer-lens==4.3.0
 
 clean:
-	rm -rf $(VENV) .venv-tl4 build *.egg-info
+	rm -rf $(VENV) .venv-tl4 build node_modules *.egg-info

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ablation_lens.ablation import Ablation
     from ablation_lens.collection import collect
     from ablation_lens.evaluation import Score, evaluate
+    from ablation_lens.explorer import explore
     from ablation_lens.models import load_model
     from ablation_lens.plans import Batch
     from ablation_lens.records import ModelRecord, record_of
@@ -41,6 +42,7 @@ __all__ = [
     "collect",
     "corpora",
     "evaluate",
+    "explore",
     "load_model",
     "plots",
     "random_neurons",
@@ -65,6 +67,7 @@ _HOMES = {
     "Study": "study",
     "collect": "collection",
     "evaluate": "evaluation",
+    "explore": "explorer",
     "load_model": "models",
     "random_neurons": "selection",
     "record_of": "records",

@@ -164,6 +164,25 @@ def neurons(
     Console().print(table)
 
 
+@app.command()
+def explore(
+    statistics: Annotated[Path, typer.Argument(help="A file that `ablation-lens collect` wrote.")],
+    html: Annotated[Path, typer.Option(help="The page to write, such as page.html.")],
+    compare: Annotated[Path | None, typer.Option(help="Statistics of the same neurons, drawn over the first.")] = None,
+    results: Annotated[Path | None, typer.Option(help="A run folder: what each method costs this model.")] = None,
+    examples: Annotated[
+        int, typer.Option(help="Load the model and gather contexts for so many of the most striking neurons.", min=0)
+    ] = 0,
+    device: Annotated[str | None, typer.Option(help="Where the model for --examples runs, such as cuda.")] = None,
+) -> None:
+    """Write one self-contained HTML page to look through all neurons in a browser."""
+    from ablation_lens.explorer.files import explore_files
+
+    neurons = explore_files(statistics, html, compare=compare, results=results, examples=examples, device=device)
+    size = html.stat().st_size / 1e6
+    Console().print(f"{neurons} neurons → {html} ({size:.1f} MB)", markup=False, highlight=False, soft_wrap=True)
+
+
 for command in (cli_study.study, cli_study.table, cli_study.export, cli_study.report):
     app.command()(command)
 

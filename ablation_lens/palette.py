@@ -1,4 +1,4 @@
-"""One colour per ablation method, in every figure, page and table; told apart by colour-blind readers as well."""
+"""One fixed colour per center and method, the same in every figure, page and report (after Okabe and Ito)."""
 
 import zlib
 
@@ -16,15 +16,19 @@ METHOD_COLORS: dict[str, str] = {
     "resample-generated": "#666633",
     "resample-pixels": "#B2912F",
 }
-"""Okabe and Ito's colours for the centers, muted ones for resampling."""
+"""Method → colour on a light background."""
+
+DARK_METHOD_COLORS = METHOD_COLORS | {"zero": "#BBBBBB"}
+"""The same on a dark background, where black would be lost."""
 
 _FURTHER = ("#332288", "#882255", "#44AA99", "#999933", "#AA4499", "#117733")
 
 
-def color_of(method: str) -> str:
+def color_of(method: str, *, dark: bool = False) -> str:
     """The method's colour. A center of the user's own gets one by its name, so the same in every session.
 
-    >>> color_of("peak"), color_of("first-quartile")
-    ('#D55E00', '#117733')
+    >>> color_of("peak"), color_of("zero", dark=True), color_of("first-quartile")
+    ('#D55E00', '#BBBBBB', '#117733')
     """
-    return METHOD_COLORS.get(method) or _FURTHER[zlib.crc32(method.encode()) % len(_FURTHER)]
+    known = DARK_METHOD_COLORS if dark else METHOD_COLORS
+    return known.get(method) or _FURTHER[zlib.crc32(method.encode()) % len(_FURTHER)]

@@ -111,6 +111,12 @@ class Results:
             labels[str(group)] = label
         return labels
 
+    @property
+    def ablated(self) -> pd.DataFrame:
+        """The cells in which something is ablated, with groups by their label: what figures are drawn from."""
+        cells = self.frame[self.frame["method"] != BASELINE]
+        return cells.assign(group=cells["group"].map(self.groups))
+
     def facts(self, group: str) -> dict[str, Any]:
         """Model, corpora, sizes and versions of a group."""
         return self._groups[group]

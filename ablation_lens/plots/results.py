@@ -11,7 +11,6 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from ablation_lens.errors import MismatchError
-from ablation_lens.methods import BASELINE
 from ablation_lens.palette import METHOD_COLORS
 from ablation_lens.plots.template import BELOW, LENS_TEMPLATE, chosen, framed, line_of, symbol_of, text
 from ablation_lens.results import Results
@@ -55,11 +54,10 @@ def figure_2(
     ('peak', [0.0, 50.0], [50, 40])
     """
     if isinstance(results, Results):
-        results = results.frame.assign(group=results.frame["group"].map(results.groups))
+        results = results.ablated
     missing = [column for column in _COLUMNS if column not in results.columns]
     if missing:
         raise MismatchError(f"results lack the columns {', '.join(missing)}; expected {', '.join(_COLUMNS)}.")
-    results = results[results["method"] != BASELINE]
     if model is not None and not results.empty:
         known = {str(name): str(name) for column in ("group", "model") for name in results[column].unique()}
         name = chosen(model, known, "model")

@@ -1,4 +1,4 @@
-"""The wheel holds everything: package, adapters, zoo."""
+"""The wheel holds everything: package, adapters, zoo, the explorer's assets."""
 
 import os
 import subprocess
@@ -59,6 +59,8 @@ def test_every_python_file_and_the_zoo_are_in_the_wheel(wheel):
         expected |= {
             f"ablation_lens/zoo/{name}/{file}" for file in ("config.json", "model.safetensors", "training.json")
         }
+    assets = (ROOT / "ablation_lens" / "explorer" / "assets").iterdir()
+    expected |= {f"ablation_lens/explorer/assets/{path.name}" for path in assets}
     assert expected <= held, sorted(expected - held)
     assert not [name for name in held if name.startswith(("adapters/", "tests/", "benchmarks/"))]
 

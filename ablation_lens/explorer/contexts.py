@@ -1,0 +1,159 @@
+"""What stands beside a neuron on the page: example contexts, and the damage that ablating does to its model."""
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ablation_lens.errors import CorpusError, MismatchError
+from ablation_lens.examples import Example, examples
+from ablation_lens.plans import BatchPlan, ImageItem
+from ablation_lens.sites import parse_neuron
+from ablation_lens.statistics import ActivationStatistics
+
+if TYPE_CHECKING:
+    import pandas
+
+THUMBNAIL = 96
+"""Pixels along the longer side of an example image."""
+
+RESULT_COLUMNS = (
+    "model",
+    "corpus",
+    "group",
+    "method",
+    "fraction",
+    "seed",
+    "top1",
+    "cross_entropy",
+    "baseline_top1",
+    "baseline_cross_entropy",
+)
+
+
+def striking_neurons(statistics: ActivationStatistics, number: int) -> list[str]:
+    """The neurons whose peak is farthest, in σ, from zero or from the mean; not those without a clear peak.
+
+    >>> import ablation_lens as al
+    >>> statistics = al.collect(al.load_model("tiny-opt"), [torch.arange(5, 60)[None]], progress=False)
+    >>> len(striking_neurons(statistics, 3))
+    3
+    """
+    table = statistics.table()
+    clear = table[~table["shape"].isin(["constant", "unresolved"])]
+    farthest = clear[["peak_over_sigma", "mean_to_peak_over_sigma"]].max(axis=1)
+    return [str(name) for name in farthest.sort_values(ascending=False, kind="stable").index[:number]]
+
+
+def gathered(
+    model: Any, batches: Any, statistics: ActivationStatistics, number: int, k: int = 5
+) -> dict[str, list[Example]]:
+    """Examples of the most striking neurons; one more pass over the batches."""
+    if iter(batches) is batches:
+        raise MismatchError("examples are gathered by reading the batches again; give a list or a plan, no iterator.")
+    return examples(model, batches, statistics, striking_neurons(statistics, number), k)
+
+
+def collected_plan(model: Any, statistics: ActivationStatistics, most: int = 50_000) -> BatchPlan:
+    """The plan the statistics say they were collected over; of a large one the first `most` tokens, or 500 images."""
+    from ablation_lens.tasks import task_for
+
+    if not statistics.provenance.corpora:
+        raise CorpusError(
+            "these statistics were collected over batches of your own, which cannot be read again from here; gather "
+            "examples with ablation_lens.examples.examples and pass them to al.explore(statistics, examples=...)."
+        )
+    corpus = statistics.provenance.corpora[0]
+    task = task_for(model, corpus.name)
+    if corpus.unit == "images":
+        return task.batches(split=corpus.split, images=min(corpus.size_obtained, 500))
+    return task.batches(split=corpus.split, tokens=min(corpus.size_obtained, most))
+
+
+def described_examples(
+    found: Mapping[str, Sequence[Example]], statistics: ActivationStatistics, tokenizer: Any, plan: Any
+) -> dict[str, Any]:
+    """Plain JSON values per neuron; `images` holds every picture once, by its document."""
+    images: dict[str, str] = {}
+    neurons = {}
+    for name, contexts in found.items():
+        parse_neuron(name, statistics.shape)
+        neurons[name] = [_context(example, statistics, tokenizer) for example in contexts]
+        for example in contexts:
+            if not example.tokens and isinstance(plan, BatchPlan) and str(example.document) not in images:
+                item = plan.items[example.document]
+                if isinstance(item, ImageItem):
+                    images[str(example.document)] = thumbnail(item.pixels)
+    return {"neurons": neurons, "images": images}
+
+
+def _context(example: Example, statistics: ActivationStatistics, tokenizer: Any) -> dict[str, Any]:
+    common = {
+        "where": example.where,
+        "value": example.value,
+        "id": example.id,
+        "document": str(example.document),
+        "position": example.position,
+    }
+    if not example.tokens:
+        side = round((statistics.provenance.model.n_ctx - 1) ** 0.5)
+        return common | {"side": side}
+    if tokenizer is not None:
+        return common | {"text": list(example.text(tokenizer))}
+    ids = [f"#{token}" for token in example.tokens]
+    at = example.offset
+    return common | {"text": [" ".join([*ids[:at], ""]), ids[at], " ".join(["", *ids[at + 1 :]])]}
+
+
+def thumbnail(pixels: torch.Tensor) -> str:
+    """A small PNG as a data URL of `[channel height width]` pixels, stretched to the full range of brightness.
+
+    >>> thumbnail(torch.rand(3, 8, 8))[:22]
+    'data:image/png;base64,'
+    """
+    from PIL import Image
+
+    values = pixels.double()
+    low, high = values.min(), values.max()
+    scaled = ((values - low) / (high - low).clamp(min=1e-12) * 255).round().byte()
+    array = scaled.movedim(0, -1).numpy()
+    image = Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array)
+    image.thumbnail((THUMBNAIL, THUMBNAIL))
+    written = io.BytesIO()
+    image.save(written, format="PNG")
+    return "data:image/png;base64," + base64.b64encode(written.getvalue()).decode("ascii")
+
+
+def described_damage(results: "pandas.DataFrame", model: str) -> list[dict[str, Any]]:
+    """The change from the baseline per method and fraction, averaged over seeds, of one model of a study.
+
+    Each entry is one line of the figure: `points` are (fraction, Δ top-1, Δ cross-entropy, seeds).
+    """
+    missing = [column for column in RESULT_COLUMNS if column not in results.columns]
+    if missing:
+        raise MismatchError(f"results lack the columns {missing}; pass the DataFrame of a study's cells.")
+    mine = results[results["model"] == model]
+    if not len(mine):
+        known = ", ".join(sorted(map(str, results["model"].unique())))
+        raise MismatchError(f"the results hold no cell of {model!r}; they are of {known or 'no model'}.")
+    mine = mine.assign(
+        lost_top1=mine["top1"] - mine["baseline_top1"],
+        gained=mine["cross_entropy"] - mine["baseline_cross_entropy"],
+        group=mine["group"].fillna("").astype(str),
+    )
+    lines = []
+    for (corpus, group, method), cells in mine.groupby(["corpus", "group", "method"], sort=False):
+        means = cells.groupby("fraction")[["lost_top1", "gained"]].agg("mean")
+        runs = cells.groupby("fraction").size()
+        points = [
+            [float(fraction), _finite(top1), _finite(gained), int(runs.loc[fraction])]
+            for fraction, (top1, gained) in zip(means.index, means.to_numpy().tolist(), strict=True)
+        ]
+        lines.append({"corpus": str(corpus), "group": str(group), "method": str(method), "points": points})
+    return lines
+
+
+def _finite(value: float) -> float | None:
+    return value if abs(value) < float("inf") else None  # NaN compares false, too

@@ -1,0 +1,133 @@
+"""Statistics as the page wants them: a few numbers per neuron, and every layer's packed counts."""
+
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ablation_lens import centers
+from ablation_lens.errors import AblationLensError
+from ablation_lens.explorer.packing import (
+    byte_planes,
+    code_planes,
+    deflated,
+    display_histogram,
+    pack_counts,
+    slider_widths,
+)
+from ablation_lens.progress import progress_over
+from ablation_lens.shapes import LABELS
+from ablation_lens.statistics import ActivationStatistics
+
+SUMMARY = (
+    "mean",
+    "std",
+    "skew",
+    "excess_kurtosis",
+    "peaks",
+    "peak_over_sigma",
+    "mean_to_peak_over_sigma",
+    "epsilon_over_sigma",
+    "bins_in_iqr",
+)
+"""What the page sorts, filters and colours by; columns of `ActivationStatistics.table`, to float32."""
+
+
+def packed_dataset(statistics: ActivationStatistics, label: str, *, progress: bool = False) -> dict[str, Any]:
+    """Plain JSON values: provenance, one blob of numbers per neuron, one blob of counts per layer.
+
+    >>> from ablation_lens import collect, load_model
+    >>> statistics = collect(load_model("tiny-opt"), [torch.arange(5, 60)[None]], progress=False)
+    >>> dataset = packed_dataset(statistics, "tiny-opt")
+    >>> dataset["shape"], dataset["widths"], len(dataset["layers"])
+    ([4, 4, 32], [128, 64, 32, 16, 8], 4)
+    """
+    layers = statistics.shape[0]
+    with progress_over("packing", 2 * layers + 1, progress, unit="steps") as advance:
+        values = _centers(statistics)
+        columns, numbers = _summary(statistics, values)
+        advance(layers)
+        histogram = display_histogram(statistics.histogram)
+        widths = slider_widths(histogram.bins)
+        packed, digits = [], []
+        for layer in range(layers):
+            offset = histogram.offset[layer].flatten()
+            codes, kept = pack_counts(histogram.counts(layer).flatten(0, 1), offset, widths)
+            data, planes = code_planes(codes)
+            packed.append({"planes": planes, "data": deflated(data)})
+            digits.append(kept)
+            advance(1)
+        grid = {
+            "exponent": histogram.exponent.flatten().numpy().astype("<i2"),
+            "offset": histogram.offset.flatten().numpy().astype("<f8"),  # below 2^53, whatever the resolution
+            "digits": torch.cat(digits).numpy().astype("u1"),
+            "total": histogram.total.flatten().numpy().astype("<f8"),
+        }
+        columns += [{"name": name, "type": array.dtype.str[1:]} for name, array in grid.items()]
+        numbers += [byte_planes(array) for array in grid.values()]
+        summary = deflated(b"".join(numbers))
+        advance(1)
+    return {
+        "label": label,
+        "provenance": _provenance(statistics),
+        "shape": list(statistics.shape),
+        "bins": histogram.bins,
+        "widths": list(widths),
+        "centers": list(values),
+        "shapes": list(LABELS),
+        "columns": columns,
+        "summary": summary,
+        "layers": packed,
+    }
+
+
+def _centers(statistics: ActivationStatistics) -> dict[str, Float[Tensor, "layer head dim"]]:
+    """Every center these statistics can give, users' own among them; not what needs a second pass, for example."""
+    found = {}
+    for name in centers.names():
+        with suppress(AblationLensError):
+            found[name] = statistics.center(name)
+    return found
+
+
+def _summary(
+    statistics: ActivationStatistics, values: Mapping[str, Float[Tensor, "layer head dim"]]
+) -> tuple[list[dict[str, str]], list[bytes]]:
+    table = statistics.table()
+    arrays: dict[str, NDArray[np.generic]] = {name: table[name].to_numpy().astype("<f4") for name in SUMMARY}
+    # The exact ends: a constant neuron's peak is its value.
+    arrays |= {name: table[name].to_numpy().astype("<f8") for name in ("min", "max")}
+    arrays["shape"] = np.array([LABELS.index(word) for word in table["shape"]], dtype="u1")
+    # The page computes zero and the peak itself, the latter at every width.
+    arrays |= {f"center:{name}": _single(at) for name, at in values.items() if name not in ("zero", "peak")}
+    described = [{"name": name, "type": array.dtype.str[1:]} for name, array in arrays.items()]
+    return described, [byte_planes(array) for array in arrays.values()]
+
+
+def _single(values: Float[Tensor, "layer head dim"]) -> NDArray[np.generic]:
+    return values.flatten().numpy().astype("<f4")
+
+
+def _provenance(statistics: ActivationStatistics) -> list[list[str]]:
+    """What the page says about where the numbers come from, as (term, words) pairs."""
+    origin = statistics.provenance
+    model = origin.model
+    pairs = [
+        ("model", model.name),
+        ("architecture", model.architecture),
+        ("dtype", model.dtype),
+        ("processing", model.processing),
+        ("site", origin.site),
+        ("positions", f"{origin.tokens:,}"),
+        ("special positions", "counted" if origin.include_bos else "left out"),
+    ]
+    pairs += [("corpus", f"{corpus.name}/{corpus.split}, {corpus.documents:,} documents") for corpus in origin.corpora]
+    if not origin.corpora:
+        pairs.append(("corpus", "your own batches"))
+    pairs.append(("ablation-lens", origin.versions.ablation_lens))
+    return [list(pair) for pair in pairs]

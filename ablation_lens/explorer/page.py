@@ -1,0 +1,91 @@
+"""Putting the page together: one HTML file that asks nobody for anything.
+
+Outside text (tokens, file and model names) enters as JSON only, and the scripts show it through `textContent`. A
+content security policy lets nothing run but the scripts written here, each known by its hash, and nothing load.
+"""
+
+import base64
+import hashlib
+import html
+import json
+import re
+from importlib.resources import files
+from typing import Any
+
+SCRIPTS = (
+    "text.js",
+    "decode.js",
+    "measures.js",
+    "state.js",
+    "theme.js",
+    "heatmap.js",
+    "histogram.js",
+    "list.js",
+    "examples.js",
+    "damage.js",
+    "exports.js",
+    "panel.js",
+    "app.js",
+)
+"""In the order they run; each hangs its functions on one global object, `lens`."""
+
+_MARK = re.compile(r"\{\{ (\w+) \}\}")
+
+
+def asset(name: str) -> str:
+    """The text of one of the page's own files."""
+    return (files("ablation_lens.explorer") / "assets" / name).read_text(encoding="utf-8")
+
+
+def embedded_json(value: Any) -> str:
+    r"""JSON that can stand inside a `<script>` element: it holds no `<`, `>`, `&` nor line separator as such.
+
+    >>> embedded_json({"token": "</script><!--\u2028"})
+    '{"token":"\\u003c/script\\u003e\\u003c!--\\u2028"}'
+    """
+    text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def assembled(title: str, payload: dict[str, Any], blobs: dict[str, str]) -> str:
+    """The whole page: `payload` is there at once, `blobs` (base64 text) are decoded when they are needed."""
+    from plotly.offline import get_plotlyjs
+
+    scripts = [get_plotlyjs(), *(asset(name) for name in SCRIPTS)]
+    # The parser turns CR LF into LF before the browser takes the hash.
+    scripts = [_closed(script.replace("\r\n", "\n")) for script in scripts]
+    hashes = " ".join(f"'sha256-{_digest(script)}'" for script in scripts)
+    policy = (
+        f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data: blob:; "
+        "base-uri 'none'; form-action 'none'"
+    )
+    parts = {
+        "policy": policy,
+        # A folder's name may hold bytes that are no UTF-8.
+        "title": html.escape(title.encode("utf-8", "replace").decode("utf-8")),
+        "styles": asset("style.css"),
+        "payload": embedded_json(payload),
+        "blobs": "\n".join(
+            f'<script type="text/plain" id="{html.escape(name)}">{text}</script>' for name, text in blobs.items()
+        ),
+        "scripts": "\n".join(f"<script>{script}</script>" for script in scripts),
+    }
+    # One pass: what is put in is not searched for marks again.
+    return _MARK.sub(lambda match: parts[match[1]], asset("page.html"))
+
+
+def framed(page: str, height: int) -> str:
+    """The page inside a notebook's cell: an origin of its own, which may run scripts and offer downloads."""
+    return (
+        f'<iframe srcdoc="{html.escape(page)}" sandbox="allow-scripts allow-downloads" '
+        f'title="ablation-lens explorer" style="width:100%;height:{int(height)}px;border:0;border-radius:6px"></iframe>'
+    )
+
+
+def _closed(script: str) -> str:
+    """A script that cannot end its own element early."""
+    return re.sub(r"</(?=script)|<!(?=--)", lambda match: match[0][0] + "\\" + match[0][1], script, flags=re.IGNORECASE)
+
+
+def _digest(script: str) -> str:
+    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")

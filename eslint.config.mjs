@@ -1,0 +1,37 @@
+// The explorer's scripts are plain scripts that run one after another in a page, and their tests modules of Node.
+import js from "@eslint/js";
+
+const names = (list) => Object.fromEntries(list.split(" ").map((name) => [name, "readonly"]));
+
+export default [
+  { ignores: [".venv*/**", "build/**", "node_modules/**", "runs/**"] },
+  js.configs.recommended,
+  {
+    files: ["ablation_lens/explorer/assets/*.js"],
+    languageOptions: {
+      sourceType: "script",
+      globals: names(
+        "document location history matchMedia getComputedStyle addEventListener setTimeout " +
+          "requestAnimationFrame ResizeObserver Blob URL URLSearchParams Response DecompressionStream atob",
+      ),
+    },
+    rules: {
+      strict: ["error", "global"],
+      eqeqeq: "error",
+      "no-var": "error",
+      "prefer-const": "error",
+      "no-implied-eval": "error",
+      "no-eval": "error",
+      "consistent-return": "error",
+      // Outside text never becomes HTML.
+      "no-restricted-properties": [
+        "error",
+        ...["innerHTML", "outerHTML", "insertAdjacentHTML", "write"].map((property) => ({ property })),
+      ],
+    },
+  },
+  {
+    files: ["tests/js/*.mjs", "eslint.config.mjs"],
+    languageOptions: { sourceType: "module", globals: names("process URL console") },
+  },
+];

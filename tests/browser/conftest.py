@@ -1,0 +1,127 @@
+"""A real Chromium on the real page. Everything here is skipped, loudly, where there is none."""
+
+import shutil
+import time
+from contextlib import contextmanager
+
+import pytest
+
+import ablation_lens as al
+from ablation_lens.examples import Example, examples
+from ablation_lens.explorer import contexts, explore
+from tests.synthetic_statistics import large_statistics, study_results
+
+XSS = '<img src=x onerror="document.title=1">'
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if "tests/browser" in item.path.as_posix():
+            item.add_marker(pytest.mark.browser)
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    """A browser; its context is fresh per test."""
+    where = shutil.which("chromium")
+    if where is None:
+        pytest.skip("CHROMIUM IS MISSING: the explorer is not tested in a browser (apt-get install chromium)")
+    playwright = pytest.importorskip(
+        "playwright.sync_api",
+        reason="PLAYWRIGHT IS MISSING: the explorer is not tested in a browser (pip install playwright)",
+    )
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=where, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@contextmanager
+def opened(chromium, address, *, offline=True, **options):
+    """A page on which any console error and, offline, any request but that for the file itself fails the test."""
+    context = chromium.new_context(**({"viewport": {"width": 1280, "height": 800}, "accept_downloads": True} | options))
+    page = context.new_page()
+    problems = []
+    page.on("console", lambda message: problems.append(message.text) if message.type in ("error", "warning") else None)
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    # Blob and data addresses are the page's own memory; Chromium reports them like requests.
+    own = (address.split("#")[0], "blob:", "data:")
+
+    def intercept(route):
+        if not route.request.url.startswith(own):
+            problems.append(f"asked for {route.request.url}")
+            route.abort()
+        else:
+            route.continue_()
+
+    if offline:
+        context.route("**/*", intercept)
+    try:
+        page.goto(address)
+        yield page
+    finally:
+        context.close()
+    if offline:
+        assert not problems, problems
+
+
+def until(page, expression, seconds=15):
+    """Wait for a JavaScript expression to hold. Playwright's own way needs `eval`, which the page's policy forbids."""
+    end = time.monotonic() + seconds
+    while not page.evaluate(expression):
+        assert time.monotonic() < end, f"never became true: {expression}"
+        page.wait_for_timeout(20)
+
+
+@pytest.fixture
+def visit(chromium):
+    """`with visit(path, "#hash") as page`: the page, drawn."""
+
+    @contextmanager
+    def enter(path, fragment="", **options):
+        with opened(chromium, path.as_uri() + fragment, **options) as page:
+            page.wait_for_selector("html[data-ready=yes]", timeout=30_000)
+            yield page
+
+    return enter
+
+
+@pytest.fixture(scope="session")
+def zoo(tmp_path_factory):
+    """tiny-opt with everything beside it: a comparison, examples (one hostile), a study's results."""
+    folder = tmp_path_factory.mktemp("explorer")
+    model = al.load_model("tiny-opt")
+    task = al.task_for(model)
+    plan = task.batches(split="collect", tokens=20_000)
+    statistics = al.collect(model, plan, progress=False)
+    second = al.collect(model, task.batches(split="evaluate", tokens=20_000), progress=False)
+    found = dict(examples(model, plan, statistics, contexts.striking_neurons(statistics, 20)))
+    first = next(iter(found))
+    hostile = Example(first, "high", statistics.maximum.max().item() + 1, 0, XSS, 1, (1, 2, 3), 1)
+    found[first] = [*found[first], hostile]
+
+    class Tokenizer:
+        def decode(self, ids):
+            return XSS if ids in ([1], [2], [3]) else model.hf_tokenizer.decode(ids)
+
+    path = folder / "zoo.html"
+    explore(
+        statistics,
+        html=path,
+        compare=second,
+        labels=("collect", XSS),
+        results=study_results().assign(model="tiny-opt", corpus=XSS),
+        examples=found,
+        tokenizer=Tokenizer(),
+        progress=False,
+    )
+    return path, statistics, found
+
+
+@pytest.fixture(scope="session")
+def large(tmp_path_factory):
+    """As many neurons as OPT-1.3B has: 24 layers × 32 heads × 64 dims."""
+    path = tmp_path_factory.mktemp("large") / "large.html"
+    statistics = large_statistics((24, 32, 64))
+    explore(statistics, html=path, progress=False)
+    return path, statistics

@@ -1,0 +1,380 @@
+"""The explorer as a person uses it: clicks, keys, links, downloads. Times are printed, never asserted."""
+
+import csv
+import io
+import time
+
+import pytest
+
+from ablation_lens.sites import neuron_name, parse_neuron
+from tests.browser.conftest import XSS, until
+
+SWITCH = """async (key) => {
+    const root = document.documentElement;
+    const times = [];
+    for (let i = 0; i < 20; i++) {
+        const before = root.dataset.shown;
+        const start = performance.now();
+        const done = new Promise((resolve) => {
+            const watch = new MutationObserver(() => {
+                if (root.dataset.shown === before) return;
+                watch.disconnect();
+                resolve();
+            });
+            watch.observe(root, { attributes: true });
+        });
+        document.body.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true }));
+        await done;
+        times.push(performance.now() - start);
+        // A frame between two keys, as between those of a person; drawing it counts.
+        await new Promise((resolve) => requestAnimationFrame(() => setTimeout(resolve)));
+    }
+    return times;
+}"""
+
+
+def shown(page):
+    return page.locator("#name").inner_text()
+
+
+def row(page, name):
+    return page.locator(f'#list [data-neuron="{name}"]')
+
+
+def fragment(page):
+    return page.evaluate("decodeURIComponent(location.hash)")
+
+
+def bar_count(page):
+    return page.evaluate("document.getElementById('histogram').data[0].x.length")
+
+
+def plotted_peak(page, statistics, name, width):
+    """The peak on the page at a width, and Python's."""
+    text = page.locator("#widths tbody tr", has_text=f"≤ {width}").first.get_attribute("data-peak")
+    return float(text), statistics.center("peak", bins=width)[parse_neuron(name)].item()
+
+
+def test_it_opens_on_the_most_striking_neuron(visit, zoo):
+    path, statistics, _ = zoo
+    table = statistics.table().sort_values("peak_over_sigma", ascending=False, kind="stable")
+    with visit(path) as page:
+        assert shown(page) == table.index[0]
+        assert page.locator("#model").inner_text() == "tiny-opt"
+        assert page.locator("#found").inner_text() == "512 neurons"
+        names = page.locator("#list .row").evaluate_all("rows => rows.map(row => row.dataset.neuron)")
+        assert names[:8] == list(table.index[:8])
+        assert page.locator("#label").inner_text() == table["shape"].iloc[0]
+
+
+def test_the_list_sorts_filters_and_chooses(visit, zoo):
+    path, statistics, _ = zoo
+    table = statistics.table()
+    with visit(path) as page:
+        page.locator("#columns button", has_text="σ").last.click()
+        by_sigma = table.sort_values("std", ascending=False, kind="stable").index
+        assert page.locator("#list .row").first.get_attribute("data-neuron") == by_sigma[0]
+        page.locator("#columns button", has_text="σ").last.click()
+        assert page.locator("#list .row").first.get_attribute("data-neuron") == by_sigma[-1]
+        page.fill("#filter", "L2 peak/σ>0.5")
+        wanted = table[(table["layer"] == 2) & (table["peak_over_sigma"] > 0.5)]
+        until(page, f"document.getElementById('found').textContent.startsWith('{len(wanted)} of 512')")
+        second = wanted.sort_values("std").index[1]
+        row(page, second).click()
+        until(page, f"document.getElementById('name').textContent === '{second}'")
+        page.fill("#filter", "")
+        word, number = next(iter(table["shape"].value_counts().items()))
+        page.select_option("#shape", word)
+        assert page.locator("#found").inner_text() == f"{number} of 512 neurons"
+
+
+def test_the_heat_map_drills_to_dims(visit, zoo):
+    path, _, _ = zoo
+    with visit(path) as page:
+        plot = page.locator("#heatmap .nsewdrag").first.bounding_box()
+
+        def click(column, row_, columns, rows):
+            x = plot["x"] + plot["width"] * (column + 0.5) / columns
+            y = plot["y"] + plot["height"] * (row_ + 0.5) / rows
+            page.mouse.move(x - 3, y)
+            page.mouse.move(x, y)
+            page.wait_for_timeout(100)
+            page.mouse.click(x, y)
+
+        click(3, 2, 4, 4)
+        until(page, "document.getElementById('crumb').textContent === '› L2.H3'")
+        page.wait_for_timeout(100)
+        plot = page.locator("#heatmap .nsewdrag").first.bounding_box()
+        click(5, 1, 8, 4)
+        until(page, "document.getElementById('name').textContent === 'L2.H3.D13'")
+        page.click("#all-heads")
+        until(page, "document.getElementById('crumb').textContent === ''")
+        page.select_option("#measure", "shape:off-zero")
+        assert "map=shape:off-zero" in fragment(page)
+
+
+def test_the_keyboard_does_everything(visit, zoo):
+    path, _, _ = zoo
+    with visit(path) as page:
+        order = page.locator("#list .row").evaluate_all("rows => rows.map(row => row.dataset.neuron)")
+        page.keyboard.press("ArrowDown")
+        page.keyboard.press("ArrowDown")
+        page.keyboard.press("ArrowUp")
+        until(page, f"document.getElementById('name').textContent === '{order[1]}'")
+        page.keyboard.press("ArrowRight")
+        layer, head, dim = parse_neuron(order[1])
+        beside = neuron_name(layer, head, dim + 1)
+        until(page, f"document.getElementById('name').textContent === '{beside}'")
+        page.keyboard.press("l")
+        until(page, "document.getElementById('histogram').layout.yaxis.type === 'log'")
+        page.keyboard.press("p")
+        assert page.locator("#pin").get_attribute("aria-pressed") == "true"
+        page.keyboard.press("[")
+        until(page, "document.getElementById('bins').textContent === '≤ 64'")
+        page.keyboard.press(".")
+        assert "bin=" in fragment(page)
+        page.keyboard.press("Escape")
+        assert "bin=" not in fragment(page)
+        page.keyboard.press("/")
+        page.keyboard.type("L3 p")  # letters typed into the filter are no commands
+        until(page, "document.getElementById('found').textContent.includes('of 512')")
+        assert page.locator("#pin").get_attribute("aria-pressed") == "true"
+        page.keyboard.press("ArrowDown")
+        until(page, "document.getElementById('name').textContent.startsWith('L3.')")
+
+
+def test_a_link_opens_the_same_view(visit, zoo):
+    path, statistics, _ = zoo
+    with visit(path, "#n=L2.H1.D7&bins=32&log=1&pins=L0.H0.D1+L3.H3.D31&sort=std&q=L2&theme=dark") as page:
+        assert shown(page) == "L2.H1.D7"
+        assert page.locator("#bins").inner_text() == "≤ 32"
+        assert page.input_value("#filter") == "L2"
+        assert page.locator("#legend li").count() == 4  # this, the comparison, two pins
+        assert page.evaluate("document.documentElement.dataset.theme") == "dark"
+        # Bars, the comparison and two pins; the axis is logarithmic.
+        assert page.evaluate("document.getElementById('histogram').data.length") == 4
+        first = fragment(page)
+        page.locator("#list .row").nth(3).click()
+        until(page, "document.getElementById('name').textContent !== 'L2.H1.D7'")
+        assert fragment(page) != first
+        page.evaluate("location.hash = 'n=L1.H1.D1&bins=16'")
+        until(page, "document.documentElement.dataset.shown === 'L1.H1.D1 16'")
+        assert plotted_peak(page, statistics, "L1.H1.D1", 16)[0] == plotted_peak(page, statistics, "L1.H1.D1", 16)[1]
+
+
+def test_the_slider_moves_the_peak_as_python_does(visit, zoo):
+    path, statistics, _ = zoo
+    with visit(path, "#n=L2.H1.D7") as page:
+        for place, width in enumerate((8, 16, 32, 64, 128)):
+            page.locator("#width").fill(str(place))
+            until(page, f"document.documentElement.dataset.shown === 'L2.H1.D7 {width}'")
+            on_page, in_python = plotted_peak(page, statistics, "L2.H1.D7", width)
+            assert on_page == in_python
+            assert bar_count(page) <= width
+            line = page.evaluate(
+                "document.getElementById('histogram').layout.shapes.filter(s => s.line.width > 2.2).map(s => s.x0)"
+            )
+            assert line == [in_python]
+        # As wide as at the start, and every center's value beside it.
+        for center in ("mean", "median", "peak-kde"):
+            cell = page.locator(f'#centers tr[data-center="{center}"] td').first.inner_text().replace("−", "-")
+            assert float(cell) == pytest.approx(statistics.center(center)[2, 1, 7].item(), rel=1e-3)
+
+
+def test_pins_lines_log_and_overlay_are_buttons_too(visit, zoo):
+    path, _, _ = zoo
+    traces = "document.getElementById('histogram').data.length"
+    with visit(path, "#n=L0.H0.D0") as page:
+        assert page.evaluate(traces) == 2
+        page.click("#overlay")
+        until(page, f"{traces} === 1")
+        page.click("#pin")
+        page.locator("#list .row").nth(2).click()
+        until(page, f"{traces} === 2")
+        assert "L0.H0.D0" in page.locator("#legend").inner_text()
+        page.click("#legend .close")
+        until(page, f"{traces} === 1")
+        page.click("#log")
+        until(page, "document.getElementById('histogram').layout.yaxis.type === 'log'")
+        lines = "document.getElementById('histogram').layout.annotations.map(a => a.text)"
+        assert "median" in page.evaluate(lines)
+        page.locator('#centers label[for="line-median"]').click()
+        until(page, f"!{lines}.includes('median')")
+
+
+def test_a_click_on_a_bin_lists_its_examples(visit, zoo):
+    path, _, found = zoo
+    name, contexts = next(iter(found.items()))
+    with visit(path, f"#n={name}&bins=8") as page:
+        assert page.locator("#examples li").count() == len(contexts)
+        plot = page.locator("#histogram .nsewdrag").first.bounding_box()
+        page.mouse.move(plot["x"] + plot["width"] * 0.5 - 4, plot["y"] + plot["height"] * 0.6)
+        page.mouse.move(plot["x"] + plot["width"] * 0.5, plot["y"] + plot["height"] * 0.6)
+        page.wait_for_timeout(150)
+        assert "approximate count" in page.locator("#histogram .hoverlayer").text_content()
+        page.mouse.click(plot["x"] + plot["width"] * 0.5, plot["y"] + plot["height"] * 0.6)
+        until(page, "document.getElementById('examples-title').textContent.includes(' to ')")
+        low, high = page.evaluate(
+            """() => {
+                const bars = document.getElementById('histogram').data[0];
+                const chosen = bars.marker.color.findIndex((color) => color !== bars.marker.color[0]);
+                const place = chosen < 0 ? 0 : chosen;
+                return [bars.x[place] - bars.width / 2, bars.x[place] + bars.width / 2];
+            }"""
+        )
+        inside = [context.value for context in contexts if low <= context.value < high]
+        listed = page.locator("#examples li .value").all_inner_texts()
+        listed = [float(text.replace("−", "-")) for text in listed]
+        if inside:
+            assert listed == [pytest.approx(value, rel=1e-3) for value in inside]
+        else:
+            assert "nearest" in page.locator("#examples").inner_text()
+        page.click("#all-examples")
+        assert page.locator("#examples li").count() == len(contexts)
+        assert page.locator("#examples mark").count() == len(contexts)
+
+
+def test_outside_text_stays_text(visit, zoo):
+    """A token, a document, a file and a corpus, all named like an attack; the title must not have become 1."""
+    path, _, found = zoo
+    with visit(path, f"#n={next(iter(found))}") as page:
+        page.wait_for_timeout(300)
+        assert page.locator("#examples mark").last.inner_text() == XSS
+        assert XSS in page.locator("#legend").inner_text()
+        assert XSS in page.locator("#corpus").locator("xpath=..").evaluate("label => label.textContent")
+        page.locator("summary", has_text="About").click()
+        assert XSS in page.locator("#provenance").inner_text()
+        assert page.evaluate("document.querySelectorAll('img').length") == 0
+        assert page.title() == "tiny-opt – ablation-lens explorer"
+
+
+def test_nothing_but_the_pages_scripts_can_run_or_load(visit, zoo):
+    """The policy holds even against a hole in the page: markup put in by force neither runs nor loads."""
+    path, _, _ = zoo
+
+    def break_in():
+        with visit(path) as page:
+            for markup in (
+                '<img src="https://example.invalid/x.png">',
+                '<img src="data:," onerror="document.title=1">',
+            ):
+                page.evaluate("markup => document.body.insertAdjacentHTML('beforeend', markup)", markup)
+            page.wait_for_timeout(300)
+            assert page.title() == "tiny-opt – ablation-lens explorer"
+
+    # The check that watches every page notices, too.
+    with pytest.raises(AssertionError, match="Content Security Policy"):
+        break_in()
+
+
+def test_downloads(visit, zoo):
+    path, statistics, _ = zoo
+    with visit(path, "#n=L1.H2.D3&bins=32") as page:
+        texts = {}
+        for kind in ("csv", "png", "svg"):
+            page.locator("#export summary").click()
+            with page.expect_download() as event:
+                page.click(f"#{kind}")
+            assert event.value.suggested_filename == f"collect-L1.H2.D3.{kind}"
+            texts[kind] = event.value.path().read_bytes()
+            page.keyboard.press("Escape")
+    rows = list(csv.DictReader(io.StringIO(texts["csv"].decode())))
+    coarse = statistics.histogram.coarsen(32)
+    counts = coarse.counts((1, 2, 3))
+    counts = counts[: int(counts.nonzero().max()) + 1]
+    assert [float(row["bin_low"]) for row in rows] == coarse.edges((1, 2, 3))[: len(counts)].tolist()
+    for row_, count in zip(rows, counts.tolist(), strict=True):
+        assert abs(float(row_["approximate_count"]) - count) <= count / 128
+    assert texts["png"].startswith(b"\x89PNG")
+    assert texts["svg"].startswith(b"<svg")
+
+
+def test_the_damage_is_shown(visit, zoo):
+    path, _, _ = zoo
+    with visit(path) as page:
+        text = page.locator("#damage-table").inner_text()
+        assert "peak" in text
+        assert "2" in text
+        colors = page.evaluate("document.getElementById('damage').data.map(line => line.line.color)")
+        assert colors == ["#D55E00", "#000000"]
+        page.select_option("#score", "1")
+        until(page, "document.getElementById('damage').layout.yaxis.title.text.includes('top-1')")
+
+
+def test_it_can_be_used_with_a_screen_reader(visit, zoo):
+    """Everything that is not text has a name, and what changes is said."""
+    path, _, _ = zoo
+    with visit(path) as page:
+        for selector in ("button", "select", "input", "summary"):
+            for control in page.locator(selector).all():
+                named = control.evaluate(
+                    "e => (e.ariaLabel ?? '') + e.textContent + [...(e.labels ?? [])].map(l => l.textContent)"
+                )
+                assert named.strip(), control.evaluate("e => e.outerHTML")
+        for figure in ("heatmap", "histogram"):
+            assert len(page.locator(f"#{figure}").get_attribute("aria-label")) > 20
+        assert shown(page) in page.locator("#spoken").text_content()
+        chosen = page.locator("#list").get_attribute("aria-activedescendant")
+        assert page.locator(f"#{chosen}").get_attribute("data-neuron") == shown(page)
+
+
+@pytest.mark.parametrize("width", [1280, 830, 390])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_nothing_is_cut_or_overlaps(visit, zoo, width, scheme):
+    path, _, _ = zoo
+    size = {"width": width, "height": 844 if width < 500 else 800}
+    with visit(path, "#pins=L0.H0.D1", viewport=size, color_scheme=scheme) as page:
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        for texts in (
+            "#histogram .annotation-text",
+            "#columns button:visible",
+            "#histogram .xtick text",
+            "#heatmap .xtick text",
+        ):
+            boxes = [box for box in (each.bounding_box() for each in page.locator(texts).all()) if box]
+            assert boxes
+            for number, one in enumerate(boxes):
+                assert one["x"] >= 0
+                assert one["x"] + one["width"] <= width
+                for other in boxes[number + 1 :]:
+                    apart_x = one["x"] + one["width"] <= other["x"] + 1 or other["x"] + other["width"] <= one["x"] + 1
+                    apart_y = one["y"] + one["height"] <= other["y"] + 2 or other["y"] + other["height"] <= one["y"] + 2
+                    assert apart_x or apart_y, (texts, one, other)
+        right = "e => { const box = e.getBoundingClientRect(); return box.left + box.width }"
+        edge = page.locator("#list-card").evaluate(right)
+        for cell in page.locator("#columns button:visible, #list .row:first-child span:visible").all():
+            assert cell.evaluate(right) <= edge
+            assert cell.evaluate("e => e.scrollWidth <= e.clientWidth + 1"), cell.text_content()
+        ink, paper = page.evaluate(
+            "[getComputedStyle(document.body).color, getComputedStyle(document.querySelector('.card')).backgroundColor]"
+        )
+        brightness = [sum(map(int, text[4:-1].split(","))) for text in (ink, paper)]
+        assert (brightness[0] > brightness[1]) == (scheme == "dark")
+
+
+def test_a_page_of_49152_neurons(visit, large, capsys):
+    path, statistics = large
+    size = path.stat().st_size / 1e6
+    assert size <= 15 + 4.9
+    start = time.perf_counter()
+    with visit(path) as page:
+        opened = time.perf_counter() - start
+        painted = page.evaluate("performance.getEntriesByName('first-contentful-paint')[0]?.startTime") or 0
+        ready = page.evaluate("performance.now()")
+        assert page.locator("#found").inner_text() == "49\u202f152 neurons"
+        assert page.locator("#list .row").count() < 60
+        down, right = page.evaluate(SWITCH, "ArrowDown"), page.evaluate(SWITCH, "ArrowRight")
+        page.evaluate("location.hash = 'n=L23.H31.D63&bins=64'")
+        until(page, "document.documentElement.dataset.shown === 'L23.H31.D63 64'")
+        on_page, in_python = plotted_peak(page, statistics, "L23.H31.D63", 64)
+        assert on_page == in_python
+        page.fill("#filter", "multi-modal peak/σ>0.5")
+        table = statistics.table()
+        number = int(((table["shape"] == "multi-modal") & (table["peak_over_sigma"] > 0.5)).sum())
+        until(page, f"document.getElementById('found').textContent.replaceAll('\\u202f', '').startsWith('{number} of')")
+    with capsys.disabled():
+        print(
+            f"\n49 152 neurons: {size:.1f} MB with Plotly; first paint {painted / 1e3:.2f} s, all drawn by "
+            f"{min(opened, ready / 1e3):.2f} s; switching along the list {sorted(down)[10]:.0f} ms (worst "
+            f"{max(down):.0f}), within a head {sorted(right)[10]:.0f} ms (worst {max(right):.0f})"
+        )

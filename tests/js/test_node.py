@@ -1,0 +1,85 @@
+"""The page's scripts under Node, on vectors that the Python packer writes."""
+
+import json
+import math
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+from ablation_lens.explorer.dataset import packed_dataset
+from ablation_lens.explorer.packing import display_histogram, pack_counts, unpack_counts
+from tests.synthetic_statistics import draw, statistics_of
+
+HERE = Path(__file__).parent
+
+
+def vector(name, statistics):
+    dataset = packed_dataset(statistics, name)
+    blobs = {"summary-0": dataset.pop("summary")}
+    for layer, packed in enumerate(dataset["layers"]):
+        blobs[f"layer-0-{layer}"] = packed.pop("data")
+    histogram = display_histogram(statistics.histogram)
+    flat = histogram.counts().flatten(0, 2)
+    rounded = unpack_counts(*pack_counts(flat, histogram.offset.flatten(), dataset["widths"]))
+    table = statistics.table()
+    columns = {name: torch.tensor(table[name].to_numpy()).float().tolist() for name in ("mean", "std", "skew")}
+    columns["max"] = table["max"].tolist()
+    columns["center:median"] = statistics.center("median").flatten().float().tolist()
+    return {
+        "name": name,
+        "dataset": dataset,
+        "blobs": blobs,
+        "counts": rounded.tolist(),
+        "totals": flat.sum(-1).tolist(),
+        "widths": [
+            {
+                "width": width,
+                "peak": statistics.center("peak", bins=width).flatten().tolist(),
+                "epsilon": statistics.histogram.coarsen(width).epsilon.flatten().tolist(),
+            }
+            for width in dataset["widths"]
+        ],
+        "columns": {key: [None if math.isnan(value) else value for value in values] for key, values in columns.items()},
+    }
+
+
+def awkward():
+    """Constants, one far value, whole numbers, tiny and huge scales."""
+    values = draw(3000, (2, 2, 8), seed=4)
+    values[:, 0, 0, 0] = 0.0
+    values[:, 0, 0, 1] = -7.25
+    values[0, 0, 0, 2] = 3e4
+    values[:, 0, 0, 3] = values[:, 0, 0, 3].mul(3).round()
+    values[:, 0, 0, 4] *= 1e-30
+    values[:, 0, 0, 5] = values[:, 0, 0, 5] * 1e-3 + 1e4
+    return values
+
+
+@pytest.fixture(scope="module")
+def vectors(tmp_path_factory):
+    path = tmp_path_factory.mktemp("vectors") / "vectors.json"
+    made = [
+        vector("synthetic", statistics_of(draw(20_000, (3, 2, 16)))),
+        vector("awkward", statistics_of(awkward())),
+        vector("float64", statistics_of(awkward().double() + 1e6)),
+        vector("bfloat16", statistics_of(draw(3000, (1, 2, 8)).bfloat16())),
+        vector("100 bins", statistics_of(draw(500, (1, 2, 8)), bins=100)),
+        vector("4 bins", statistics_of(draw(500, (1, 2, 8)), bins=4)),
+    ]
+    path.write_text(json.dumps(made, allow_nan=False))
+    return path
+
+
+def test_the_scripts_decode_what_python_packed(vectors):
+    if shutil.which("node") is None:
+        pytest.skip("NODE IS MISSING: the explorer's scripts are not tested (apt-get install nodejs)")
+    tests = sorted(str(path) for path in HERE.glob("*.test.mjs"))
+    assert len(tests) == 2
+    environment = {**os.environ, "ABLATION_LENS_VECTORS": str(vectors)}
+    result = subprocess.run(["node", "--test", *tests], env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout[-6000:] + result.stderr[-2000:]
+    assert "# fail 0" in result.stdout or "ℹ fail 0" in result.stdout, result.stdout[-500:]
