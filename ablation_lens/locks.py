@@ -5,12 +5,12 @@ and no lock can be stale. (On network disks these are the locks of NFS; a file s
 """
 
 import hashlib
+import os
 import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
 
 try:
     import fcntl
@@ -19,6 +19,13 @@ except ImportError:  # Windows
 
 _WAIT = 0.2
 """Seconds between two tries."""
+
+_descriptors: dict[tuple[int, int], int] = {}
+"""Of every lock file (device, inode), opened once and never closed: closing *any* descriptor of a file frees all of
+a process' locks on it."""
+
+_held: set[tuple[int, tuple[int, int], int]] = set()
+"""(process, lock file, byte). To the system these locks are the process' own: it would give it the same one twice."""
 
 
 class KeyLocks:
@@ -34,48 +41,48 @@ class KeyLocks:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._held: set[str] = set()  # to the system the locks are the process' own: it would get one twice
-        # Opened once and kept: closing *any* descriptor of a file frees all of a process' locks on it.
-        self._file: IO[bytes] | None = None
         self._lockless = fcntl is None
 
     @contextmanager
     def holding(self, key: str, *, wait: bool) -> Iterator[bool]:
         """Hold the lock of `key` for the block, after waiting for it if asked to."""
-        if key in self._held:
-            yield False
-            return
-        place = int.from_bytes(hashlib.sha256(key.encode()).digest()[:7], "big")
-        if not self._acquire(place, wait):
-            yield False
-            return
-        self._held.add(key)
+        file = self._file()
+        byte = int.from_bytes(hashlib.sha256(key.encode()).digest()[:7], "big")
+        mine = (os.getpid(), file, byte)
+        while mine in _held or not self._acquire(_descriptors[file], byte):
+            if not wait:
+                yield False
+                return
+            time.sleep(_WAIT)
+        _held.add(mine)
         try:
             yield True
         finally:
-            self._held.discard(key)
+            _held.discard(mine)
             if not self._lockless:
-                fcntl.lockf(self._descriptor(), fcntl.LOCK_UN, 1, place)
+                fcntl.lockf(_descriptors[file], fcntl.LOCK_UN, 1, byte)
 
-    def _descriptor(self) -> int:
-        if self._file is None:
-            self._file = self.path.open("ab")
-        return self._file.fileno()
+    def _file(self) -> tuple[int, int]:
+        if not self.path.exists():
+            self.path.touch()
+        status = self.path.stat()
+        file = (status.st_dev, status.st_ino)
+        if file not in _descriptors:
+            _descriptors[file] = os.open(self.path, os.O_RDWR)
+        return file
 
-    def _acquire(self, place: int, wait: bool) -> bool:
-        while not self._lockless:
-            try:
-                fcntl.lockf(self._descriptor(), fcntl.LOCK_EX | fcntl.LOCK_NB, 1, place)
-                return True
-            except (BlockingIOError, PermissionError):
-                if not wait:
-                    return False
-                time.sleep(_WAIT)
-            except OSError as error:
-                self._lockless = True
-                warnings.warn(
-                    f"the file system of {self.path.parent} has no locks ({error.strerror}): processes that share "
-                    "this folder may compute the same cells twice. Results are the same.",
-                    stacklevel=3,
-                )
+    def _acquire(self, descriptor: int, byte: int) -> bool:
+        if self._lockless:
+            return True
+        try:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, byte)
+        except (BlockingIOError, PermissionError):
+            return False
+        except OSError as error:
+            self._lockless = True
+            warnings.warn(
+                f"the file system of {self.path.parent} has no locks ({error.strerror}): processes that share "
+                "this folder may compute the same cells twice. Results are the same.",
+                stacklevel=4,
+            )
         return True

@@ -43,6 +43,7 @@ ROWS = [
     "intervals",
     "results",
     "table2",
+    "bench",
     "study_run",
     "study",
     "plots",
