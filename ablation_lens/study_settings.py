@@ -137,7 +137,7 @@ class StudySettings:
 
 def require_known(what: str, given: str, known: Sequence[str] | Mapping[str, Any]) -> None:
     """Raise `MismatchError`, with the nearest name, unless `given` is one of `known`."""
-    if given not in known:
+    if not isinstance(given, str) or given not in known:
         nearest = difflib.get_close_matches(str(given), list(known), n=1, cutoff=0.0)[0]
         raise MismatchError(f"there is no {what} {given!r}; did you mean {nearest!r}? Known: {', '.join(known)}.")
 
