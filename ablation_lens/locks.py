@@ -6,10 +6,12 @@ and no lock can be stale. (On network disks these are the locks of NFS; a file s
 
 import hashlib
 import os
+import threading
 import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 try:
@@ -20,12 +22,22 @@ except ImportError:  # Windows
 _WAIT = 0.2
 """Seconds between two tries."""
 
-_descriptors: dict[tuple[int, int], int] = {}
-"""Of every lock file (device, inode), opened once and never closed: closing *any* descriptor of a file frees all of
-a process' locks on it."""
 
-_held: set[tuple[int, tuple[int, int], int]] = set()
-"""(process, lock file, byte). To the system these locks are the process' own: it would give it the same one twice."""
+@dataclass
+class _LockFile:
+    """A lock file while this process holds locks in it.
+
+    Every file is opened once, as closing *any* descriptor of a file frees all of a process' locks on it; and closed
+    with the last of them, so that its disk can be unmounted.
+    """
+
+    descriptor: int
+    held: set[int] = field(default_factory=set)  # to the system these are the process' own: it would get one twice
+
+
+_files: dict[tuple[int, int, int], _LockFile] = {}
+"""By process, device and inode."""
+_mutex = threading.Lock()
 
 
 class KeyLocks:
@@ -46,32 +58,44 @@ class KeyLocks:
     @contextmanager
     def holding(self, key: str, *, wait: bool) -> Iterator[bool]:
         """Hold the lock of `key` for the block, after waiting for it if asked to."""
-        file = self._file()
         byte = int.from_bytes(hashlib.sha256(key.encode()).digest()[:7], "big")
-        mine = (os.getpid(), file, byte)
-        while mine in _held or not self._acquire(_descriptors[file], byte):
+        while (place := self._take(byte)) is None:
             if not wait:
                 yield False
                 return
             time.sleep(_WAIT)
-        _held.add(mine)
         try:
             yield True
         finally:
-            _held.discard(mine)
-            if not self._lockless:
-                fcntl.lockf(_descriptors[file], fcntl.LOCK_UN, 1, byte)
+            self._give_back(place, byte)
 
-    def _file(self) -> tuple[int, int]:
+    def _take(self, byte: int) -> tuple[int, int, int] | None:
+        """Where the byte was locked; None while somebody else has it."""
         if not self.path.exists():
             self.path.touch()
         status = self.path.stat()
-        file = (status.st_dev, status.st_ino)
-        if file not in _descriptors:
-            _descriptors[file] = os.open(self.path, os.O_RDWR)
-        return file
+        place = (os.getpid(), status.st_dev, status.st_ino)
+        with _mutex:
+            file = _files.get(place) or _files.setdefault(place, _LockFile(os.open(self.path, os.O_RDWR)))
+            if byte not in file.held and self._lock(file.descriptor, byte):
+                file.held.add(byte)
+                return place
+            self._close_unused(place)
+            return None
 
-    def _acquire(self, descriptor: int, byte: int) -> bool:
+    def _give_back(self, place: tuple[int, int, int], byte: int) -> None:
+        with _mutex:
+            file = _files[place]
+            file.held.discard(byte)
+            if not self._lockless:
+                fcntl.lockf(file.descriptor, fcntl.LOCK_UN, 1, byte)
+            self._close_unused(place)
+
+    def _close_unused(self, place: tuple[int, int, int]) -> None:
+        if not _files[place].held:
+            os.close(_files.pop(place).descriptor)
+
+    def _lock(self, descriptor: int, byte: int) -> bool:
         if self._lockless:
             return True
         try:
@@ -83,6 +107,6 @@ class KeyLocks:
             warnings.warn(
                 f"the file system of {self.path.parent} has no locks ({error.strerror}): processes that share "
                 "this folder may compute the same cells twice. Results are the same.",
-                stacklevel=4,
+                stacklevel=5,
             )
         return True

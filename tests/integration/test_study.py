@@ -9,15 +9,15 @@ import pytest
 import torch
 
 import ablation_lens as al
-from ablation_lens import bench, centers
+from ablation_lens import bench, centers, zoo
 from ablation_lens.errors import AblationLensError, CorpusError, FileFormatError, MismatchError
 from ablation_lens.evaluation import evaluate
 from ablation_lens.results import Results
 from ablation_lens.run_folder import CannotWrite, RunFolder
 from ablation_lens.study import Study
-from tests.studies import files, rows, sums
+from tests.studies import files, rows
 
-SMALL = {"collect_images": 32, "evaluate_images": 32}
+SMALL = {"collect_images": 16, "evaluate_images": 16}
 
 
 def vit(**changes):
@@ -79,8 +79,8 @@ def test_its_cells_are_what_evaluate_says(finished):
     frame = Results.load(finished).frame.set_index(["method", "fraction", "seed"])
     model = al.load_model("tiny-vit")
     task = al.task_for(model)
-    plan = task.batches(split="evaluate", images=32)
-    statistics = al.collect(model, task.batches(split="collect", images=32), progress=False)
+    plan = task.batches(split="evaluate", images=16)
+    statistics = al.collect(model, task.batches(split="collect", images=16), progress=False)
     mask = al.random_neurons(statistics.shape, 0.5, seed=2)
     score = evaluate(model, plan, statistics.ablation(mask, "peak"))
     row = frame.loc[("peak", 0.5, 2)]
@@ -125,8 +125,8 @@ def test_more_seeds_add_cells_and_keep_the_others(copied, monkeypatch):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"evaluate_images": 31},
-        {"collect_images": 31},
+        {"evaluate_images": 15},
+        {"collect_images": 15},
         {"bins": 128},
         {"include_bos": False},
         {"batch_size": 7},
@@ -158,8 +158,8 @@ def test_a_shared_input_is_the_first_seeds_so_other_seeds_make_another_group(tmp
 def test_the_mask_does_not_matter_where_everything_is_ablated(finished):
     model = al.load_model("tiny-vit")
     task = al.task_for(model)
-    statistics = al.collect(model, task.batches(split="collect", images=32), progress=False)
-    plan = task.batches(split="evaluate", images=32)
+    statistics = al.collect(model, task.batches(split="collect", images=16), progress=False)
+    plan = task.batches(split="evaluate", images=16)
     whole = {
         evaluate(model, plan, statistics.ablation(al.random_neurons(statistics.shape, 1.0, seed), "peak")).cross_entropy
         for seed in (1, 2, 99)
@@ -186,9 +186,9 @@ def test_text_models_with_every_way_of_resampling(tmp_path):
         methods=["peak bins=64", "resample-characters", "resample-tokens", "resample-generated", "resample-pixels"],
         fractions=[0.5],
         seeds=[1],
-        collect_tokens=1000,
-        evaluate_tokens=1000,
-        context=64,
+        collect_tokens=400,
+        evaluate_tokens=400,
+        context=40,
     )
     results = study.run(tmp_path, progress=False)
     assert results.failed == []
@@ -202,10 +202,6 @@ def test_text_models_with_every_way_of_resampling(tmp_path):
     }
     authors = {header["generator"] for header in RunFolder(tmp_path).inputs() if header["kind"] == "generated"}
     assert authors == {"tiny-opt"}
-    # Again from the same inputs, in a fresh folder: the same numbers.
-    again = study.run(tmp_path / "other", progress=False)
-    assert rows(again) == rows(results)
-    assert all(torch.equal(*pair) for pair in zip(sums(again), sums(results), strict=True))
 
 
 @pytest.fixture
@@ -265,13 +261,14 @@ def test_a_model_that_failed_is_not_kept_in_memory(tmp_path, capricious, monkeyp
 
 
 def test_a_model_that_cannot_be_measured_leaves_the_others_their_cells(tmp_path):
-    study = vit(models=["tiny-opt", "tiny-vit"], evaluate_tokens=10**9, fractions=[0.5], seeds=[1])
-    results = study.run(tmp_path, progress=False)
+    broken = str(shutil.copytree(zoo.folder("tiny-vit"), tmp_path / "broken"))
+    (tmp_path / "broken" / "model.safetensors").write_bytes(b"not weights")
+    study = vit(models=[broken, "tiny-vit"], fractions=[0.5], seeds=[1])
+    results = study.run(tmp_path / "run", progress=False)
     assert set(results.frame["model"]) == {"tiny-vit"}
     (failed,) = results.failed
-    assert failed.startswith("tiny-opt: the evaluate split of stdlib has only ")
-    assert "(evaluate_tokens=" in failed
-    assert [failure["model"] for failure in RunFolder(tmp_path).failures()] == ["tiny-opt"]
+    assert failed.startswith(f"{broken}: ")
+    assert [failure["model"] for failure in RunFolder(tmp_path / "run").failures()] == [broken]
 
 
 def test_where_nothing_can_be_measured_the_study_raises(copied, capricious, monkeypatch):
@@ -286,11 +283,11 @@ def test_where_nothing_can_be_measured_the_study_raises(copied, capricious, monk
 
     monkeypatch.setattr(bench, "evaluate", broken)
     with pytest.raises(AblationLensError, match=r"RuntimeError: something odd \(the traceback is in .*failures"):
-        vit(evaluate_images=16).run(copied, progress=False)
+        vit(evaluate_images=12).run(copied, progress=False)
 
 
 def test_a_size_left_out_takes_what_there_is(tmp_path):
-    study = Study(models=["tiny-vit"], methods=["zero"], fractions=[0.5], seeds=[1], collect_images=32)
+    study = Study(models=["tiny-vit"], methods=["zero"], fractions=[0.5], seeds=[1], collect_images=16)
     frame = study.run(tmp_path, progress=False).frame
     assert frame["predictions"].nunique() == 1
     assert 32 < frame["predictions"].iloc[0] < 1000
@@ -350,7 +347,7 @@ def test_what_a_cell_file_says_about_itself(finished):
     header, score = run.read_cell(run.cells()[0])
     assert {"group", "method", "fraction", "seed", "seconds", "threads"} <= set(header)
     facts = run.group(header["group"])
-    assert facts["predictions"] == score.predictions == 32
+    assert facts["predictions"] == score.predictions == 16
     assert facts["versions"]["torch"] == torch.__version__ or facts["versions"]["torch"] in torch.__version__
     assert json.dumps(facts)
     assert pd.notna(Results.load(finished).frame["seconds"]).all()

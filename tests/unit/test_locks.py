@@ -137,3 +137,12 @@ def test_a_lock_file_that_cannot_be_opened_is_an_error_and_no_endless_wait(tmp_p
     monkeypatch.setattr(locks.os, "open", refuse)
     with pytest.raises(PermissionError), KeyLocks(tmp_path / "locks").holding("a", wait=True):
         pass
+
+
+def test_nothing_is_left_open_so_that_a_disk_can_be_unmounted(tmp_path):
+    path = tmp_path / "locks"
+    with KeyLocks(path).holding("a", wait=False), KeyLocks(path).holding("b", wait=False):
+        assert len(locks._files) == 1
+        assert held(path, "a")
+        assert len(locks._files) == 1
+    assert locks._files == {}
