@@ -88,7 +88,7 @@ class RunFolder:
                 (path / name).mkdir(parents=True, exist_ok=True)
             if not marked:
                 _write_json(path / MARKER, {"format": FORMAT_VERSION})
-        for left in path.glob("*/.*.tmp"):  # by a process that was killed; another may still be at a younger one
+        for left in path.glob("*/.*tmp*"):  # by a process that was killed; another may still be at a younger one
             with suppress(OSError):
                 if time.time() - left.stat().st_mtime > ABANDONED:
                     left.unlink()
