@@ -10,6 +10,7 @@ import shutil
 import signal
 import sys
 import time
+import traceback
 from functools import partial
 from pathlib import Path
 
@@ -119,6 +120,8 @@ def fork(work, *arguments):
     try:
         work(*arguments)
         status = 0
+    except BaseException:
+        traceback.print_exc()
     finally:
         os._exit(status)
 
