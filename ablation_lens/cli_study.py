@@ -1,12 +1,15 @@
 """The commands around studies: `study`, `table`, `export`, `report`."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
 from ablation_lens.errors import AblationLensError
+
+if TYPE_CHECKING:
+    from ablation_lens.results import Results
 
 _errors = Console(stderr=True, highlight=False)
 
@@ -41,13 +44,12 @@ def study(
     after Ctrl-C, or at the same time elsewhere to share the work.
     """
     from ablation_lens.study import Study
-    from ablation_lens.study_run import StudyInterrupted
 
     changes: dict[str, Any] = {
         "models": models or None,
         "methods": methods or None,
-        "fractions": _numbers(fractions, "fractions", float),
-        "seeds": _numbers(seeds, "seeds", int),
+        "fractions": None if fractions is None else _numbers(fractions, "fractions", float),
+        "seeds": None if seeds is None else _numbers(seeds, "seeds", int),
         "collect_tokens": collect_tokens,
         "evaluate_tokens": evaluate_tokens,
         "collect_images": collect_images,
@@ -74,10 +76,12 @@ def study(
         settings = settings.with_corpora(corpora)
     try:
         results = settings.run(out)
-    except StudyInterrupted as interruption:
-        _errors.print(str(interruption), markup=False, soft_wrap=True)
+    except KeyboardInterrupt as interruption:
+        told = str(interruption) or f"interrupted: what is done is in {out}. Run the same again to go on."
+        _errors.print(told, markup=False, soft_wrap=True)
         raise typer.Exit(130) from None
-    show_table(out, Console())
+    if (results.frame["fraction"] > 0).any():
+        print_table(results, Console())
     for line in results.failed[:5]:
         _errors.print(f"failed: {line}", style="red", markup=False, soft_wrap=True)
     if results.failed:
@@ -95,20 +99,22 @@ def table(
     """Print Table 2 of the paper for what a run folder holds."""
     from ablation_lens.records import write_atomically
     from ablation_lens.results import Results
+    from ablation_lens.run_folder import writing
     from ablation_lens.study_settings import require_known
     from ablation_lens.table2 import table2
 
     require_known("format", form, FORMATS)
-    wanted = _numbers(fractions, "fractions", float) or []
+    wanted = _numbers(fractions, "fractions", float)
     if form == "text" and out is None:
-        show_table(folder, Console(), wanted)
+        print_table(Results.load(folder), Console(), wanted)
         return
     made = table2(Results.load(folder), wanted)
     content = made.markdown() if form == "text" else getattr(made, form)()
     if out is None:
         typer.echo(content)
         return
-    write_atomically(out, lambda path: _write(path, content))
+    with writing(out.parent):
+        write_atomically(out, lambda path: _write(path, content))
     Console().print(f"Table 2 → {out}", markup=False, highlight=False, soft_wrap=True)
 
 
@@ -135,12 +141,10 @@ def report(
     Console().print(f"{page} (and {text.name})", markup=False, highlight=False, soft_wrap=True)
 
 
-def show_table(folder: Path, console: Console, fractions: list[float] | None = None) -> None:
+def print_table(results: "Results", console: Console, fractions: list[float] | None = None) -> None:
     """Table 2 in the terminal, with its notes."""
-    from ablation_lens.results import Results
     from ablation_lens.table2 import table2
 
-    results = Results.load(folder)
     if fractions is None:
         measured = [fraction for fraction in sorted(set(results.frame["fraction"])) if fraction > 0]
         fractions = [fraction for fraction in (0.5, 0.9) if fraction in measured] or measured
@@ -150,13 +154,15 @@ def show_table(folder: Path, console: Console, fractions: list[float] | None = N
         console.print(note, markup=False, highlight=False)
 
 
-def _numbers(text: str | None, what: str, kind: type) -> list[Any] | None:
-    if text is None:
-        return None
+def _numbers(text: str, what: str, kind: type) -> list[Any]:
     try:
-        return [kind(part) for part in text.replace(";", ",").split(",") if part.strip()]
+        numbers = [kind(part) for part in text.split(",") if part.strip()]
+        if not numbers:
+            raise ValueError
     except ValueError as error:
-        raise AblationLensError(f"{what} {text!r} are not numbers with commas between them.") from error
+        whole = "whole " if kind is int else ""
+        raise AblationLensError(f"{what} {text!r} are not {whole}numbers with commas between them.") from error
+    return numbers
 
 
 def _write(path: Path, text: str) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from ablation_lens import zoo
-from ablation_lens.cli_study import show_table
+from ablation_lens.cli_study import print_table
 from ablation_lens.corpora.embedded import digest, digits_images, stdlib_documents
 from ablation_lens.report import write_report
 from ablation_lens.results import Results
@@ -25,7 +25,7 @@ def run_demo(console: Console, out: Path) -> Results:
     )
     started = time.perf_counter()
     results = study.run(out)
-    show_table(out, console)
+    print_table(results, console)
     page, _ = write_report(out)
     console.print(
         f"{len(results.frame):,} cells in {time.perf_counter() - started:.0f} s. All of it, with figures: {page}",

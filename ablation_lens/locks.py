@@ -5,12 +5,14 @@ and no lock can be stale. (On network disks these are the locks of NFS; a file s
 """
 
 import hashlib
+import os
+import threading
 import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
 
 try:
     import fcntl
@@ -19,6 +21,23 @@ except ImportError:  # Windows
 
 _WAIT = 0.2
 """Seconds between two tries."""
+
+
+@dataclass
+class _LockFile:
+    """A lock file while this process holds locks in it.
+
+    Every file is opened once, as closing *any* descriptor of a file frees all of a process' locks on it; and closed
+    with the last of them, so that its disk can be unmounted.
+    """
+
+    descriptor: int
+    held: set[int] = field(default_factory=set)  # to the system these are the process' own: it would get one twice
+
+
+_files: dict[tuple[int, int, int], _LockFile] = {}
+"""By process, device and inode."""
+_mutex = threading.Lock()
 
 
 class KeyLocks:
@@ -34,48 +53,60 @@ class KeyLocks:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._held: set[str] = set()  # to the system the locks are the process' own: it would get one twice
-        # Opened once and kept: closing *any* descriptor of a file frees all of a process' locks on it.
-        self._file: IO[bytes] | None = None
         self._lockless = fcntl is None
 
     @contextmanager
     def holding(self, key: str, *, wait: bool) -> Iterator[bool]:
         """Hold the lock of `key` for the block, after waiting for it if asked to."""
-        if key in self._held:
-            yield False
-            return
-        place = int.from_bytes(hashlib.sha256(key.encode()).digest()[:7], "big")
-        if not self._acquire(place, wait):
-            yield False
-            return
-        self._held.add(key)
+        byte = int.from_bytes(hashlib.sha256(key.encode()).digest()[:7], "big")
+        while (place := self._take(byte)) is None:
+            if not wait:
+                yield False
+                return
+            time.sleep(_WAIT)
         try:
             yield True
         finally:
-            self._held.discard(key)
+            self._give_back(place, byte)
+
+    def _take(self, byte: int) -> tuple[int, int, int] | None:
+        """Where the byte was locked; None while somebody else has it."""
+        if not self.path.exists():
+            self.path.touch()
+        status = self.path.stat()
+        place = (os.getpid(), status.st_dev, status.st_ino)
+        with _mutex:
+            file = _files.get(place) or _files.setdefault(place, _LockFile(os.open(self.path, os.O_RDWR)))
+            if byte not in file.held and self._lock(file.descriptor, byte):
+                file.held.add(byte)
+                return place
+            self._close_unused(place)
+            return None
+
+    def _give_back(self, place: tuple[int, int, int], byte: int) -> None:
+        with _mutex:
+            file = _files[place]
+            file.held.discard(byte)
             if not self._lockless:
-                fcntl.lockf(self._descriptor(), fcntl.LOCK_UN, 1, place)
+                fcntl.lockf(file.descriptor, fcntl.LOCK_UN, 1, byte)
+            self._close_unused(place)
 
-    def _descriptor(self) -> int:
-        if self._file is None:
-            self._file = self.path.open("ab")
-        return self._file.fileno()
+    def _close_unused(self, place: tuple[int, int, int]) -> None:
+        if not _files[place].held:
+            os.close(_files.pop(place).descriptor)
 
-    def _acquire(self, place: int, wait: bool) -> bool:
-        while not self._lockless:
-            try:
-                fcntl.lockf(self._descriptor(), fcntl.LOCK_EX | fcntl.LOCK_NB, 1, place)
-                return True
-            except (BlockingIOError, PermissionError):
-                if not wait:
-                    return False
-                time.sleep(_WAIT)
-            except OSError as error:
-                self._lockless = True
-                warnings.warn(
-                    f"the file system of {self.path.parent} has no locks ({error.strerror}): processes that share "
-                    "this folder may compute the same cells twice. Results are the same.",
-                    stacklevel=3,
-                )
+    def _lock(self, descriptor: int, byte: int) -> bool:
+        if self._lockless:
+            return True
+        try:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, byte)
+        except (BlockingIOError, PermissionError):
+            return False
+        except OSError as error:
+            self._lockless = True
+            warnings.warn(
+                f"the file system of {self.path.parent} has no locks ({error.strerror}): processes that share "
+                "this folder may compute the same cells twice. Results are the same.",
+                stacklevel=5,
+            )
         return True

@@ -1,6 +1,7 @@
 """The ways of ablating that a study compares: every center, and resampling from a random input.
 
-A new center is a method as soon as it is registered; a method that is neither needs `values_for` in `study_run.py`.
+A new center is a method as soon as it is registered; a method that is neither needs its own branch in
+`bench.py`, where values are made.
 """
 
 import difflib
@@ -43,22 +44,22 @@ class Method:
     @classmethod
     def parse(cls, text: str) -> "Method":
         """Read what `label` writes."""
-        name, *rest = text.split()
-        parameters = {}
+        name, *rest = text.split() or [""]
+        parameters: dict[str, Any] = {}
         for part in rest:
             key, sign, value = part.partition("=")
             try:
                 parameters[key] = int(value) if value.lstrip("+-").isdigit() else float(value)
             except ValueError:
                 sign = ""
-            if not sign:
+            if not sign or not key:
                 raise MismatchError(f"{part!r} in {text!r} is no parameter; write for example 'peak bins=64'.")
         return cls(name, parameters)
 
     @property
     def label(self) -> str:
         """How people and tables write it."""
-        return " ".join([self.name, *(f"{key}={value:g}" for key, value in sorted(self.parameters.items()))])
+        return " ".join([self.name, *(f"{key}={value!r}" for key, value in sorted(self.parameters.items()))])
 
     @property
     def draws(self) -> bool:

@@ -1,5 +1,6 @@
 """The results of a run folder: a row per cell, a summary per method and fraction, exports."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -72,7 +73,7 @@ class Results:
             }
         except (KeyError, TypeError) as error:
             raise FileFormatError(
-                f"cell {key} is not complete ({error}); delete it and run the study again."
+                f"{self.folder.cell(key)} lacks {error}; delete it and run the study again, which makes it anew."
             ) from error
 
     @cached_property
@@ -137,7 +138,9 @@ class Results:
             raise MismatchError(f"{first} and {second} have no seed in common at {100 * fraction:g} %.")
         sums = np.broadcast_arrays(self._sums(one, metric), self._sums(two, metric))
         predictions = self._scores[str(one.index[0])].predictions_per_document.numpy()
-        return difference(sums[0], sums[1], predictions)
+        interval = difference(sums[0], sums[1], predictions)
+        # Where every neuron is ablated there is one mask, and nothing that the interval is conditional on.
+        return interval if any(drawn) else dataclasses.replace(interval, conditional=False)
 
     def _of(self, group: str, method: str, fraction: float) -> pd.DataFrame:
         frame = self.frame
@@ -176,7 +179,8 @@ class Results:
                         row["conditional"] = interval.conditional
                     rows.append(row)
         if not rows:
-            raise MismatchError(f"no cell was measured at {', '.join(f'{100 * f:g} %' for f in wanted)} yet.")
+            asked = ", ".join(f"{100 * fraction:g} %" for fraction in wanted) or "any fraction"
+            raise MismatchError(f"{self.folder.path} holds no cell that was measured at {asked}.")
         return pd.DataFrame(rows)
 
     def export(self, path: str | Path) -> None:

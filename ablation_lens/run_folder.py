@@ -12,8 +12,10 @@ different, and folders are merged by copying one into the other.
 
 import hashlib
 import json
+import time
+import traceback
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,10 @@ KIND = "study cell"
 INPUT_KIND = "resampling input"
 FORMAT_VERSION = 1
 MARKER = "ablation-lens.json"
+PARTS = ("cells", "failures", "groups", "inputs", "statistics", "studies")
+LOCKS = "locks"
+ABANDONED = 24 * 3600.0
+"""Seconds after which a half-written file is nobody's."""
 
 
 def key_of(facts: Mapping[str, Any]) -> str:
@@ -55,13 +61,13 @@ class RunFolder:
         try:
             version = json.loads(marker.read_text(encoding="utf-8"))["format"]
         except (ValueError, KeyError, TypeError) as error:
-            raise FileFormatError(f"{marker} is damaged; delete it and run the study again: cells are kept.") from error
+            raise _damaged(marker) from error
         if version != FORMAT_VERSION:
             raise FileFormatError(
                 f"{self.path} has format version {version}, this ablation-lens reads {FORMAT_VERSION}; use the version "
                 "that wrote it, or another folder."
             )
-        self._locks = KeyLocks(self.path / "locks")
+        self._locks = KeyLocks(self.path / LOCKS)
 
     @classmethod
     def create(cls, path: str | Path) -> "RunFolder":
@@ -69,14 +75,24 @@ class RunFolder:
         path = Path(path)
         if path.exists() and not path.is_dir():
             raise AblationLensError(f"{path} is a file; give a folder for the run.")
-        if path.is_dir() and any(path.iterdir()) and not (path / MARKER).exists() and not (path / "cells").exists():
-            raise AblationLensError(f"{path} holds other files and is no run folder; give an empty or a new one.")
+        marked = (path / MARKER).exists()
+        if not marked and path.is_dir():
+            others = {entry.name for entry in path.iterdir() if not entry.name.startswith(".")} - {*PARTS, LOCKS}
+            if others:
+                raise AblationLensError(
+                    f"{path} holds other files ({min(others)}) and is no run folder; give an empty or a new one."
+                )
+        run = cls(path) if marked else None  # another format's folder is left as it is
         with writing(path):
-            for name in ("cells", "failures", "groups", "inputs", "statistics", "studies"):
+            for name in PARTS:
                 (path / name).mkdir(parents=True, exist_ok=True)
-            if not (path / MARKER).exists():
+            if not marked:
                 _write_json(path / MARKER, {"format": FORMAT_VERSION})
-        return cls(path)
+        for left in path.glob("*/.*tmp*"):  # by a process that was killed; another may still be at a younger one
+            with suppress(OSError):
+                if time.time() - left.stat().st_mtime > ABANDONED:
+                    left.unlink()
+        return run or cls(path)
 
     def cell(self, key: str) -> Path:
         """The file of a cell."""
@@ -86,9 +102,13 @@ class RunFolder:
         """Whether a cell is done; files appear only when they are whole."""
         return self.cell(key).exists()
 
-    def locked(self, key: str, *, wait: bool) -> Any:
+    @contextmanager
+    def locked(self, key: str, *, wait: bool) -> Iterator[bool]:
         """`with folder.locked(key, wait=…) as mine`: whether nobody else, here or elsewhere, works on this key."""
-        return self._locks.holding(key, wait=wait)
+        with ExitStack() as stack:
+            with writing(self.path):
+                mine = stack.enter_context(self._locks.holding(key, wait=wait))
+            yield mine
 
     def write_cell(self, key: str, header: Mapping[str, Any], score: Score) -> None:
         """Keep a finished cell, and forget that it failed before."""
@@ -100,12 +120,13 @@ class RunFolder:
         }
         with writing(self.path):
             save_tensors(self.cell(key), KIND, {**header, "splits": score.splits}, tensors)
-            self._failure(key).unlink(missing_ok=True)
+        self.forget_failure(key)
 
     def read_cell(self, key: str) -> tuple[dict[str, Any], Score]:
         """What `write_cell` kept."""
         path = self.cell(key)
-        header, tensors = load_tensors(path, KIND)
+        with reading(path):
+            header, tensors = load_tensors(path, KIND)
         try:
             score = Score(
                 documents=tuple(tensors["documents"].tolist()),
@@ -115,7 +136,7 @@ class RunFolder:
                 splits=header["splits"],
             )
         except KeyError as error:
-            raise FileFormatError(f"{path} lacks {error}; delete it and run the study again.") from error
+            raise _damaged(path) from error
         return header, score
 
     def cells(self) -> list[str]:
@@ -124,17 +145,20 @@ class RunFolder:
 
     def record_failure(self, key: str, facts: Mapping[str, Any], error: BaseException) -> None:
         """Keep why something failed."""
+        told = {"error": type(error).__name__, "message": str(error), "traceback": traceback.format_exception(error)}
         with writing(self.path):
-            _write_json(self._failure(key), {**facts, "error": type(error).__name__, "message": str(error)})
+            _write_json(self._failure(key), {**facts, **told})
 
     def forget_failure(self, key: str) -> None:
         """What failed before has worked now."""
-        self._failure(key).unlink(missing_ok=True)
+        path = self._failure(key)
+        if path.exists():  # asked first, as a finished study may lie on a disk that is read-only
+            with writing(self.path):
+                path.unlink(missing_ok=True)
 
     def failures(self) -> list[dict[str, Any]]:
         """What failed and has not succeeded since."""
-        paths = sorted((self.path / "failures").glob("[!.]*.json"))
-        return [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+        return [_read_json(path) for path in sorted((self.path / "failures").glob("[!.]*.json"))]
 
     def write_group(self, group: str, values: Mapping[str, Any]) -> None:
         """Keep what the cells of a group share."""
@@ -142,12 +166,7 @@ class RunFolder:
 
     def group(self, group: str) -> dict[str, Any]:
         """What `write_group` kept."""
-        path = self.path / "groups" / f"{group}.json"
-        try:
-            values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise FileFormatError(f"{path} is missing or damaged; run the study again: cells are kept.") from error
-        return values
+        return _read_json(self.path / "groups" / f"{group}.json")
 
     def write_study(self, settings: Mapping[str, Any]) -> None:
         """Keep a study's settings; the same study writes the same file."""
@@ -160,8 +179,8 @@ class RunFolder:
 
     def studies(self) -> list[dict[str, Any]]:
         """The settings of every study that ran here, the oldest first."""
-        paths = sorted((self.path / "studies").glob("[!.]*.json"), key=lambda path: (path.stat().st_mtime, path.name))
-        return [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+        paths = (self.path / "studies").glob("[!.]*.json")
+        return [_read_json(path) for path in sorted(paths, key=lambda path: (path.stat().st_mtime, path.name))]
 
     def inputs(self) -> list[dict[str, Any]]:
         """What the random inputs of resampling were: kind, seed, text and group of each."""
@@ -175,7 +194,8 @@ class RunFolder:
 
     def read_input(self, key: str) -> tuple[dict[str, Any], Tensor]:
         """What `write_input` kept."""
-        header, tensors = load_tensors(self.input(key), INPUT_KIND)
+        with reading(self.input(key)):
+            header, tensors = load_tensors(self.input(key), INPUT_KIND)
         return header, tensors["inputs"]
 
     def input(self, key: str) -> Path:
@@ -204,6 +224,32 @@ def writing(path: Path) -> Iterator[None]:
             f"cannot write to {path} ({error.strerror or error}); make room or give another folder, and run the same "
             "command again: finished cells are kept."
         ) from error
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Say what to do about a file that was copied in part, or changed."""
+    try:
+        yield
+    except FileFormatError as error:
+        raise FileFormatError(f"{error} {_AGAIN}") from error
+
+
+_AGAIN = "To have it made again, delete it and run the study again; the rest is kept."
+
+
+def _damaged(path: Path) -> FileFormatError:
+    return FileFormatError(f"{path} is missing or damaged. {_AGAIN}")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise _damaged(path) from error
+    if not isinstance(values, dict):
+        raise _damaged(path)
+    return values
 
 
 def _write_json(path: Path, values: Mapping[str, Any]) -> None:

@@ -6,6 +6,8 @@ truncated, foreign, damaged or newer file is one clear error.
 
 import hashlib
 import json
+import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -34,7 +36,18 @@ def save_tensors(path: str | Path, kind: str, header: Mapping[str, Any], tensors
     held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     text = json.dumps(dict(header), sort_keys=True, allow_nan=False)
     outer = {"kind": kind, "version": FORMAT_VERSION, "checksum": _checksum(text, held), "header": json.loads(text)}
-    write_atomically(path, lambda temporary: save_file(held, temporary, metadata={_KEY: json.dumps(outer)}))
+    write_atomically(path, lambda temporary: _write(held, temporary, {_KEY: json.dumps(outer)}))
+
+
+def _write(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+    try:
+        save_file(dict(tensors), path, metadata=metadata)
+    except SafetensorError as error:
+        # A full disk is an error of the disk, also when safetensors wraps it into one of its own.
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
 
 
 def load_tensors(path: str | Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -34,7 +34,8 @@ class Study(StudySettings):
         (7,)
         """
         require_known("preset", name, PRESETS)
-        return cls(**{**PRESETS[name], **changes})
+        study = cls(**{**PRESETS[name], **changes})
+        return study.with_corpora({**PRESETS[name].get("corpora", {}), **study.corpora})
 
     @classmethod
     def from_toml(cls, path: str | Path, **changes: Any) -> Self:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -85,31 +85,27 @@ class StudySettings:
     device: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("models", "methods", "fractions", "seeds"):
+        for name, (possible, wanted) in _LISTS.items():
             given = getattr(self, name)
             if isinstance(given, str) or not isinstance(given, Sequence):
                 raise MismatchError(f"{name}={given!r} must be a list.")
-            values = tuple(dict.fromkeys(given))
-            if not values:
+            if not given:
                 raise MismatchError(f"a study needs at least one of {name}.")
-            object.__setattr__(self, name, values)
-        for fraction in self.fractions:
-            if not isinstance(fraction, int | float) or not 0 <= fraction <= 1:
-                raise MismatchError(f"fraction {fraction!r} is not possible; give numbers from 0 to 1.")
-        for seed in self.seeds:
-            if not isinstance(seed, int) or isinstance(seed, bool):
-                raise MismatchError(f"seed {seed!r} is not possible; give whole numbers.")
-        for name in ("collect_tokens", "evaluate_tokens", "collect_images", "evaluate_images", "context", "batch_size"):
-            size = getattr(self, name)
-            if size is not None and (not isinstance(size, int) or isinstance(size, bool) or size < 1):
-                raise MismatchError(f"{name}={size!r} is not possible; give a positive whole number.")
+            for value in given:
+                if not possible(value):
+                    raise MismatchError(f"{name.removesuffix('s')} {value!r} is not possible; give {wanted}.")
+            object.__setattr__(self, name, tuple(dict.fromkeys(given)))
+        for name, (possible, wanted) in _VALUES.items():
+            if not possible(value := getattr(self, name)):
+                raise MismatchError(f"{name}={value!r} is not possible; give {wanted}.")
         unknown = set(self.corpora) - {"text", "image"}
         if unknown:
             raise MismatchError(f"corpora are for 'text' and 'image', not for {', '.join(sorted(unknown))}.")
         require_known("count", self.count, COUNTS)
         require_known("site", self.site, [site.value for site in Site])
         object.__setattr__(self, "fractions", tuple(float(fraction) for fraction in self.fractions))
-        object.__setattr__(self, "methods", tuple(Method.parse(method).label for method in self.methods))
+        methods = (Method.parse(method).label for method in self.methods)
+        object.__setattr__(self, "methods", tuple(dict.fromkeys(methods)))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -125,9 +121,14 @@ class StudySettings:
         whole = [fraction for fraction in self.fractions if fraction == 1]
         for seed in self.seeds:
             cells += [Cell(method, fraction, seed) for fraction in partial for method in methods]
-            cells += [Cell(method, fraction, seed) for fraction in whole for method in methods if method.draws]
+            cells += [Cell(method, fraction, seed) for fraction in whole for method in methods if self._differs(method)]
         # With every neuron gone, only what is drawn differs between seeds.
-        return cells + [Cell(method, fraction, None) for fraction in whole for method in methods if not method.draws]
+        alike = [method for method in methods if not self._differs(method)]
+        return cells + [Cell(method, fraction, None) for fraction in whole for method in alike]
+
+    def _differs(self, method: Method) -> bool:
+        """Whether the method's values differ between seeds."""
+        return method.draws and not self.shared_input
 
     def dtype_of(self, model: str) -> str | None:
         """The dtype a model is loaded in."""
@@ -136,6 +137,51 @@ class StudySettings:
 
 def require_known(what: str, given: str, known: Sequence[str] | Mapping[str, Any]) -> None:
     """Raise `MismatchError`, with the nearest name, unless `given` is one of `known`."""
-    if given not in known:
+    if not isinstance(given, str) or given not in known:
         nearest = difflib.get_close_matches(str(given), list(known), n=1, cutoff=0.0)[0]
         raise MismatchError(f"there is no {what} {given!r}; did you mean {nearest!r}? Known: {', '.join(known)}.")
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
+
+
+def _is_share(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
+
+
+def _is_size(value: Any) -> bool:
+    return value is None or (_is_whole(value) and value > 0)
+
+
+def _is_flag(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+def _is_text_by_name(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(_is_text(part) for pair in value.items() for part in pair)
+
+
+_Check = tuple[Callable[[Any], bool], str]
+
+_LISTS: dict[str, _Check] = {
+    "models": (_is_text, "names"),
+    "methods": (_is_text, "names"),
+    "fractions": (_is_share, "numbers from 0 to 1"),
+    "seeds": (_is_whole, "whole numbers"),
+}
+_SIZES = ("collect_tokens", "evaluate_tokens", "collect_images", "evaluate_images", "context", "batch_size")
+_VALUES: dict[str, _Check] = {
+    **dict.fromkeys(_SIZES, (_is_size, "a positive whole number")),
+    **dict.fromkeys(("include_bos", "shared_input"), (_is_flag, "true or false")),
+    **dict.fromkeys(("labels", "device"), (lambda value: value is None or _is_text(value), "text")),
+    "corpora": (_is_text_by_name, 'a table such as {text = "stdlib"}'),
+    "bins": (lambda value: _is_whole(value) and 2 <= value <= 2**16, "a whole number from 2 to 65536"),
+    "mask_seed": (_is_whole, "a whole number"),
+    "generator": (_is_text, "a model's name"),
+    "dtype": (lambda value: value is None or _is_text(value) or _is_text_by_name(value), "a name, or a table by model"),
+}

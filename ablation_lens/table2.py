@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from ablation_lens.methods import BASELINE
 from ablation_lens.results import METRICS, Results
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ BASELINES_APART = 0.1
 class Entry:
     """One figure: mean ± sd over seeds, whether it is as good as the best, and the paper's change beside ours."""
 
+    method: str
     mean: float
     sd: float
     as_best: bool
@@ -46,9 +48,11 @@ class Entry:
 
     def text(self, bold: Callable[[str], str], plus_minus: str = "±") -> str:
         """For people; `bold` is how the format at hand makes text bold."""
+        if math.isnan(self.mean):  # a baseline that failed
+            return "–"
         number = f"{self.mean:.2f}" + ("" if math.isnan(self.sd) else f" {plus_minus} {self.sd:.2f}")
         shown = bold(number) if self.as_best else number
-        if self.paper_change is None:
+        if self.paper_change is None or math.isnan(self.change):
             return shown
         return f"{shown} ({self.change:+.2f}; paper {self.paper_change:+.2f}{'' if self.comparable else '†'})"
 
@@ -66,20 +70,20 @@ class Table2:
 
     def markdown(self) -> str:
         """A Markdown table, and its notes."""
-        heads = ["", "", *map(_plain_markdown, self.groups.values())]
+        heads = ["", "", *map(_for_markdown, self.groups.values())]
         lines = [f"| {' | '.join(heads)} |", "|" + " --- |" * 2 + " ---: |" * len(self.groups)]
         for section, name, texts in self.texts():
-            lines.append(f"| {section} | {name} | {' | '.join(texts)} |")
+            lines.append(f"| {section} | {_for_markdown(name)} | {' | '.join(texts)} |")
         return "\n".join([*lines, "", *(f"{note}  " for note in self.notes)])
 
     def latex(self) -> str:
         """A LaTeX tabular (booktabs), and its notes as comments."""
-        heads = " & ".join(["", "", *map(_plain_latex, self.groups.values())])
+        heads = " & ".join(["", "", *map(_for_latex, self.groups.values())])
         lines = [r"\begin{tabular}{ll" + "r" * len(self.groups) + "}", r"\toprule", heads + r" \\", r"\midrule"]
         for section, name, texts in self.texts(lambda text: rf"\textbf{{{text}}}", r"$\pm$"):
             if section and len(lines) > 4:
                 lines.append(r"\midrule")
-            cells = [_plain_latex(section), _plain_latex(name), *(text.replace("†", r"$^\dagger$") for text in texts)]
+            cells = [_for_latex(section), _for_latex(name), *(text.replace("†", r"$^\dagger$") for text in texts)]
             lines.append(" & ".join(cells) + r" \\")
         lines += [r"\bottomrule", r"\end{tabular}"]
         return "\n".join([*lines, *(f"% {note}" for note in self.notes)])
@@ -87,27 +91,30 @@ class Table2:
     def csv(self) -> str:
         """A tidy table: a line per model, metric, fraction and method."""
         rows = [
-            {"model": self.groups[group], "metric": metric, "fraction": fraction, "method": name, **vars(entry)}
-            for metric, fraction, name, entries in self.rows
+            {"model": self.groups[group], "metric": metric, "fraction": fraction, **vars(entry)}
+            for metric, fraction, _, entries in self.rows
             for group, entry in entries.items()
         ]
         text: str = pd.DataFrame(rows).to_csv(index=False)
         return text
 
     def rich(self) -> "Table":
-        """For a terminal."""
+        """For a terminal: the four models of the paper, or of the zoo, fit in 80 columns."""
+        from rich.box import SIMPLE_HEAD
         from rich.markup import escape
         from rich.table import Table
 
-        table = Table(title="Table 2")
+        table = Table(title="Table 2", box=SIMPLE_HEAD, pad_edge=False)
         table.add_column("")
         table.add_column("")
         for label in self.groups.values():
-            table.add_column(escape(label), justify="right")
+            table.add_column(escape(_on_one_line(label)), justify="right")
         for section, name, texts in self.texts(lambda text: f"[bold]{text}[/bold]"):
             if section and table.row_count:
                 table.add_section()
-            table.add_row(section, name, *texts)
+            shown = section.replace("Top-1 accuracy", "Top-1").replace("Cross-entropy (nats)", "CE (nats)")
+            close = (text.replace(" ± ", "±") for text in texts)
+            table.add_row(shown.removesuffix(" ablated"), escape(_on_one_line(name)), *close)
         return table
 
     def texts(
@@ -158,7 +165,7 @@ def _row_order(name: str) -> tuple[int, str]:
 def _baselines(summary: pd.DataFrame, metric: str) -> dict[str, Entry]:
     first = summary.drop_duplicates("group")
     return {
-        str(row["group"]): Entry(_shown(metric, row[f"baseline_{metric}"]), math.nan, False, 0.0, None, True)
+        str(row["group"]): Entry(BASELINE, _shown(metric, row[f"baseline_{metric}"]), math.nan, False, 0.0, None, True)
         for _, row in first.iterrows()
     }
 
@@ -167,12 +174,13 @@ def _entry(row: Any, metric: str) -> Entry:
     ours, baseline = _shown(metric, row[metric]), _shown(metric, row[f"baseline_{metric}"])
     paper = _paper(str(row["model"]), metric, str(row["method"]), float(row["fraction"]))
     return Entry(
+        method=str(row["method"]),
         mean=ours,
         sd=_shown(metric, row[f"{metric}_sd"]),
         as_best=bool(row[f"{metric}_as_best"]),
         change=ours - baseline,
         paper_change=None if paper is None else paper[1] - paper[0],
-        comparable=paper is None or abs(baseline / paper[0] - 1) <= BASELINES_APART,
+        comparable=paper is None or not abs(baseline / paper[0] - 1) > BASELINES_APART,
     )
 
 
@@ -223,10 +231,16 @@ def _notes(summary: pd.DataFrame, rows: Sequence[tuple[str, float, str, dict[str
     return tuple(notes)
 
 
-def _plain_markdown(text: str) -> str:
-    return "".join(f"\\{letter}" if letter in r"\`*_[]<>|" else letter for letter in text)
+def _for_markdown(text: str) -> str:
+    return "".join(f"\\{letter}" if letter in r"\`*_[]<>|&" else letter for letter in _on_one_line(text))
 
 
-def _plain_latex(text: str) -> str:
+def _for_latex(text: str) -> str:
     special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-    return "".join(special.get(letter, f"\\{letter}" if letter in "&%$#_{}" else letter) for letter in text)
+    special |= {letter: f"\\{letter}" for letter in "&%$#_{}"}
+    return "".join(special.get(letter, letter) for letter in _on_one_line(text))
+
+
+def _on_one_line(text: str) -> str:
+    """A name may be a folder's, and that may hold anything."""
+    return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())

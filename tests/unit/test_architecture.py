@@ -45,6 +45,7 @@ ROWS = [
     "intervals",
     "results",
     "table2",
+    "bench",
     "study_run",
     "study",
     "plots",

@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from ablation_lens import storage
 from ablation_lens.errors import FileFormatError
 from ablation_lens.storage import load_tensors, save_tensors
 
@@ -108,3 +109,10 @@ def test_a_header_that_is_no_json_is_not_written(tmp_path):
     with pytest.raises(ValueError, match="JSON"):
         save_tensors(tmp_path / "x.safetensors", "example", {"nan": float("nan")}, TENSORS)
     assert not (tmp_path / "x.safetensors").exists()
+
+
+def test_what_the_disk_answers_is_an_error_of_the_disk(tmp_path, monkeypatch):
+    """safetensors wraps it into an error of its own."""
+    monkeypatch.setattr(storage, "write_atomically", lambda path, write: write(path))
+    with pytest.raises(FileNotFoundError, match="No such file or directory"):
+        save_tensors(tmp_path / "nowhere" / "x.safetensors", "example", {}, TENSORS)

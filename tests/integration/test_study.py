@@ -1,0 +1,353 @@
+"""Studies of the zoo, end to end, small enough to take seconds."""
+
+import json
+import shutil
+import weakref
+
+import pandas as pd
+import pytest
+import torch
+
+import ablation_lens as al
+from ablation_lens import bench, centers, zoo
+from ablation_lens.errors import AblationLensError, CorpusError, FileFormatError, MismatchError
+from ablation_lens.evaluation import evaluate
+from ablation_lens.results import Results
+from ablation_lens.run_folder import CannotWrite, RunFolder
+from ablation_lens.study import Study
+from tests.studies import files, rows
+
+SMALL = {"collect_images": 16, "evaluate_images": 16}
+
+
+def vit(**changes):
+    return Study(
+        **{
+            "models": ["tiny-vit"],
+            "methods": ["zero", "peak"],
+            "fractions": [0.5, 1.0],
+            "seeds": [1, 2],
+            **SMALL,
+            **changes,
+        }
+    )
+
+
+def measured(run):
+    """The cells that are measured from now on, as they are written."""
+    written = []
+    before = RunFolder.write_cell
+
+    def note(self, key, header, score):
+        written.append((header["method"], header["fraction"], header["seed"]))
+        before(self, key, header, score)
+
+    run.setattr(RunFolder, "write_cell", note)
+    return written
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    vit().run(folder, progress=False)
+    return folder
+
+
+@pytest.fixture
+def copied(finished, tmp_path):
+    """A finished run folder that a test may change."""
+    return shutil.copytree(finished, tmp_path / "run")
+
+
+def test_a_study_measures_every_cell_once(finished):
+    frame = Results.load(finished).frame
+    assert set(zip(frame["method"], frame["fraction"], frame["seed"].fillna(-1), strict=True)) == {
+        ("none", 0.0, -1),
+        ("zero", 0.5, 1),
+        ("zero", 0.5, 2),
+        ("peak", 0.5, 1),
+        ("peak", 0.5, 2),
+        ("zero", 1.0, -1),
+        ("peak", 1.0, -1),
+    }
+    assert len(frame) == len(list((finished / "cells").iterdir())) == 7
+    assert frame["group"].nunique() == 1
+
+
+def test_its_cells_are_what_evaluate_says(finished):
+    """The same by hand, from the parts a user has."""
+    frame = Results.load(finished).frame.set_index(["method", "fraction", "seed"])
+    model = al.load_model("tiny-vit")
+    task = al.task_for(model)
+    plan = task.batches(split="evaluate", images=16)
+    statistics = al.collect(model, task.batches(split="collect", images=16), progress=False)
+    mask = al.random_neurons(statistics.shape, 0.5, seed=2)
+    score = evaluate(model, plan, statistics.ablation(mask, "peak"))
+    row = frame.loc[("peak", 0.5, 2)]
+    assert row["cross_entropy"] == pytest.approx(score.cross_entropy, rel=1e-6)
+    assert row["top1"] == score.top1
+    assert row["baseline_cross_entropy"] == pytest.approx(evaluate(model, plan).cross_entropy, rel=1e-6)
+
+
+def test_running_again_does_nothing(copied, monkeypatch):
+    before, written = files(copied), measured(monkeypatch)
+    results = vit().run(copied, progress=False)
+    assert written == []
+    assert files(copied) == before
+    assert results.failed == []
+
+
+def test_a_finished_study_needs_no_right_to_write(copied, monkeypatch):
+    """As on a disk that is mounted read-only, where even removing what is not there is an error."""
+
+    def refuse(*_, **__):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr("ablation_lens.records.tempfile.mkstemp", refuse)
+    monkeypatch.setattr("ablation_lens.run_folder.Path.unlink", refuse)
+    assert len(vit().run(copied, progress=False).frame) == 7
+    with pytest.raises(CannotWrite, match=r"cannot write to .*Read-only file system.*finished cells are kept"):
+        vit(seeds=[3]).run(copied, progress=False)
+
+
+def test_more_seeds_add_cells_and_keep_the_others(copied, monkeypatch):
+    before, written = files(copied / "cells"), measured(monkeypatch)
+    results = vit(seeds=[1, 2, 3], methods=["zero", "peak", "mean"]).run(copied, progress=False)
+    assert sorted(written, key=str) == sorted(
+        [("zero", 0.5, 3), ("peak", 0.5, 3), ("mean", 0.5, 1), ("mean", 0.5, 2), ("mean", 0.5, 3), ("mean", 1.0, None)],
+        key=str,
+    )
+    assert {name: files(copied / "cells")[name] for name in before} == before
+    assert results.frame["group"].nunique() == 1
+    assert (results.frame["method"] == "none").sum() == 1
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"evaluate_images": 15},
+        {"collect_images": 15},
+        {"bins": 128},
+        {"include_bos": False},
+        {"batch_size": 7},
+        {"site": "mlp"},
+        {"dtype": "bfloat16"},
+        {"shared_input": True},
+    ],
+    ids=str,
+)
+def test_another_setting_is_another_group(copied, changes):
+    before = files(copied / "cells")
+    frame = vit(seeds=[1], fractions=[0.5], **changes).run(copied, progress=False).frame
+    assert frame["group"].nunique() == 2
+    assert frame.groupby("group")["baseline_cross_entropy"].nunique().tolist() == [1, 1]
+    assert sorted(frame.groupby("group").size()) == [3, 7]
+    assert {name: files(copied / "cells")[name] for name in before} == before
+
+
+def test_a_shared_input_is_the_first_seeds_so_other_seeds_make_another_group(tmp_path):
+    for seeds in ([1, 2], [2, 1]):
+        vit(methods=["resample-pixels"], fractions=[0.5], seeds=seeds, shared_input=True).run(tmp_path, progress=False)
+    frame = Results.load(tmp_path).frame
+    assert frame["group"].nunique() == 2
+    drawn = frame[frame["method"] == "resample-pixels"]
+    assert drawn.groupby("seed")["cross_entropy"].nunique().tolist() == [2, 2]
+    assert sorted(header["seed"] for header in RunFolder(tmp_path).inputs()) == [1, 2]
+
+
+def test_the_mask_does_not_matter_where_everything_is_ablated(finished):
+    model = al.load_model("tiny-vit")
+    task = al.task_for(model)
+    statistics = al.collect(model, task.batches(split="collect", images=16), progress=False)
+    plan = task.batches(split="evaluate", images=16)
+    whole = {
+        evaluate(model, plan, statistics.ablation(al.random_neurons(statistics.shape, 1.0, seed), "peak")).cross_entropy
+        for seed in (1, 2, 99)
+    }
+    frame = Results.load(finished).frame
+    row = frame[(frame["method"] == "peak") & (frame["fraction"] == 1.0)]
+    assert len(whole) == len(row) == 1
+    assert row["cross_entropy"].iloc[0] == pytest.approx(whole.pop(), rel=1e-6)
+
+
+def test_resampling_differs_between_seeds_also_at_100_percent(tmp_path):
+    frame = vit(methods=["resample-pixels", "zero"]).run(tmp_path, progress=False).frame
+    whole = frame[(frame["method"] == "resample-pixels") & (frame["fraction"] == 1.0)]
+    assert sorted(whole["seed"]) == [1, 2]
+    assert whole["cross_entropy"].nunique() == 2
+    headers = RunFolder(tmp_path).inputs()
+    assert sorted((header["kind"], header["seed"]) for header in headers) == [("pixels", 1), ("pixels", 2)]
+
+
+def test_text_models_with_every_way_of_resampling(tmp_path):
+    """A causal model writes its own text, a masked one reads another's; values are position-wise."""
+    study = Study(
+        models=["tiny-opt", "tiny-roberta"],
+        methods=["peak bins=64", "resample-characters", "resample-tokens", "resample-generated", "resample-pixels"],
+        fractions=[0.5],
+        seeds=[1],
+        collect_tokens=400,
+        evaluate_tokens=400,
+        context=40,
+    )
+    results = study.run(tmp_path, progress=False)
+    assert results.failed == []
+    methods = ["none", "peak bins=64", "resample-characters", "resample-tokens", "resample-generated"]
+    assert results.frame[["model", "method"]].values.tolist() == [
+        [model, method] for model in ("tiny-opt", "tiny-roberta") for method in methods
+    ]
+    assert results.frame.groupby("model")["task"].first().to_dict() == {
+        "tiny-opt": "causal-lm",
+        "tiny-roberta": "masked-lm",
+    }
+    authors = {header["generator"] for header in RunFolder(tmp_path).inputs() if header["kind"] == "generated"}
+    assert authors == {"tiny-opt"}
+
+
+@pytest.fixture
+def capricious(monkeypatch):
+    """A center that fails until it is told not to."""
+    monkeypatch.setattr(centers, "_CENTERS", dict(centers._CENTERS))
+    mood = {"fails": True}
+
+    @centers.register("capricious")
+    def capricious(statistics):
+        if mood["fails"]:
+            raise ValueError("not today")
+        return statistics.mean
+
+    return mood
+
+
+def test_a_failing_cell_is_recorded_the_rest_goes_on_and_it_is_tried_again(tmp_path, capricious):
+    study = vit(methods=["zero", "capricious", "peak"], fractions=[0.5], seeds=[1])
+    results = study.run(tmp_path, progress=False)
+    assert results.failed == ["tiny-vit: capricious, 50 %, seed 1: not today"]
+    assert results.frame["method"].tolist() == ["none", "zero", "peak"]
+    (failure,) = RunFolder(tmp_path).failures()
+    assert (failure["model"], failure["cell"], failure["error"], failure["message"]) == (
+        "tiny-vit",
+        "capricious, 50 %, seed 1",
+        "ValueError",
+        "not today",
+    )
+    capricious["fails"] = False
+    results = study.run(tmp_path, progress=False)
+    assert results.failed == []
+    assert RunFolder(tmp_path).failures() == []
+    assert results.frame["method"].tolist() == ["none", "zero", "capricious", "peak"]
+
+
+def test_a_model_that_failed_is_not_kept_in_memory(tmp_path, capricious, monkeypatch):
+    loaded = []
+
+    def load(*arguments, **options):
+        model = al.load_model(*arguments, **options)
+        loaded.append(weakref.ref(model))
+        if len(loaded) == 2:
+            import gc
+
+            gc.collect()
+            assert loaded[0]() is None, "the first model should be gone before the second is used"
+        return model
+
+    monkeypatch.setattr(bench, "load_model", load)
+    study = vit(
+        models=["tiny-vit", "tiny-opt"], methods=["capricious"], fractions=[0.5], seeds=[1], evaluate_tokens=500
+    )
+    results = study.run(tmp_path, progress=False)
+    assert len(loaded) == 2
+    assert len(results.failed) == 2
+
+
+def test_a_model_that_cannot_be_measured_leaves_the_others_their_cells(tmp_path):
+    broken = str(shutil.copytree(zoo.folder("tiny-vit"), tmp_path / "broken"))
+    (tmp_path / "broken" / "model.safetensors").write_bytes(b"not weights")
+    study = vit(models=[broken, "tiny-vit"], fractions=[0.5], seeds=[1])
+    results = study.run(tmp_path / "run", progress=False)
+    assert set(results.frame["model"]) == {"tiny-vit"}
+    (failed,) = results.failed
+    assert failed.startswith(f"{broken}: ")
+    assert [failure["model"] for failure in RunFolder(tmp_path / "run").failures()] == [broken]
+
+
+def test_where_nothing_can_be_measured_the_study_raises(copied, capricious, monkeypatch):
+    """Whatever other studies have left in the folder."""
+    with pytest.raises(CorpusError, match="ask for fewer"):
+        vit(evaluate_images=10**6).run(copied, progress=False)
+    with pytest.raises(MismatchError, match="resample-tokens cannot be applied to tiny-vit"):
+        vit(methods=["resample-tokens"]).run(copied, progress=False)
+
+    def broken(*_, **__):
+        raise RuntimeError("something odd")
+
+    monkeypatch.setattr(bench, "evaluate", broken)
+    with pytest.raises(AblationLensError, match=r"RuntimeError: something odd \(the traceback is in .*failures"):
+        vit(evaluate_images=12).run(copied, progress=False)
+
+
+def test_a_size_left_out_takes_what_there_is(tmp_path):
+    study = Study(models=["tiny-vit"], methods=["zero"], fractions=[0.5], seeds=[1], collect_images=16)
+    frame = study.run(tmp_path, progress=False).frame
+    assert frame["predictions"].nunique() == 1
+    assert 32 < frame["predictions"].iloc[0] < 1000
+
+
+def test_a_damaged_cell_is_named_and_measured_anew_once_it_is_deleted(copied):
+    before = rows(Results.load(copied))
+    path = next((copied / "cells").iterdir())
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(FileFormatError, match=rf"{path.name}.* delete it and run the study again"):
+        vit().run(copied, progress=False)
+    path.unlink()
+    assert rows(vit().run(copied, progress=False)) == before
+
+
+def test_damaged_statistics_are_named_and_collected_anew_once_they_are_deleted(copied):
+    before = rows(Results.load(copied))
+    for path in (copied / "cells").iterdir():
+        path.unlink()
+    (statistics,) = (copied / "statistics").glob("*.safetensors")
+    statistics.write_bytes(statistics.read_bytes()[:1000])
+    results = vit().run(copied, progress=False)
+    assert len(results.frame) == 1  # the baseline needs none
+    assert all(statistics.name in failed and "delete it and run" in failed for failed in results.failed)
+    statistics.unlink()
+    assert rows(vit().run(copied, progress=False)) == before
+
+
+def test_two_halves_merged_by_copying_are_the_whole(finished, tmp_path, monkeypatch):
+    for seed in (1, 2):
+        vit(seeds=[seed]).run(tmp_path / str(seed), progress=False)
+        shutil.copytree(tmp_path / str(seed), tmp_path / "merged", dirs_exist_ok=True)
+    written = measured(monkeypatch)
+    merged = vit().run(tmp_path / "merged", progress=False)
+    assert written == []
+    assert rows(merged) == rows(Results.load(finished))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"models": ["tiny-vitt"]}, "did you mean tiny-vit"),
+        ({"models": ["./nowhere"]}, r"there is no folder './nowhere'"),
+        ({"corpora": {"image": "digitz"}}, "digits"),
+        ({"corpora": {"image": "./nowhere"}}, "nowhere"),
+        ({"methods": ["resample-generated"], "generator": "tiny-optt"}, "did you mean tiny-opt"),
+    ],
+)
+def test_unknown_names_are_said_before_anything_is_made(tmp_path, changes, message):
+    with pytest.raises(AblationLensError, match=message):
+        vit(**changes).run(tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_a_cell_file_says_about_itself(finished):
+    run = RunFolder(finished)
+    header, score = run.read_cell(run.cells()[0])
+    assert {"group", "method", "fraction", "seed", "seconds", "threads"} <= set(header)
+    facts = run.group(header["group"])
+    assert facts["predictions"] == score.predictions == 16
+    assert facts["versions"]["torch"] == torch.__version__ or facts["versions"]["torch"] in torch.__version__
+    assert json.dumps(facts)
+    assert pd.notna(Results.load(finished).frame["seconds"]).all()

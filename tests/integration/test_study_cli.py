@@ -1,0 +1,221 @@
+"""`ablation-lens study`, `table` and `export`, as typed: what is printed, and with which exit code."""
+
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+
+from ablation_lens import centers, cli
+from ablation_lens.run_folder import MARKER
+from tests.made_runs import add_baseline, add_cell, add_group, made_run
+from tests.studies import files
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """Runs a command in this process: (exit code, stdout, stderr)."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["ablation-lens", *map(str, arguments)])
+        capsys.readouterr()
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as end:
+            code = end.code or 0
+        return code, *capsys.readouterr()
+
+    return run
+
+
+VIT = ("study", "--model", "tiny-vit", "--method", "zero", "--method", "mean", "--fractions", "0.5,1", "--seeds", "1,2")
+SIZES = ("--collect-images", "16", "--evaluate-images", "16")
+
+
+@pytest.fixture
+def run(tmp_path):
+    run = made_run(tmp_path / "run")
+    add_group(run, "g", "some-model")
+    add_baseline(run, "g", [60, 40], [2.0, 1.0])
+    for method, loss in (("mean", 3.0), ("peak", 2.5)):
+        for seed in (1, 2):
+            add_cell(run, "g", method, 0.5, seed, [30, 20], [loss, loss])
+    return run
+
+
+def test_a_study_from_the_shell_to_its_table(tmp_path):
+    """The command itself, in a process of its own."""
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "ablation_lens", *VIT, *SIZES, "--out", str(out)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert result.returncode == 0, result.stderr
+    assert "Table 2" in result.stdout
+    assert "Top-1 accuracy (%)" in result.stdout
+    assert "50 % ablated" in result.stdout
+    assert len(list((out / "cells").iterdir())) == 7
+
+
+def test_a_toml_file_and_options_over_it(command, tmp_path):
+    config = tmp_path / "study.toml"
+    config.write_text(
+        'models = ["tiny-vit"]\nmethods = ["zero"]\nfractions = [0.5]\nseeds = [1, 2, 3]\nevaluate_images = 16\n'
+    )
+    code, _, errors = command("study", config, "--out", tmp_path / "run", "--seeds", "7", "--image", "digits")
+    assert code == 0, errors
+    code, out, _ = command("export", tmp_path / "run", tmp_path / "cells.csv")
+    assert (code, out) == (0, f"2 cells → {tmp_path / 'cells.csv'}\n")
+    assert pd.read_csv(tmp_path / "cells.csv")["seed"].tolist()[1:] == [7]
+
+
+def test_a_failing_cell_is_exit_code_1_and_a_later_success_is_0(command, tmp_path, monkeypatch):
+    monkeypatch.setattr(centers, "_CENTERS", dict(centers._CENTERS))
+    fails = [True]
+
+    @centers.register("capricious")
+    def capricious(statistics):
+        if fails:
+            raise ValueError("not today [bold]")
+        return statistics.mean
+
+    arguments = (*VIT, *SIZES, "--method", "capricious", "--out", tmp_path / "run")
+    code, out, errors = command(*arguments)
+    assert code == 1
+    assert "Table 2" in out  # of the rest
+    lines = errors.splitlines()
+    assert "failed: tiny-vit: capricious, 50 %, seed 1: not today [bold]" in lines
+    assert lines[-1] == "3 failed; run the same again to retry them."
+    assert len(list((tmp_path / "run" / "failures").iterdir())) == 3
+    fails.clear()
+    code, _, errors = command(*arguments)
+    assert code == 0, errors
+    assert list((tmp_path / "run" / "failures").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("study",), "say what to study: --preset tiny, --model tiny-opt, or a TOML file."),
+        (("study", "--preset", "tinny"), "there is no preset 'tinny'; did you mean 'tiny'"),
+        (("study", "--model", "tiny-vitt"), "did you mean tiny-vit"),
+        (("study", "--model", "./nowhere"), "there is no folder './nowhere'"),
+        (("study", "--model", "tiny-vit", "--method", "paek"), "there is no method 'paek'; did you mean 'peak'"),
+        (("study", "--model", "tiny-vit", "--method", ""), "there is no method ''"),
+        (("study", "--model", "tiny-vit", "--image", "digitz"), "digits"),
+        (("study", "--model", "tiny-opt", "--text", "stdlb"), "stdlib"),
+        (
+            ("study", "--model", "tiny-vit", "--fractions", "1.5"),
+            "fraction 1.5 is not possible; give numbers from 0 to",
+        ),
+        (("study", "--model", "tiny-vit", "--fractions", "-0.5"), "fraction -0.5"),
+        (("study", "--model", "tiny-vit", "--fractions", "half"), "fractions 'half' are not numbers"),
+        (("study", "--model", "tiny-vit", "--fractions", ""), "fractions '' are not numbers"),
+        (("study", "--model", "tiny-vit", "--seeds", "1.5"), "seeds '1.5' are not whole numbers"),
+        (("study", "--model", "tiny-vit", "--evaluate-tokens", "-5"), "evaluate_tokens=-5 is not possible"),
+        (("study", "--model", "tiny-vit", "--collect-images", "0"), "collect_images=0 is not possible"),
+        (("study", "--model", "tiny-vit", "--count", "al"), "there is no count 'al'; did you mean 'all'"),
+        (("study", "nowhere.toml"), "cannot read nowhere.toml (No such file or directory)"),
+        (("study", "nowhere.toml", "--preset", "tiny"), "give a TOML file or --preset, not both"),
+    ],
+)
+def test_bad_requests_are_one_line_exit_code_2_and_no_folder(command, tmp_path, arguments, message):
+    code, out, errors = command(*arguments, "--out", tmp_path / "run")
+    assert (code, out) == (2, "")
+    assert errors.startswith("error: ")
+    assert message in errors
+    assert errors.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_wrong_key_in_a_toml_file_names_the_nearest(command, tmp_path):
+    config = tmp_path / "study.toml"
+    config.write_text('models = ["tiny-vit"]\nfracions = [0.5]\n')
+    code, _, errors = command("study", config, "--out", tmp_path / "run")
+    assert code == 2
+    assert errors.count("\n") == 1
+    assert f"there is no setting in {config} 'fracions'; did you mean 'fractions'" in errors
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--evaluate-images", "100000"), "ask for fewer (evaluate_images="),
+        (("--dtype", "floot16"), "'floot16' is not a dtype"),
+        (("--device", "abacus"), "'abacus' is not a device"),
+    ],
+)
+def test_what_shows_only_with_the_model_is_exit_code_2_too(command, tmp_path, arguments, message):
+    code, out, errors = command(*VIT, *arguments, "--out", tmp_path / "run")
+    assert (code, out) == (2, "")
+    assert "Traceback" not in errors
+    *_, said = errors.splitlines()  # behind a line about progress
+    assert said.startswith("error: ")
+    assert message in said
+
+
+def test_folders_that_are_not_ours_are_refused_and_left_alone(command, tmp_path):
+    theirs, newer = tmp_path / "theirs", tmp_path / "newer"
+    theirs.mkdir()
+    (theirs / "thesis.tex").write_text("years of work")
+    newer.mkdir()
+    (newer / MARKER).write_text('{"format": 2}')
+    before = files(tmp_path)
+    for folder, message in ((theirs, "holds other files (thesis.tex)"), (newer, "has format version 2")):
+        for arguments in ((*VIT, "--out", folder), ("table", folder), ("export", folder, tmp_path / "x.csv")):
+            code, out, errors = command(*arguments)
+            assert (code, out) == (2, "")
+            assert errors.startswith("error: ")
+            assert errors.count("\n") == 1
+            assert message in errors or (folder == theirs and "is no run folder" in errors)
+    assert files(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("form", "begins"),
+    [("markdown", "|  |  | some-model |"), ("latex", r"\begin{tabular}{llr}"), ("csv", "model,metric,fraction,method")],
+)
+def test_the_table_in_every_format_on_the_screen_and_in_a_file(command, run, tmp_path, form, begins):
+    code, out, _ = command("table", run.path, "--format", form)
+    assert code == 0
+    assert out.startswith(begins)
+    code, said, _ = command("table", run.path, "--format", form, "--out", tmp_path / "table")
+    assert (code, said) == (0, f"Table 2 → {tmp_path / 'table'}\n")
+    assert (tmp_path / "table").read_text().strip() == out.strip()
+
+
+def test_the_table_for_people(command, run):
+    code, out, _ = command("table", run.path)
+    assert code == 0
+    assert "Table 2" in out
+    assert "2.50 ± 0.00" in out
+    assert "too few seeds to speak of others" in " ".join(out.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("table", "RUN", "--format", "latx"), "there is no format 'latx'; did you mean 'latex'"),
+        (("table", "RUN", "--fractions", "0.3"), "holds no cell that was measured at 30 %"),
+        (("table", "RUN", "--fractions", ","), "fractions ',' are not numbers"),
+        (("table", "RUN", "--format", "csv", "--out", "RUN/no/where.csv"), "No such file or directory"),
+        (("table", "nowhere"), "nowhere is no run folder"),
+        (("export", "RUN", "cells.xlsx"), "must end in .csv or .parquet"),
+        (("export", "RUN", "RUN/no/where.csv"), "No such file or directory"),
+    ],
+)
+def test_bad_requests_for_tables_are_one_line_and_exit_code_2(command, run, arguments, message):
+    code, out, errors = command(*(argument.replace("RUN", str(run.path)) for argument in arguments))
+    assert (code, out) == (2, "")
+    assert errors.startswith("error: ")
+    assert message in errors
+    assert errors.count("\n") == 1
+
+
+def test_a_damaged_cell_is_one_line_and_exit_code_2(command, run):
+    path = run.cell(run.cells()[0])
+    path.write_bytes(path.read_bytes()[:50])
+    code, _, errors = command("table", run.path)
+    assert code == 2
+    assert errors.count("\n") == 1
+    assert str(path) in errors
+    assert "delete it and run the study again" in errors

@@ -1,0 +1,260 @@
+"""Studies that are killed, interrupted or run out of disk, and then gone on with: the same rows, bit for bit."""
+
+import csv
+import errno
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+
+from ablation_lens import cli
+from ablation_lens.results import Results
+from tests import fault_driver
+from tests.studies import files, rows, sums
+
+ROOT = Path(__file__).parents[2]
+
+
+def driven(folder, *scenarios):
+    command = [sys.executable, "-m", "tests.fault_driver", str(folder), *scenarios]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=900)
+    assert result.returncode == 0, result.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def driver(tmp_path_factory):
+    return driven(tmp_path_factory.mktemp("faults"), "points", "random:3:2024", "together", "abandoned")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(driver):
+    results = Results.load(driver / "undisturbed")
+    assert len(results.frame) == fault_driver.CELLS
+    return results
+
+
+def require_same(folder, undisturbed):
+    results = Results.load(folder)
+    assert rows(results) == rows(undisturbed)
+    assert all(torch.equal(one, two) for one, two in zip(sums(results), sums(undisturbed), strict=True))
+
+
+def require_resumed(folder, undisturbed):
+    """Killed, nothing half-written read back, and then whole."""
+    killed, resumed = map(int, folder.with_suffix(".ended").read_text().split())
+    assert resumed == 0
+    require_same(folder, undisturbed)
+    assert_exported(folder, undisturbed)
+    dead = folder.with_suffix(".dead")
+    if (dead / "cells").exists() and list((dead / "cells").glob("[!.]*")):
+        assert set(rows_of_cells(dead)) <= set(rows_of_cells(folder))
+        before = {key: stamp for key, stamp in files(dead / "cells").items() if not key.startswith(".")}
+        assert before.keys() <= files(folder / "cells").keys()
+    if (dead / "cells.csv").exists():
+        assert_exported(dead, undisturbed)
+    return killed
+
+
+def rows_of_cells(folder):
+    return [row[:12] for row in rows(Results.load(folder))]  # the baseline may not be there yet
+
+
+def assert_exported(folder, undisturbed):
+    with (folder / "cells.csv").open(newline="") as file:
+        exported = [(row["key"], float(row["cross_entropy"])) for row in csv.DictReader(file)]
+    assert exported == list(undisturbed.frame["cross_entropy"].items())
+
+
+LEFT = {  # (whole cells, half-written ones) when the process died
+    "before_the_temporary_write": (2, 0),
+    "within_the_temporary_write": (2, 1),
+    "after_the_temporary_write": (2, 1),
+    "between_cells": (2, 0),
+    "during_collection": (None, 0),
+    "during_export": (fault_driver.CELLS, 0),
+}
+
+
+@pytest.mark.parametrize("point", [point.__name__ for point in fault_driver.POINTS])
+def test_killed_at_a_named_point_then_resumed(driver, undisturbed, point):
+    folder = driver / point
+    assert require_resumed(folder, undisturbed) == -signal.SIGKILL
+    cells = [path.name for path in (folder.with_suffix(".dead") / "cells").iterdir()]
+    whole, half = LEFT[point]
+    assert whole is None or sum(not name.startswith(".") for name in cells) == whole
+    assert sum(name.startswith(".") for name in cells) == half
+    if point == "during_collection":
+        assert not list((folder.with_suffix(".dead") / "statistics").iterdir())
+    if point == "during_export":
+        left = [path.name for path in folder.with_suffix(".dead").iterdir() if "csv" in path.name]
+        assert len(left) == 1
+        assert left[0].startswith(".cells.csv.")
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_killed_at_a_random_moment_then_resumed(driver, undisturbed, number):
+    assert require_resumed(driver / f"random_{number}", undisturbed) in (0, -signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_killed_at_twenty_random_moments_then_resumed(tmp_path):
+    folder = driven(tmp_path, "random:20:7")
+    reference = Results.load(folder / "undisturbed")
+    killed = [require_resumed(folder / f"random_{number}", reference) for number in range(20)]
+    assert killed.count(-signal.SIGKILL) >= 10
+
+
+def test_the_comparison_notices_one_bit(undisturbed, tmp_path):
+    folder = shutil.copytree(undisturbed.folder.path, tmp_path / "run")
+    changed = Results.load(folder)
+    key = changed.frame.index[3]
+    header, score = changed.folder.read_cell(key)
+    score.loss[0] = torch.nextafter(score.loss[0], torch.tensor(torch.inf, dtype=torch.float64))
+    changed.folder.write_cell(key, {name: value for name, value in header.items() if name != "splits"}, score)
+    with pytest.raises(AssertionError):
+        require_same(folder, undisturbed)
+
+
+def test_two_processes_on_one_folder_share_the_cells(driver, undisturbed):
+    folder = driver / "together"
+    assert (folder / "ended").read_text() == "0 0"
+    require_same(folder / "run", undisturbed)
+    measured = [(folder / f"{name}.log").read_text().split() for name in ("one", "two")]
+    assert all(measured), "both should have had something to do"
+    assert sorted(measured[0] + measured[1]) == sorted(undisturbed.frame.index)  # none twice
+
+
+def test_the_cell_of_a_killed_process_is_measured_by_the_one_that_waited(driver, undisturbed):
+    folder = driver / "abandoned"
+    assert (folder / "waited").read_text() == "True"
+    assert (folder / "ended").read_text() == f"{-signal.SIGKILL} 0"
+    require_same(folder / "run", undisturbed)
+    assert len((folder / "two.log").read_text().split()) == fault_driver.CELLS - 1  # the baseline was the other's
+
+
+# ---------------------------------------------------------------------- Ctrl-C
+
+
+def test_ctrl_c_ends_cleanly_and_says_how_to_resume(tmp_path):
+    seeds = ",".join(map(str, range(40)))
+    arguments = ["study", "--model", "tiny-vit", "--method", "zero", "--fractions", "0.3,0.6", "--seeds", seeds]
+    arguments += ["--evaluate-images", "16", "--out", str(tmp_path / "run")]
+    command = [sys.executable, "-m", "ablation_lens", *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        end = time.monotonic() + 120
+        while len(list((tmp_path / "run" / "cells").glob("[!.]*"))) < 3 and process.poll() is None:
+            assert time.monotonic() < end
+            time.sleep(0.005)
+        process.send_signal(signal.SIGINT)
+        output, errors = process.communicate(timeout=120)
+    cells = list((tmp_path / "run" / "cells").iterdir())
+    assert process.returncode == 130, errors
+    assert output == ""
+    # The last one may have come to be in the very moment of Ctrl-C.
+    counts = "|".join(str(count) for count in (len(cells) - 1, len(cells)))
+    said = rf"interrupted: ({counts}) of 81 cells are in \S+/run\. Run the same again to go on\."
+    assert re.fullmatch(said, errors.strip().splitlines()[-1])
+    assert "Traceback" not in errors
+    assert list((tmp_path / "run").rglob(".*")) == []
+    before = files(tmp_path / "run" / "cells")
+    resumed = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert resumed.returncode == 0, resumed.stderr
+    after = files(tmp_path / "run" / "cells")
+    assert len(after) == 81
+    assert {name: after[name] for name in before} == before
+    undisturbed = [*command[:-1], str(tmp_path / "undisturbed")]
+    assert subprocess.run(undisturbed, capture_output=True, check=False, timeout=300).returncode == 0
+    require_same(tmp_path / "run", Results.load(tmp_path / "undisturbed"))
+
+
+# ---------------------------------------------------------------------- a full disk
+
+
+def study_by_command(folder, monkeypatch, capsys):
+    """The driver's study through the command line, in this process: (exit code, stderr)."""
+    study = fault_driver.small_study()
+    arguments = ["study", "--model", "tiny-vit", "--batch-size", "8", "--out", str(folder)]
+    for method in study.methods:
+        arguments += ["--method", method]
+    arguments += ["--fractions", "0.3,0.6,1", "--seeds", "1,2", "--collect-images", "24", "--evaluate-images", "16"]
+    monkeypatch.setattr(sys, "argv", ["ablation-lens", *arguments])
+    capsys.readouterr()
+    try:
+        cli.main()
+    except SystemExit as end:
+        return end.code or 0, capsys.readouterr().err
+    return 0, capsys.readouterr().err
+
+
+@contextmanager
+def small_disk(folder, room):
+    """A tmpfs of so many bytes, whose room a call changes; skips where none can be mounted."""
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={room}", "tmpfs", str(folder)]
+    if sys.platform != "linux" or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("no tmpfs can be mounted here: a full disk was tested by an injected ENOSPC only")
+    try:
+        yield lambda size: subprocess.run(["mount", "-o", f"remount,size={size}", str(folder)], check=True)
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)  # results may still be mapped from it
+
+
+@pytest.mark.parametrize("full_at", ["statistics", "cells"])
+def test_a_full_disk_loses_nothing(undisturbed, full_at, tmp_path, monkeypatch, capsys):
+    source = undisturbed.folder.path
+    pages = sum(-(-path.stat().st_size // 4096) for path in source.rglob("*.*") if path.suffix != ".csv")
+    statistics = next((source / "statistics").glob("*.safetensors")).stat().st_size
+    with small_disk(tmp_path / "disk", 4096 * (pages - 4) if full_at == "cells" else statistics) as resize:
+        folder = tmp_path / "disk" / "run"
+        before = require_full(folder, undisturbed, full_at, monkeypatch, capsys)
+        resize(64 << 20)
+        require_gone_on_with(folder, undisturbed, before, monkeypatch, capsys)
+
+
+@pytest.mark.parametrize(("full_at", "writes"), [("statistics", 4), ("cells", 12)])
+def test_an_injected_enospc_loses_nothing(undisturbed, full_at, writes, tmp_path, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        full_disk(patch, writes)
+        before = require_full(tmp_path / "run", undisturbed, full_at, monkeypatch, capsys)
+    require_gone_on_with(tmp_path / "run", undisturbed, before, monkeypatch, capsys)
+
+
+def require_full(folder, undisturbed, full_at, monkeypatch, capsys):
+    """One line, exit code 2, whole cells only; returns their rows."""
+    code, errors = study_by_command(folder, monkeypatch, capsys)
+    assert code == 2
+    assert "Traceback" not in errors
+    *_, said = errors.splitlines()  # behind lines about progress
+    assert said.startswith(f"error: cannot write to {folder} (No space left on device); make room")
+    assert not list(folder.rglob(".*")), "nothing half-written is left to take the room"
+    before = rows_of_cells(folder) if list((folder / "cells").iterdir()) else []
+    assert (1 < len(before) < len(undisturbed.frame)) is (full_at == "cells")
+    return before
+
+
+def require_gone_on_with(folder, undisturbed, before, monkeypatch, capsys):
+    code, errors = study_by_command(folder, monkeypatch, capsys)
+    assert code == 0, errors
+    assert [row[0] for row in rows(Results.load(folder))] == [row[0] for row in rows(undisturbed)]
+    assert set(before) <= set(rows_of_cells(folder))
+
+
+def full_disk(patch, writes):
+    """After so many files there is no room for another."""
+    real, left = os.fsync, iter(range(writes))
+
+    def fsync(descriptor):
+        if os.fstat(descriptor).st_mode & 0o100000 and next(left, None) is None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(descriptor)
+
+    patch.setattr("ablation_lens.records.os.fsync", fsync)
