@@ -1,16 +1,15 @@
 """The `ablation-lens` command. Heavy imports happen inside the commands, so that `--help` answers at once."""
 
-import difflib
 import sys
 import warnings
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
 from ablation_lens import cli_study
+from ablation_lens.choices import chosen
 from ablation_lens.errors import AblationLensError
 
 app = typer.Typer(
@@ -93,7 +92,7 @@ def collect(
     from ablation_lens.sites import Site
     from ablation_lens.tasks import task_for
 
-    where = _named(site, {member.value: member for member in Site}, "site")
+    where = chosen(site, {member.value: member for member in Site}, "site")
     if not out.parent.is_dir():
         raise AblationLensError(f"there is no folder {out.parent} to write {out.name} to; make it first.")
     loaded = load_model(model, dtype=dtype, device=device)
@@ -133,11 +132,11 @@ def neurons(
         "σ": "std",
         "ε/σ": "epsilon_over_sigma",
     }
-    column = _named(sort, {name: name for name in frame.columns} | aliases, "column")
+    column = chosen(sort, {name: name for name in frame.columns} | aliases, "column")
     if shape is not None:
         from ablation_lens.shapes import LABELS
 
-        frame = frame[frame["shape"] == _named(shape, {label: label for label in LABELS}, "shape")]
+        frame = frame[frame["shape"] == chosen(shape, {label: label for label in LABELS}, "shape")]
     frame = frame.sort_values(column, ascending=ascending, kind="stable")
     if csv is not None:
         from ablation_lens.records import write_atomically
@@ -185,17 +184,6 @@ def explore(
 
 for command in (cli_study.study, cli_study.table, cli_study.export, cli_study.report):
     app.command()(command)
-
-
-Choice = TypeVar("Choice")
-
-
-def _named(given: str, choices: Mapping[str, Choice], what: str) -> Choice:
-    """The choice of that name; a wrong name is answered with the nearest one."""
-    if given in choices:
-        return choices[given]
-    nearest = difflib.get_close_matches(given, choices, n=1, cutoff=0.0)[0]
-    raise AblationLensError(f"there is no {what} {given!r}; did you mean {nearest!r}? Known: {', '.join(choices)}.")
 
 
 def main() -> None:

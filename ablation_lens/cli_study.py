@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from ablation_lens.choices import require_known
 from ablation_lens.errors import AblationLensError
 
 if TYPE_CHECKING:
@@ -100,10 +101,9 @@ def table(
     from ablation_lens.records import write_atomically
     from ablation_lens.results import Results
     from ablation_lens.run_folder import writing
-    from ablation_lens.study_settings import require_known
     from ablation_lens.table2 import table2
 
-    require_known("format", form, FORMATS)
+    require_known(form, FORMATS, "format")
     wanted = _numbers(fractions, "fractions", float)
     if form == "text" and out is None:
         print_table(Results.load(folder), Console(), wanted)

@@ -4,12 +4,12 @@ A new center is a method as soon as it is registered; a method that is neither n
 `bench.py`, where values are made.
 """
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from ablation_lens import centers, resampling
+from ablation_lens.choices import require_known
 from ablation_lens.errors import MismatchError
 
 BASELINE = "none"
@@ -35,10 +35,7 @@ class Method:
                 raise MismatchError(f"{self.name} takes no parameters, got {', '.join(self.parameters)}.")
             return
         if self.name not in centers.names():
-            nearest = difflib.get_close_matches(self.name, names(), n=1, cutoff=0.0)[0]
-            raise MismatchError(
-                f"there is no method {self.name!r}; did you mean {nearest!r}? Known: {', '.join(names())}."
-            )
+            require_known(self.name, names(), "method")
         centers.require_parameters(self.name, self.parameters)
 
     @classmethod

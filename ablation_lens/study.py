@@ -8,10 +8,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Self
 
+from ablation_lens.choices import require_known
 from ablation_lens.errors import AblationLensError, MismatchError
 from ablation_lens.results import Results
 from ablation_lens.study_run import run_study
-from ablation_lens.study_settings import StudySettings, require_known
+from ablation_lens.study_settings import StudySettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +34,7 @@ class Study(StudySettings):
         >>> Study.preset("quick", seeds=[7]).seeds
         (7,)
         """
-        require_known("preset", name, PRESETS)
+        require_known(name, PRESETS, "preset")
         study = cls(**{**PRESETS[name], **changes})
         return study.with_corpora({**PRESETS[name].get("corpora", {}), **study.corpora})
 
@@ -50,7 +51,7 @@ class Study(StudySettings):
         preset = settings.pop("preset", None)
         names = [field.name for field in dataclasses.fields(cls)]
         for key in settings:
-            require_known(f"setting in {path}", key, names)
+            require_known(key, names, f"setting in {path}")
         settings |= changes
         if preset is not None:
             return cls.preset(preset, **settings)

@@ -1,11 +1,11 @@
 """What a study measures: which models, methods, fractions and seeds, on what, cell by cell."""
 
 import dataclasses
-import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ablation_lens.choices import require_known
 from ablation_lens.errors import MismatchError
 from ablation_lens.methods import Method
 from ablation_lens.sites import Site
@@ -101,8 +101,8 @@ class StudySettings:
         unknown = set(self.corpora) - {"text", "image"}
         if unknown:
             raise MismatchError(f"corpora are for 'text' and 'image', not for {', '.join(sorted(unknown))}.")
-        require_known("count", self.count, COUNTS)
-        require_known("site", self.site, [site.value for site in Site])
+        require_known(self.count, COUNTS, "count")
+        require_known(self.site, [site.value for site in Site], "site")
         object.__setattr__(self, "fractions", tuple(float(fraction) for fraction in self.fractions))
         methods = (Method.parse(method).label for method in self.methods)
         object.__setattr__(self, "methods", tuple(dict.fromkeys(methods)))
@@ -133,13 +133,6 @@ class StudySettings:
     def dtype_of(self, model: str) -> str | None:
         """The dtype a model is loaded in."""
         return self.dtype.get(model) if isinstance(self.dtype, Mapping) else self.dtype
-
-
-def require_known(what: str, given: str, known: Sequence[str] | Mapping[str, Any]) -> None:
-    """Raise `MismatchError`, with the nearest name, unless `given` is one of `known`."""
-    if not isinstance(given, str) or given not in known:
-        nearest = difflib.get_close_matches(str(given), list(known), n=1, cutoff=0.0)[0]
-        raise MismatchError(f"there is no {what} {given!r}; did you mean {nearest!r}? Known: {', '.join(known)}.")
 
 
 def _is_text(value: Any) -> bool:

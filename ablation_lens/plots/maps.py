@@ -11,6 +11,7 @@ from jaxtyping import Float, Float64
 from plotly.colors import sample_colorscale
 from torch import Tensor
 
+from ablation_lens.choices import chosen
 from ablation_lens.errors import MismatchError
 from ablation_lens.plots.template import (
     DIVERGING,
@@ -18,7 +19,6 @@ from ablation_lens.plots.template import (
     LENS_TEMPLATE,
     SEQUENTIAL,
     capitalised,
-    chosen,
     framed,
     model_name,
     text,

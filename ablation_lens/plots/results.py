@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from ablation_lens.choices import chosen
 from ablation_lens.errors import MismatchError
 from ablation_lens.palette import METHOD_COLORS
-from ablation_lens.plots.template import BELOW, LENS_TEMPLATE, chosen, framed, line_of, symbol_of, text
+from ablation_lens.plots.template import BELOW, LENS_TEMPLATE, framed, line_of, symbol_of, text
 from ablation_lens.results import Results
 
 if TYPE_CHECKING:

@@ -1,10 +1,9 @@
 """The look that all figures share, and the words on them."""
 
-import difflib
 import html
 import zlib
-from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from typing import Any
 
 import plotly.graph_objects as go
 
@@ -59,8 +58,6 @@ _SYMBOLS = (
 )  # fmt: skip
 _THICK = {"peak"}
 
-Choice = TypeVar("Choice")
-
 
 def line_of(method: str) -> dict[str, Any]:
     """Colour, dash and width of a method's line; without colours, dash and symbol tell methods apart.
@@ -94,19 +91,6 @@ def text(name: object, longest: int = 48) -> str:
         plain = f"{plain[: longest // 3]}…{plain[-(longest - longest // 3 - 1) :]}"
     # Plotly fills in %{…} in hover texts and sets $…$ as a formula; as entities both are only characters.
     return html.escape(plain, quote=False).replace("%", "&#37;").replace("$", "&#36;")
-
-
-def chosen(given: str, choices: Mapping[str, Choice], what: str) -> Choice:
-    """The choice of that name; a wrong name is answered with the nearest one.
-
-    >>> chosen("skew ", {"skew": 1, "peaks": 2}, "measure")
-    Traceback (most recent call last):
-    ablation_lens.errors.MismatchError: there is no measure 'skew '; did you mean 'skew'? Known: skew, peaks.
-    """
-    if given in choices:
-        return choices[given]
-    nearest = difflib.get_close_matches(str(given), choices, n=1, cutoff=0.0)[0]
-    raise MismatchError(f"there is no {what} {given!r}; did you mean {nearest!r}? Known: {', '.join(choices)}.")
 
 
 def neuron_at(place: str | tuple[int, int, int], statistics: ActivationStatistics) -> tuple[int, int, int]:

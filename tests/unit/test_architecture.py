@@ -7,6 +7,7 @@ ROOT = Path(__file__).parents[2]
 
 ROWS = [
     "errors",
+    "choices",
     "palette",
     "records",
     "sites",
