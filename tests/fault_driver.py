@@ -1,7 +1,7 @@
 """Runs a small study in processes that die; `python -m tests.fault_driver FOLDER SCENARIO…` (see `main`).
 
 One process imports and loads everything once, and forks a child per run: that takes a second instead of ten. It has
-one thread, as a pool of threads does not survive a fork.
+one thread, as a pool of threads does not survive a fork; transformers would read weights with several.
 """
 
 import os
@@ -13,6 +13,8 @@ import time
 import traceback
 from functools import partial
 from pathlib import Path
+
+os.environ["HF_DEACTIVATE_ASYNC_LOAD"] = "1"  # read when transformers loads
 
 import safetensors.torch
 import torch

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -145,11 +146,14 @@ def test_the_cell_of_a_killed_process_is_measured_by_the_one_that_waited(driver,
 
 
 def test_ctrl_c_ends_cleanly_and_says_how_to_resume(tmp_path):
-    seeds = ",".join(map(str, range(40)))
+    seeds = ",".join(map(str, range(150)))
     arguments = ["study", "--model", "tiny-vit", "--method", "zero", "--fractions", "0.3,0.6", "--seeds", seeds]
     arguments += ["--evaluate-images", "16", "--out", str(tmp_path / "run")]
     command = [sys.executable, "-m", "ablation_lens", *arguments]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    # A shell's background jobs, and all they start, ignore SIGINT unless told otherwise.
+    heeding = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, preexec_fn=heeding, **pipes) as process:
         end = time.monotonic() + 120
         while len(list((tmp_path / "run" / "cells").glob("[!.]*"))) < 3 and process.poll() is None:
             assert time.monotonic() < end
@@ -161,7 +165,7 @@ def test_ctrl_c_ends_cleanly_and_says_how_to_resume(tmp_path):
     assert output == ""
     # The last one may have come to be in the very moment of Ctrl-C.
     counts = "|".join(str(count) for count in (len(cells) - 1, len(cells)))
-    said = rf"interrupted: ({counts}) of 81 cells are in \S+/run\. Run the same again to go on\."
+    said = rf"interrupted: ({counts}) of 301 cells are in \S+/run\. Run the same again to go on\."
     assert re.fullmatch(said, errors.strip().splitlines()[-1])
     assert "Traceback" not in errors
     assert list((tmp_path / "run").rglob(".*")) == []
@@ -169,7 +173,7 @@ def test_ctrl_c_ends_cleanly_and_says_how_to_resume(tmp_path):
     resumed = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert resumed.returncode == 0, resumed.stderr
     after = files(tmp_path / "run" / "cells")
-    assert len(after) == 81
+    assert len(after) == 301
     assert {name: after[name] for name in before} == before
     undisturbed = [*command[:-1], str(tmp_path / "undisturbed")]
     assert subprocess.run(undisturbed, capture_output=True, check=False, timeout=300).returncode == 0
