@@ -89,12 +89,12 @@ def collect(
     """
     from ablation_lens import collection
     from ablation_lens.models import load_model
+    from ablation_lens.records import require_target
     from ablation_lens.sites import Site
     from ablation_lens.tasks import task_for
 
     where = chosen(site, {member.value: member for member in Site}, "site")
-    if not out.parent.is_dir():
-        raise AblationLensError(f"there is no folder {out.parent} to write {out.name} to; make it first.")
+    require_target(out)
     loaded = load_model(model, dtype=dtype, device=device)
     options: dict[str, Any] = {} if labels is None else {"labels": labels}
     task = task_for(loaded, corpus, **options)
@@ -123,8 +123,11 @@ def neurons(
     """List neurons: mean, σ, peak and shape, sorted by any column."""
     from rich.table import Table
 
+    from ablation_lens.records import require_target, write_atomically
     from ablation_lens.statistics import ActivationStatistics
 
+    if csv is not None:
+        require_target(csv, statistics)
     frame = ActivationStatistics.load(statistics).table()
     aliases = {
         "peak/σ": "peak_over_sigma",
@@ -139,8 +142,6 @@ def neurons(
         frame = frame[frame["shape"] == chosen(shape, {label: label for label in LABELS}, "shape")]
     frame = frame.sort_values(column, ascending=ascending, kind="stable")
     if csv is not None:
-        from ablation_lens.records import write_atomically
-
         write_atomically(csv, lambda path: frame.to_csv(path))
         Console().print(f"{len(frame)} neurons → {csv}", markup=False, highlight=False)
         return

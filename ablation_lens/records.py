@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Self
 
-from ablation_lens.errors import FileFormatError, MismatchError
+from ablation_lens.errors import AblationLensError, FileFormatError, MismatchError
 
 
 class Record:
@@ -211,6 +211,18 @@ class Versions(Record):
             transformers=installed("transformers"),
             transformer_lens=installed("transformer-lens"),
         )
+
+
+def require_target(path: Path, *sources: Path | None) -> None:
+    """Raise before the work, not after it, where `path` cannot be written or would replace one of its `sources`."""
+    if not path.parent.is_dir():
+        raise AblationLensError(f"there is no folder {path.parent} to write {path.name} to; make it first.")
+    if path.is_dir():
+        raise AblationLensError(f"{path} is a folder; give a file to write.")
+    if not os.access(path.parent, os.W_OK):
+        raise AblationLensError(f"{path.parent} cannot be written to; give a file in another folder.")
+    if any(source is not None and path.exists() and source.exists() and path.samefile(source) for source in sources):
+        raise AblationLensError(f"{path} is what is read; give another file to write.")
 
 
 def write_atomically(path: str | Path, write: Callable[[Path], None]) -> None:

@@ -38,10 +38,10 @@ def report(folder: str | Path) -> Page:
 def _summary(results: Results) -> str:
     frame = results.frame
     ablated = frame[frame["method"] != BASELINE]
-    seeds = ablated["seed"].dropna().nunique()
+    seeds, methods, fractions = (int(ablated[column].nunique()) for column in ("seed", "method", "fraction"))
     return (
-        f"{len(results.groups)} model{_s(len(results.groups))}, {ablated['method'].nunique()} methods, "
-        f"{ablated['fraction'].nunique()} fractions, {seeds} seed{_s(seeds)}: {len(frame):,} evaluations of "
+        f"{len(results.groups)} model{_s(len(results.groups))}, {methods} method{_s(methods)}, "
+        f"{fractions} fraction{_s(fractions)}, {seeds} seed{_s(seeds)}: {len(frame):,} evaluations of "
         f"{int(frame['predictions'].sum()):,} predictions in all, {_duration(frame['seconds'].sum())} of computing."
     )
 
@@ -104,7 +104,7 @@ def _add_neurons(page: Page, results: Results, group: str, label: str) -> None:
             f"{total:,} neurons over {statistics.provenance.tokens:,} positions. The peak is more than σ/2 from zero "
             f"in {100 * off:.1f} % of them, and more than σ/2 from the mean in {100 * far:.1f} %. "
             + (
-                f"{unresolved:,} are unresolved: a few far values make their bins wider than what they would show."
+                f"Unresolved are {unresolved:,}: a few far values make the bins wider than what they would show."
                 if unresolved
                 else "All are resolved: every histogram has at least eight bins between its quartiles."
             )
@@ -128,10 +128,13 @@ def _add_inputs(page: Page, results: Results) -> None:
             left += 1
             continue
         by = f" by {drawn['generator']}" if drawn["generator"] else ""
-        rows.append((results.groups[drawn["group"]], drawn["kind"] + by, str(drawn["seed"]), drawn["extract"]))
+        place = list(results.groups).index(drawn["group"])
+        label = results.groups[drawn["group"]]
+        rows.append((place, drawn["kind"] + by, drawn["seed"], label, drawn["extract"]))
     if rows:
         page.add(Heading("Inputs of resampling (Table 3 of the paper)"))
-        page.add(Table(("model", "kind", "seed", "begins"), tuple(sorted(rows))))
+        shown = [(label, kind, str(seed), begins) for _, kind, seed, label, begins in sorted(rows)]
+        page.add(Table(("model", "kind", "seed", "begins"), shown))
         if left:
             page.add(Paragraph(f"{left} more are in the folder, each whole, under inputs/."))
 

@@ -72,7 +72,7 @@ def load_tensors(path: str | Path, kind: str) -> tuple[dict[str, Any], dict[str,
 
 def _read_header(path: Path, kind: str, metadata: Mapping[str, str]) -> dict[str, Any]:
     if _KEY not in metadata:
-        raise FileFormatError(f"{path} was not written by ablation-lens; a {kind} file was expected.")
+        raise FileFormatError(f"{path} was not written by ablation-lens; {kind} was expected.")
     try:
         header = json.loads(metadata[_KEY])
         found, version = header["kind"], header["version"]
@@ -86,7 +86,7 @@ def _read_header(path: Path, kind: str, metadata: Mapping[str, str]) -> dict[str
             "use the version that wrote it, or make the file again."
         )
     if found != kind:
-        raise FileFormatError(f"{path} holds {found}, but a {kind} file was expected.")
+        raise FileFormatError(f"{path} holds {found}, but {kind} was expected.")
     return header  # type: ignore[no-any-return]
 
 

@@ -3,8 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from ablation_lens.errors import AblationLensError, MismatchError
+from ablation_lens.errors import MismatchError
 from ablation_lens.explorer import contexts, explore
+from ablation_lens.records import require_target
 from ablation_lens.results import Results
 from ablation_lens.statistics import ActivationStatistics
 
@@ -22,8 +23,7 @@ def explore_files(
 
     `examples` loads the model the file names, and looks through the documents it was collected over.
     """
-    if not html.parent.is_dir():
-        raise AblationLensError(f"there is no folder {html.parent} to write {html.name} to; make it first.")
+    require_target(html, statistics, compare)
     loaded = ActivationStatistics.load(statistics)
     second = None if compare is None else ActivationStatistics.load(compare)
     options: dict[str, Any] = {}

@@ -1,7 +1,7 @@
 """The paper's Figure 1: how most neurons are distributed, and two that are not like most."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import plotly.graph_objects as go
 import torch
@@ -27,9 +27,6 @@ from ablation_lens.plots.template import (
 from ablation_lens.shapes import Shapes, Thresholds, kernel_width, smoothed
 from ablation_lens.sites import neuron_name
 from ablation_lens.statistics import ActivationStatistics
-
-if TYPE_CHECKING:
-    pass
 
 _TYPICAL_L_KURTOSIS = (0.1226, 0.2357)
 """From a normal to a Laplace distribution; both have L-skewness 0."""

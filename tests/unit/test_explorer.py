@@ -297,6 +297,7 @@ def test_the_command_writes_a_page_with_examples_and_a_comparison(files, tmp_pat
     [
         (("none.safetensors", "--html", "page.html"), "there is no file"),
         (("first.safetensors", "--html", "nowhere/page.html"), "there is no folder"),
+        (("first.safetensors", "--html", "first.safetensors"), "is what is read; give another file"),
         (("first.safetensors", "--html", "page.html", "--compare", "own.safetensors"), "cannot lie over each other"),
         (("own.safetensors", "--html", "page.html", "--examples", "2"), "no folder|synthetic"),
     ],

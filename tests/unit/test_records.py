@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from ablation_lens.errors import FileFormatError, MismatchError
-from ablation_lens.records import ModelRecord, Versions, record_of, write_atomically
+from ablation_lens.errors import AblationLensError, FileFormatError, MismatchError
+from ablation_lens.records import ModelRecord, Versions, record_of, require_target, write_atomically
 
 RECORD = ModelRecord(
     name="facebook/opt-1.3b",
@@ -109,3 +109,19 @@ write_atomically({str(target)!r}, write)
 """
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == -signal.SIGKILL
     assert target.read_text() == "old"
+
+
+def test_a_file_to_write_is_checked_before_the_work(tmp_path):
+    read = tmp_path / "stats.safetensors"
+    read.write_text("x")
+    (tmp_path / "link").symlink_to(read)
+    require_target(tmp_path / "new.csv", read, None)
+    require_target(read)  # written again, as before
+    for path, message in (
+        (read, "is what is read"),
+        (tmp_path / "link", "is what is read"),
+        (tmp_path, "is a folder"),
+        (tmp_path / "nowhere" / "new.csv", "there is no folder"),
+    ):
+        with pytest.raises(AblationLensError, match=message):
+            require_target(path, read)

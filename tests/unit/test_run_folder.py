@@ -82,7 +82,7 @@ def test_a_cell_with_one_bit_flipped_is_refused(run):
 def test_a_file_of_another_kind_is_refused(run):
     run.write_input("k", {"kind": "tokens"}, torch.ones(1, 3, dtype=torch.int64))
     shutil.copy(run.input("k"), run.cell("k"))
-    with pytest.raises(FileFormatError, match="holds resampling input, but a study cell file was expected"):
+    with pytest.raises(FileFormatError, match="holds resampling input, but study cell was expected"):
         run.read_cell("k")
 
 

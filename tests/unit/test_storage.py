@@ -73,7 +73,7 @@ def rewrite(path, change):
     ("change", "message"),
     [
         (lambda h: h.update(version=2), "format version 2, this ablation-lens reads 1"),
-        (lambda h: h.update(kind="ablation"), "holds ablation, but a example file"),
+        (lambda h: h.update(kind="ablation"), "holds ablation, but example was expected"),
         (lambda h: h["header"].update(text="m"), "changed or damaged after it was written"),
         (lambda h: h.pop("checksum"), "changed or damaged after it was written"),
         (lambda h: h.pop("version"), "header of .* is damaged"),

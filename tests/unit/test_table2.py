@@ -216,10 +216,11 @@ def test_hostile_names_stay_text_in_latex(hostile):
     assert all(len(re.findall(r"(?<!\\)&", line)) == 2 for line in lines if line.endswith(r"\\"))
     head = lines[2]
     expected = (
-        r"./a|b\_c \& <img src=x>[bold]\$50\%\#\{\textasciitilde{}\textasciicircum{}\}\textbackslash{} `x` *y* next"
+        r"./a\textbar{}b\_c \& \textless{}img src=x\textgreater{}[bold]\$50\%\#\{\textasciitilde{}\textasciicircum{}\}"
+        r"\textbackslash{} \textasciigrave{}x\textasciigrave{} *y* next"
     )
     assert expected in head
-    assert r"q|r\_[red]\&" in hostile.latex()
+    assert r"q\textbar{}r\_[red]\&" in hostile.latex()
     assert r"50 \% ablated" in hostile.latex()
     assert r"\textbf{40.00 $\pm$ 0.00}" in hostile.latex()
 
