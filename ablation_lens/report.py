@@ -104,8 +104,8 @@ def _add_neurons(page: Page, results: Results, group: str, label: str) -> None:
             f"{total:,} neurons over {statistics.provenance.tokens:,} positions. The peak is more than σ/2 from zero "
             f"in {100 * off:.1f} % of them, and more than σ/2 from the mean in {100 * far:.1f} %. "
             + (
-                f"{unresolved:,} {'is' if unresolved == 1 else 'are'} unresolved: a few far values make the bins wider than "
-                "what they would show."
+                f"{unresolved:,} {'is' if unresolved == 1 else 'are'} unresolved: a few far values make the bins wider "
+                "than what they would show."
                 if unresolved
                 else "All are resolved: every histogram has at least eight bins between its quartiles."
             )
