@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ablation_lens.ablation import Ablation
-from ablation_lens.errors import CorpusError, NonFiniteError
+from ablation_lens.errors import CorpusError, MismatchError, NonFiniteError
 from ablation_lens.forward import Hook, ends_plainly, final_residual, logits_everywhere, logits_from
 from ablation_lens.plans import Batch
 
@@ -88,12 +88,22 @@ def evaluate(
     if isinstance(ablation, Ablation):
         ablation.require_fits(model)
         hooks = ablation.hooks(offset=0)  # no cache here: a document of a single token begins at 0, too
-    else:
+    elif ablation is None or hasattr(ablation, "hooks"):
         hooks = [] if ablation is None else list(ablation.hooks())
+    else:
+        raise MismatchError(
+            f"{type(ablation).__name__} is no ablation; give for example al.Ablation(mask, values) or "
+            'stats.ablation(mask, "peak").'
+        )
     sums: dict[int, tuple[int, float, int]] = {}
     splits = 0
     with torch.inference_mode():
         for batch in batches:
+            if not isinstance(batch, Batch):
+                raise MismatchError(
+                    f"{type(batch).__name__} does not say what is to be predicted; give batches such as "
+                    "al.Batch.causal(tokens)."
+                )
             on_device = batch.to(model.cfg.device)
             correct, loss, splits_here = _score_within_memory(model, on_device, hooks)
             splits += splits_here

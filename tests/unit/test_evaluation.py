@@ -6,7 +6,7 @@ import torch
 
 import ablation_lens.evaluation as evaluation
 from ablation_lens import load_model
-from ablation_lens.errors import CorpusError, NonFiniteError
+from ablation_lens.errors import CorpusError, MismatchError, NonFiniteError
 from ablation_lens.evaluation import evaluate
 from ablation_lens.forward import ends_plainly, final_residual, logits_from
 from ablation_lens.models import transformer_lens_major
@@ -141,6 +141,13 @@ def test_out_of_memory_splits_the_batch_and_keeps_its_padding(opt):
     opt.run_with_hooks = hopeless
     with pytest.raises(torch.OutOfMemoryError):
         evaluate(opt, [batch])
+
+
+def test_bare_tokens_and_bare_names_are_answered_with_what_to_give(opt):
+    with pytest.raises(MismatchError, match=r"Tensor does not say .* give batches such as al.Batch.causal"):
+        evaluate(opt, [torch.ones(1, 5, dtype=torch.int64)])
+    with pytest.raises(MismatchError, match=r"str is no ablation; give for example"):
+        evaluate(opt, [batch_for(BY_NAME["opt"])], "peak")
 
 
 def test_nothing_to_score_and_numbers_that_overflow_are_errors(opt):

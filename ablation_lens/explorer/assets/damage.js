@@ -3,7 +3,7 @@
 (function (lens) {
   const { element, number, plain } = lens.text;
   const SCORES = [
-    { title: "Δ cross-entropy", at: 2, format: (value) => number(value, 3) },
+    { title: "Δ cross-entropy (nats)", at: 2, format: (value) => number(value, 3) },
     { title: "Δ top-1", at: 1, format: (value) => (value === null ? "–" : `${number(100 * value, 3)} pp`) },
   ];
 
@@ -21,7 +21,7 @@
     const layout = lens.theme.layout(shade, {
       hovermode: "closest",
       margin: { l: 8, r: 12, t: 8, b: 8 },
-      xaxis: lens.theme.axis(shade, { title: { text: "neurons ablated (%)", font: { size: 11 }, standoff: 6 }, showgrid: false }),
+      xaxis: lens.theme.axis(shade, { title: { text: "neurons ablated (%)", font: { size: 11 }, standoff: 6 }, range: [-2, 102], showgrid: false }),
       yaxis: lens.theme.axis(shade, {
         title: { text: score.at === 1 ? "Δ top-1 (percentage points)" : score.title, font: { size: 11 }, standoff: 6 }, zeroline: true, zerolinecolor: shade.line,
       }),
