@@ -83,6 +83,10 @@ def study(
         raise typer.Exit(130) from None
     if (results.frame["fraction"] > 0).any():
         print_table(results, Console())
+    else:
+        for _, row in results.frame.iterrows():
+            found = f"{row['model']} as it is: top-1 {100 * row['top1']:.2f} %, CE {row['cross_entropy']:.2f} nats"
+            Console().print(found, markup=False, highlight=False, soft_wrap=True)
     for line in results.failed[:5]:
         _errors.print(f"failed: {line}", style="red", markup=False, soft_wrap=True)
     if results.failed:
@@ -98,13 +102,15 @@ def table(
     out: Annotated[Path | None, typer.Option(help="Write it to this file.")] = None,
 ) -> None:
     """Print Table 2 of the paper for what a run folder holds."""
-    from ablation_lens.records import write_atomically
+    from ablation_lens.records import require_target, write_atomically
     from ablation_lens.results import Results
     from ablation_lens.run_folder import writing
     from ablation_lens.table2 import table2
 
     require_known(form, FORMATS, "format")
     wanted = _numbers(fractions, "fractions", float)
+    if out is not None:
+        require_target(out)
     if form == "text" and out is None:
         print_table(Results.load(folder), Console(), wanted)
         return
@@ -123,8 +129,10 @@ def export(
     out: Annotated[Path, typer.Argument(help="A .csv or .parquet file.")],
 ) -> None:
     """Write a row per cell: model, method, fraction, seed, top-1, cross-entropy."""
+    from ablation_lens.records import require_target
     from ablation_lens.results import Results
 
+    require_target(out)
     results = Results.load(folder)
     results.export(out)
     Console().print(f"{len(results.frame)} cells → {out}", markup=False, highlight=False, soft_wrap=True)
@@ -137,6 +145,8 @@ def report(
     """Write one page about a study: Table 2, Figures 1 to 3, neuron shapes, what was run."""
     from ablation_lens.report import write_report
 
+    if out is not None and out.exists() and not out.is_dir():
+        raise AblationLensError(f"{out} is a file; give a folder for report.html and report.md.")
     page, text = write_report(folder, out)
     Console().print(f"{page} (and {text.name})", markup=False, highlight=False, soft_wrap=True)
 

@@ -213,8 +213,9 @@ def _notes(summary: pd.DataFrame, rows: Sequence[tuple[str, float, str, dict[str
     over = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
     conditional = summary["conditional"].any()
     notes = [
-        f"Mean ± sd (ddof=1) over {over} seed{'' if over == '1' else 's'}. Bold: cannot be told from the best of its "
-        "column (95 % interval of the paired difference, bootstrapped over "
+        ("One seed. " if over == "1" else f"Mean ± sd (ddof=1) over {over} seeds. ")
+        + "Bold: cannot be told from the best of its column (95 % interval of the paired difference, "
+        "bootstrapped over "
         + (
             "documents, given the masks that were drawn: too few seeds to speak of others)."
             if conditional

@@ -15,7 +15,7 @@ from ablation_lens.examples import Example
 from ablation_lens.explorer import contexts, page
 from ablation_lens.explorer.dataset import packed_dataset
 from ablation_lens.palette import color_of
-from ablation_lens.records import write_atomically
+from ablation_lens.records import require_target, write_atomically
 from ablation_lens.results import Results
 from ablation_lens.statistics import ActivationStatistics
 
@@ -35,6 +35,7 @@ class Explorer:
 
     def save(self, path: str | Path) -> None:
         """Write the page, atomically."""
+        require_target(Path(path))
         write_atomically(path, lambda temporary: _write(temporary, self.html))
 
     def _repr_html_(self) -> str:

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from ablation_lens import centers, cli
+from ablation_lens.results import Results
 from ablation_lens.run_folder import MARKER
 from tests.made_runs import add_baseline, add_cell, add_group, made_run
 from tests.studies import files
@@ -197,10 +198,10 @@ def test_the_table_for_people(command, run):
         (("table", "RUN", "--format", "latx"), "there is no format 'latx'; did you mean 'latex'"),
         (("table", "RUN", "--fractions", "0.3"), "holds no cell that was measured at 30 %"),
         (("table", "RUN", "--fractions", ","), "fractions ',' are not numbers"),
-        (("table", "RUN", "--format", "csv", "--out", "RUN/no/where.csv"), "No such file or directory"),
+        (("table", "RUN", "--format", "csv", "--out", "RUN/no/where.csv"), "there is no folder"),
         (("table", "nowhere"), "nowhere is no run folder"),
         (("export", "RUN", "cells.xlsx"), "must end in .csv or .parquet"),
-        (("export", "RUN", "RUN/no/where.csv"), "No such file or directory"),
+        (("export", "RUN", "RUN/no/where.csv"), "there is no folder"),
     ],
 )
 def test_bad_requests_for_tables_are_one_line_and_exit_code_2(command, run, arguments, message):
@@ -219,3 +220,22 @@ def test_a_damaged_cell_is_one_line_and_exit_code_2(command, run):
     assert errors.count("\n") == 1
     assert str(path) in errors
     assert "delete it and run the study again" in errors
+
+
+def test_fraction_0_alone_prints_the_baseline(command, tmp_path):
+    out = tmp_path / "run"
+    code, said, _ = command("study", "--model", "tiny-vit", "--fractions", "0", "--evaluate-images", "16", "--out", out)
+    (row,) = Results.load(out).frame.itertuples()
+    assert code == 0
+    assert said == f"tiny-vit as it is: top-1 {100 * row.top1:.2f} %, CE {row.cross_entropy:.2f} nats\n"
+
+
+@pytest.mark.parametrize("name", ["table", "report"])
+def test_a_target_of_the_wrong_kind_is_refused_in_one_line(command, run, tmp_path, name):
+    (tmp_path / "file").write_text("kept")
+    target = tmp_path if name == "table" else tmp_path / "file"
+    code, out, errors = command(name, run.path, "--out", target)
+    assert (code, out) == (2, "")
+    assert len(errors.strip().splitlines()) == 1
+    assert ("is a folder" if name == "table" else "is a file") in errors
+    assert (tmp_path / "file").read_text() == "kept"
