@@ -136,7 +136,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
             ),
             "fractions": (0.1, 0.3, 0.5, 0.7, 0.9, 1.0),
             "collect_tokens": 20_000,
-            "evaluate_tokens": 5_000,
+            "evaluate_tokens": 3_000,
         },
     }
 )
