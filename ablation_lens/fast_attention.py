@@ -13,15 +13,15 @@ Nothing global is touched: single modules get a `forward` in their own `__dict__
 import functools
 import importlib
 import operator
-from collections.abc import Callable, Hashable
-from contextvars import ContextVar
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from ablation_lens.attention_steps import attend, padding_in, project, rotate, shared_by_the_layers
 from ablation_lens.errors import ModelError
 
 # Settings under which attention is not what `_attention_forward` computes.
@@ -126,125 +126,9 @@ def _listened(*modules: Any) -> bool:
     return bool(everywhere())
 
 
-# What the layers of one forward share: whether there is padding, and the masks. It lives exactly as long as the
-# model's forward, so nothing is stale in the next one.
-_SHARED: ContextVar[dict[Hashable, tuple[Any, Any]] | None] = ContextVar("shared_by_the_layers", default=None)
-
-
 def _model_forward(model: Any, *args: Any, **kwargs: Any) -> Any:
-    token = _SHARED.set({})
-    try:
+    with shared_by_the_layers():
         return _stock(model, *args, **kwargs)
-    finally:
-        _SHARED.reset(token)
-
-
-def _once(attention_mask: Tensor | None, key: tuple[Hashable, ...], compute: Callable[[], Any]) -> Any:
-    """`compute()`, or what it gave for this mask and key earlier in the same forward."""
-    shared = _SHARED.get()
-    if shared is None:
-        return compute()
-    # A hook may write into the mask between two layers; inference tensors keep no count of that.
-    version = None if attention_mask is None or attention_mask.is_inference() else attention_mask._version
-    full_key = (id(attention_mask), version, *key)
-    if full_key not in shared:
-        shared[full_key] = (attention_mask, compute())  # holding the mask keeps its id from being given away
-    return shared[full_key][1]
-
-
-def _padded(attention_mask: Int[Tensor, "batch key"] | None) -> Int[Tensor, "batch key"] | None:
-    """The mask, or None where it masks nothing."""
-    if attention_mask is None or _once(attention_mask, ("padded",), lambda: bool((attention_mask == 1).all())):
-        return None
-    return attention_mask
-
-
-def _make_mask(
-    n_query: int, n_key: int, window: int | None, padding: Int[Tensor, "batch key"] | None, like: Tensor
-) -> tuple[Float[Tensor, "#batch 1 query key"], Bool[Tensor, "#batch 1 query 1"] | None]:
-    """What SDPA adds to the scores, and the rows that see nothing at all, if any."""
-    key = torch.arange(n_key, device=like.device)
-    query = key[n_key - n_query :, None]
-    visible = key <= query
-    if window is not None:
-        visible = visible & (key > query - window)
-    visible = visible[None, None]
-    blind = None
-    if padding is not None:
-        visible = visible & padding.bool()[:, None, None, :]
-        # Kernels disagree on a softmax over nothing (NaN here, 0 there), and so do their gradients. Such rows look
-        # at everything instead, and their z is set to 0 afterwards.
-        none = ~visible.any(dim=-1, keepdim=True)
-        visible, blind = visible | none, none if bool(none.any()) else None
-    bias = torch.zeros(visible.shape, dtype=like.dtype, device=like.device)
-    return bias.masked_fill(~visible, -torch.inf), blind
-
-
-def _attend(
-    attn: Any,
-    q: Float[Tensor, "batch head query d_head"],
-    k: Float[Tensor, "batch kv_head key d_head"],
-    v: Float[Tensor, "batch kv_head key d_head"],
-    padding: Int[Tensor, "batch key"] | None,
-) -> Float[Tensor, "batch head query d_head"]:
-    q, k = q.to(v.dtype), k.to(v.dtype)  # a hook may have widened one of them
-    n_query, n_key = q.shape[2], k.shape[2]
-    window = attn.cfg.window_size if attn.attn_type == "local" and attn.cfg.window_size < n_key else None
-    # As in stock, a bidirectional model looks at padding too, and knows no window.
-    causal = (attn._attention_dir_override or attn.cfg.attention_dir) == "causal"
-    bias, blind = None, None
-    if causal and (window is not None or padding is not None or n_query not in (1, n_key)):
-        signature = ("mask", n_query, n_key, window, q.dtype, q.device)
-        bias, blind = _once(padding, signature, lambda: _make_mask(n_query, n_key, window, padding, q))
-    grouped = q.shape[1] != k.shape[1]
-    if grouped and bias is not None and q.is_cuda:
-        # Fused CUDA kernels do not take grouped heads together with a mask, and the unfused one is slow.
-        k, v = (x.repeat_interleave(attn.repeat_kv_heads, dim=1) for x in (k, v))
-        grouped = False
-    z = F.scaled_dot_product_attention(
-        q,
-        k,
-        v,
-        attn_mask=bias,
-        is_causal=causal and bias is None and n_query > 1,
-        scale=1 / float(attn.attn_scale),
-        enable_gqa=grouped,
-    )
-    return z if blind is None else z.masked_fill(blind, 0)
-
-
-def _project(
-    x: Float[Tensor, "batch pos d_model"],
-    weight: Float[Tensor, "head d_model d_head"],
-    bias: Float[Tensor, "head d_head"],
-) -> Float[Tensor, "batch pos head d_head"]:
-    batch, pos, d_model = x.shape
-    heads, _, d_head = weight.shape
-    one_matrix = weight.stride(0) == d_head * weight.stride(2)  # as load_model leaves it
-    if one_matrix or batch * pos > d_model:  # many tokens make up for copying a weight that lies head by head
-        matrix = weight.transpose(1, 2).reshape(heads * d_head, d_model)
-        return F.linear(x, matrix, bias.reshape(-1)).view(batch, pos, heads, d_head)
-    rows = x.reshape(1, batch * pos, d_model).expand(heads, -1, -1)
-    by_head = torch.baddbmm(bias[:, None], rows, weight)
-    return by_head.transpose(0, 1).contiguous().view(batch, pos, heads, d_head)
-
-
-def _rotate(
-    attn: Any, x: Float[Tensor, "batch pos head d_head"], offset: int, padding: Int[Tensor, "batch key"] | None
-) -> Float[Tensor, "batch pos head d_head"]:
-    end, size = offset + x.shape[1], attn.cfg.rotary_dim
-    if attn.cfg.rotary_adjacent_pairs or end > attn.rotary_cos.shape[0]:
-        return attn.apply_rotary(x, offset, padding)  # it also extends the tables
-    positions: slice | Tensor = slice(offset, end)
-    if padding is not None:
-        ids: Any = importlib.import_module("transformer_lens.utilities").get_offset_position_ids
-        positions = _once(padding, ("positions", offset), lambda: ids(offset, padding))
-    cos, sin = (table[positions][..., None, :] for table in (attn.rotary_cos, attn.rotary_sin))
-    half = size // 2
-    rotated = x[..., :size] * cos
-    rotated[..., :half].addcmul_(x[..., half:size], sin[..., :half], value=-1)
-    rotated[..., half:].addcmul_(x[..., :half], sin[..., half:])
-    return rotated if size == x.shape[-1] else torch.cat([rotated, x[..., size:]], dim=-1)
 
 
 def _attention_applies(attn: Any, inputs: tuple[Tensor, Tensor, Tensor], attention_mask: Tensor | None) -> bool:
@@ -282,10 +166,10 @@ def _attention_forward(
         return _stock(attn, *args)
 
     grouped = hasattr(attn, "_W_K")  # where W_K and its like would be repeated for every head
-    q = attn.hook_q(_project(query_input, attn.W_Q, attn.b_Q))
-    k = attn.hook_k(_project(key_input, *((attn._W_K, attn._b_K) if grouped else (attn.W_K, attn.b_K))))
-    v = attn.hook_v(_project(value_input, *((attn._W_V, attn._b_V) if grouped else (attn.W_V, attn.b_V))))
-    offset, padding = 0, _padded(attention_mask)
+    q = attn.hook_q(project(query_input, attn.W_Q, attn.b_Q))
+    k = attn.hook_k(project(key_input, *((attn._W_K, attn._b_K) if grouped else (attn.W_K, attn.b_K))))
+    v = attn.hook_v(project(value_input, *((attn._W_V, attn._b_V) if grouped else (attn.W_V, attn.b_V))))
+    offset, padding = 0, padding_in(attention_mask)
     if past_kv_cache_entry is not None:
         offset = past_kv_cache_entry.past_keys.size(1)
         k, v = past_kv_cache_entry.append(k, v)
@@ -295,10 +179,10 @@ def _attention_forward(
             "a hook on hook_q, hook_k or hook_v must leave the number of positions as it is."
         )
     if attn.cfg.positional_embedding_type == "rotary":
-        q = attn.hook_rot_q(_rotate(attn, q, offset, padding))
-        k = attn.hook_rot_k(_rotate(attn, k, 0, padding))
+        q = attn.hook_rot_q(rotate(attn, q, offset, padding))
+        k = attn.hook_rot_k(rotate(attn, k, 0, padding))
 
-    z = _attend(attn, q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), padding)
+    z = attend(attn, q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), padding)
     z = attn.hook_z(z.transpose(1, 2))
     matrix = attn.W_O.reshape(-1, attn.W_O.shape[-1])
     return F.linear(z.to(matrix.dtype).reshape(*z.shape[:2], -1), matrix.T, attn.b_O)
