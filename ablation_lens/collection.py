@@ -4,22 +4,25 @@ import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from ablation_lens.columns import Columns
 from ablation_lens.errors import CorpusError, MismatchError
 from ablation_lens.forward import Hook, final_residual
-from ablation_lens.histogram import NeuronHistogram, TrimmedHistogram
+from ablation_lens.histogram import NeuronHistogram
+from ablation_lens.memory import Scratch
 from ablation_lens.moments import Moments
 from ablation_lens.plans import Batch, BatchPlan
 from ablation_lens.progress import progress_over
 from ablation_lens.records import Versions, record_of
 from ablation_lens.sites import Site
 from ablation_lens.statistics import ActivationStatistics, Provenance
+from ablation_lens.trimmed import TrimmedHistogram
 
 
 class CollectionInterrupted(KeyboardInterrupt):
@@ -99,6 +102,7 @@ class _Pass:
     position_sums: Tensor | None = None
     position_counts: Tensor | None = None
     tokens: int = 0
+    scratch: Scratch = field(default_factory=Scratch)
 
     def take(self, item: Batch | Tensor) -> int:
         """Run the model on one batch; returns how many positions counted."""
@@ -136,8 +140,10 @@ class _Pass:
             shape = (self.model.cfg.n_layers, *values.shape[2:])
             self.histogram = NeuronHistogram(shape, self.bins, resolution=values.dtype, device=values.device)
             self.moments = Moments(shape, device=values.device)
-        self.histogram.update_layer(layer, values, valid)
-        self.moments.update_layer(layer, values, valid)
+        device = self.histogram.device  # a model may be spread over several
+        columns = Columns(values.to(device), None if valid is None else valid.to(device), self.scratch)
+        self.histogram.add(layer, columns)
+        self.moments.add(layer, columns)
         if self.positions:
             self._add_positions(layer, values, counted)
 
@@ -196,6 +202,8 @@ def _run(running: _Pass, batches: Any, title: str, progress: bool) -> None:
             if interrupted():
                 held = running.histogram is not None
                 raise CollectionInterrupted(running.statistics(batches, number) if held else None)
+    if interrupted() and running.histogram is not None:  # behind the last batch
+        raise CollectionInterrupted(running.statistics(batches))
 
 
 @contextmanager

@@ -1,26 +1,20 @@
 """Counts per neuron and bin, and what can be read off them: edges, centres, quantiles, a file's contents."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import Any, Self
 
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from ablation_lens.counting import RESOLUTIONS, Binning, Counter, Grid, scale_by
+from ablation_lens.counting import Binning, Counter
 from ablation_lens.errors import FileFormatError, MismatchError
+from ablation_lens.grids import RESOLUTIONS, Grid, scale_by
+from ablation_lens.memory import own_memory
 from ablation_lens.sites import neuron_name
 
 RESOLUTION_NAMES = {str(dtype).removeprefix("torch."): dtype for dtype in RESOLUTIONS}
 _HEADER = {"kind", "shape", "bins", "resolution"}
-
-
-@contextmanager
-def own_memory() -> Iterator[None]:
-    """State made under a caller's inference mode could not be updated in place outside it later."""
-    with torch.inference_mode(False), torch.no_grad():
-        yield
 
 
 class GridCounts:

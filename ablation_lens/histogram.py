@@ -13,9 +13,12 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from ablation_lens.counting import RESOLUTIONS, Binning, Grid, Rows, scaled_floor
+from ablation_lens.columns import Columns
+from ablation_lens.counting import Binning
 from ablation_lens.errors import MismatchError, NonFiniteError
-from ablation_lens.grid_counts import GridCounts, dtype_name, own_memory
+from ablation_lens.grid_counts import GridCounts, dtype_name
+from ablation_lens.grids import RESOLUTIONS, Grid, scaled_floor
+from ablation_lens.memory import Scratch, own_memory
 from ablation_lens.sites import neuron_name
 
 
@@ -62,9 +65,14 @@ class NeuronHistogram(GridCounts):
                 f"values have shape {tuple(values.shape)}; expected (…, layer, head, dim) = (…, {self.shape})."
             )
         with own_memory():
-            read = [self._read(layer, values[..., layer, :, :], valid) for layer in range(self.shape[0])]
-            for layer, (rows, low, high) in enumerate(read):
-                self._absorb(layer, rows, low, high)
+            scratch = Scratch()  # so only one layer is laid out at a time
+
+            def columns(layer: int) -> Columns:
+                return self._columns(values[..., layer, :, :], valid, scratch)
+
+            ranges = [self._range_of(layer, columns(layer)) for layer in range(self.shape[0])]
+            for layer, (low, high) in enumerate(ranges):
+                self._absorb(layer, columns(layer), low, high)
 
     def update_layer(
         self, layer: int, values: Float[Tensor, "*batch head dim"], valid: Bool[Tensor, "*batch"] | None = None
@@ -77,23 +85,35 @@ class NeuronHistogram(GridCounts):
         [0, 28]
         """
         with own_memory():
-            self._absorb(layer, *self._read(layer, values, valid))
+            self.add(layer, self._columns(values, valid))
 
-    def _read(
-        self, layer: int, values: Float[Tensor, "*batch head dim"], valid: Bool[Tensor, "*batch"] | None
-    ) -> tuple[Rows, Float[Tensor, " neuron"], Float[Tensor, " neuron"]]:
-        """The values as rows, and their range; everything that can be wrong with them is found here."""
-        if not 0 <= layer < self.shape[0]:
-            raise MismatchError(
-                f"layer {layer} does not exist: this histogram has {self.shape[0]} layers, counted from 0."
-            )
+    def add(self, layer: int, columns: Columns) -> None:
+        """Count values of one layer that are laid out already, for whoever needs them for more than counting."""
+        with own_memory():
+            self._absorb(layer, columns, *self._range_of(layer, columns))
+
+    def _columns(
+        self,
+        values: Float[Tensor, "*batch head dim"],
+        valid: Bool[Tensor, "*batch"] | None,
+        scratch: Scratch | None = None,
+    ) -> Columns:
         if tuple(values.shape[-2:]) != self.shape[1:] or values.dtype not in RESOLUTIONS:
             raise MismatchError(
                 f"values are {values.dtype} of shape {tuple(values.shape)}; expected a floating dtype and "
                 f"(…, head, dim) = (…, {self.shape[1]}, {self.shape[2]})."
             )
-        rows = Rows(values.to(self.device), None if valid is None else valid.to(self.device))
-        low, high = rows.range()
+        return Columns(values.to(self.device), None if valid is None else valid.to(self.device), scratch)
+
+    def _range_of(self, layer: int, columns: Columns) -> tuple[Float[Tensor, " neuron"], Float[Tensor, " neuron"]]:
+        """The range of the values; everything that can be wrong with them is found here."""
+        if not 0 <= layer < self.shape[0]:
+            raise MismatchError(
+                f"layer {layer} does not exist: this histogram has {self.shape[0]} layers, counted from 0."
+            )
+        if columns.shape != self.shape[1:]:
+            raise MismatchError(f"columns are of {columns.shape} (head, dim); expected {self.shape[1:]}.")
+        low, high = columns.range()
         # NaN propagates through both ends. Both ends are infinite the other way round when there are no values.
         bad = (low.isnan() | (low == -torch.inf) | (high == torch.inf)).nonzero()
         if len(bad):
@@ -104,14 +124,16 @@ class NeuronHistogram(GridCounts):
                 "count finite values only, so nothing of it was counted. Look for overflow: float16 often needs "
                 "bfloat16 or float32."
             )
-        return rows, low, high
+        return low, high
 
-    def _absorb(self, layer: int, rows: Rows, low: Float[Tensor, " neuron"], high: Float[Tensor, " neuron"]) -> None:
+    def _absorb(
+        self, layer: int, columns: Columns, low: Float[Tensor, " neuron"], high: Float[Tensor, " neuron"]
+    ) -> None:
         self._widen(layer, low, high)
         binning = self._binnings[layer]
-        if binning is None or binning.values != rows.dtype:
-            binning = self._binnings[layer] = self._binning(layer, rows.dtype)
-        self._counter.add(self._flat_counts(layer), rows, binning)
+        if binning is None or binning.values != columns.dtype:
+            binning = self._binnings[layer] = self._binning(layer, columns.dtype)
+        self._counter.add(self._flat_counts(layer), columns, binning)
 
     def _binning(self, layer: int, values: torch.dtype) -> Binning:
         # Nothing but zeros counts alike on any grid, and their own (2^-149) would need float64 for the whole layer.
@@ -235,95 +257,3 @@ class NeuronHistogram(GridCounts):
         yield "no value in the bin of its minimum or maximum", ~empty & (ends == 0).any(-1)
         beyond = torch.arange(self.bins, device=self.device) > last.unsqueeze(-1)
         yield "values beyond its maximum", (self._counts * beyond > 0).any(-1)
-
-
-class TrimmedHistogram(NeuronHistogram):
-    """A histogram over a fixed range per neuron, with counts of what lies below and above it.
-
-    One outlier can make the bins of a `NeuronHistogram` wider than the body of the distribution; a second pass
-    over the same values with this one resolves it. `minimum` and `maximum` are the ends of the range, which
-    belong to it; quantiles that fall outside are NaN. Only histograms of one range add up.
-
-    >>> low, high = torch.zeros(1, 1, 1), torch.ones(1, 1, 1)
-    >>> histogram = TrimmedHistogram(low, high, bins=4)
-    >>> histogram.update(torch.tensor([-3.0, 0.25, 0.75, 1e9]).view(4, 1, 1, 1))
-    >>> histogram.underflow.item(), histogram.counts((0, 0, 0)).tolist(), histogram.overflow.item()
-    (1, [1, 1, 0, 0], 1)
-    """
-
-    _margin = 1
-
-    def __init__(
-        self,
-        low: Float[Tensor, "layer head dim"],
-        high: Float[Tensor, "layer head dim"],
-        bins: int = 256,
-        *,
-        resolution: torch.dtype = torch.float32,
-        device: torch.device | str = "cpu",
-    ) -> None:
-        if low.shape != high.shape:
-            raise MismatchError(f"low has shape {tuple(low.shape)}, high {tuple(high.shape)}; expected the same shape.")
-        self._allocate(low.shape, bins, resolution, device)
-        low, high = low.to(device, torch.float64) + 0.0, high.to(device, torch.float64) + 0.0
-        wrong = (~(low.isfinite() & high.isfinite() & (low <= high))).nonzero()
-        if len(wrong):
-            layer, head, dim = wrong[0].tolist()
-            raise NonFiniteError(
-                f"the range of {neuron_name(layer, head, dim)} is [{low[layer, head, dim]}, {high[layer, head, dim]}]; "
-                "expected two finite ends in order. Take them from the quantiles of a histogram that has seen values."
-            )
-        with own_memory():
-            for layer in range(self.shape[0]):
-                self._place(layer, low[layer].flatten(), high[layer].flatten())
-
-    @classmethod
-    def around(cls, first: NeuronHistogram, shares: tuple[float, float] = (0.001, 0.999)) -> Self:
-        """An empty one over the range between two quantiles of a first pass.
-
-        >>> first = NeuronHistogram((1, 1, 1))
-        >>> first.update(torch.cat([torch.linspace(-1, 1, 9999), torch.tensor([1e6])]).view(-1, 1, 1, 1))
-        >>> bool(TrimmedHistogram.around(first).epsilon < first.epsilon)
-        True
-        """
-        low, high = first.quantile(shares)
-        return cls(low, high, first.bins, resolution=first.resolution, device=first.device)
-
-    @property
-    def underflow(self) -> Int64[Tensor, "layer head dim"]:
-        """How many values lie below the range."""
-        return self._counts[..., 0].clone()
-
-    @property
-    def overflow(self) -> Int64[Tensor, "layer head dim"]:
-        """How many values lie above the range."""
-        return self._counts[..., -1].clone()
-
-    def _widen(self, layer: int, low: Float[Tensor, " neuron"], high: Float[Tensor, " neuron"]) -> None:
-        """The range is fixed; what lies outside is counted as such."""
-
-    def _binning(self, layer: int, values: torch.dtype) -> Binning:
-        return Binning(self._grid(layer), self.bins, values, self.resolution, within=self._range(layer))
-
-    def _require_like(self, other: GridCounts) -> None:
-        super()._require_like(other)
-        low, high = other._minimum.to(self.device), other._maximum.to(self.device)
-        unlike = ((self._minimum != low) | (self._maximum != high)).nonzero()
-        if len(unlike):
-            place = tuple(unlike[0].tolist())
-            mine, theirs = ([h._minimum[place].item(), h._maximum[place].item()] for h in (self, other))
-            raise MismatchError(
-                f"trimmed histograms of unlike ranges do not add up: {neuron_name(*place)} has {mine} and {theirs}; "
-                "make both around the same first pass."
-            )
-
-    def _ordered(
-        self, layer: int, cumulative: Int64[Tensor, "head dim stored"], index: Int64[Tensor, "head dim q"]
-    ) -> Float[Tensor, "head dim q"]:
-        inside = (index >= cumulative[..., :1]) & (index < cumulative[..., -2:-1])
-        low, high = self._minimum[layer].unsqueeze(-1), self._maximum[layer].unsqueeze(-1)
-        return self._within(layer, cumulative, index).clamp(low, high).masked_fill(~inside, torch.nan)
-
-    def _flaws(self, total: Int64[Tensor, "layer head dim"]) -> Iterator[tuple[str, Bool[Tensor, "layer head dim"]]]:
-        yield "no range", self._minimum == torch.inf
-        yield from GridCounts._flaws(self, total)

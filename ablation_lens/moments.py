@@ -4,20 +4,16 @@ Sums are taken about a pivot (a value each neuron has really taken), so that a v
 million times larger. Only sums and counts are kept, never running means.
 """
 
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Self
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Self
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int64
-from numpy.typing import NDArray
 from torch import Tensor
 
+from ablation_lens.columns import Columns
 from ablation_lens.errors import FileFormatError, MismatchError
-
-_BLOCK = 64
-"""Rows that are worked on at a time on a CPU: 64 rows of 768 neurons in float64 stay in a core's cache."""
+from ablation_lens.memory import Scratch, own_memory
 
 _SUMS = ("deviation", "squared_deviation", "absolute", "root", "positive")
 
@@ -33,9 +29,11 @@ class Moments:
 
     def __init__(self, shape: Sequence[int], *, device: torch.device | str = "cpu") -> None:
         self.shape = (int(shape[0]), int(shape[1]), int(shape[2]))
-        self.count: Int64[Tensor, " layer"] = torch.zeros(self.shape[0], dtype=torch.int64, device=device)
-        self.pivot: Float[Tensor, "layer head dim"] = torch.zeros(self.shape, dtype=torch.float64, device=device)
-        self._sums = {name: torch.zeros_like(self.pivot) for name in _SUMS}
+        with own_memory():
+            self.count: Int64[Tensor, " layer"] = torch.zeros(self.shape[0], dtype=torch.int64, device=device)
+            self.pivot: Float[Tensor, "layer head dim"] = torch.zeros(self.shape, dtype=torch.float64, device=device)
+            self._sums = {name: torch.zeros_like(self.pivot) for name in _SUMS}
+        self._scratch = Scratch()
 
     def update_layer(
         self, layer: int, values: Float[Tensor, "*batch head dim"], valid: Bool[Tensor, "*batch"] | None = None
@@ -45,16 +43,20 @@ class Moments:
             raise MismatchError(
                 f"values have shape {tuple(values.shape)}; expected (…, {self.shape[1]}, {self.shape[2]})."
             )
-        rows = values.reshape(-1, self.shape[1] * self.shape[2]) if valid is None else values[valid].flatten(1)
-        if not len(rows):
+        self.add(layer, Columns(values, valid))
+
+    def add(self, layer: int, columns: Columns) -> None:
+        """Add values of one layer that are laid out already, for whoever needs them for more than sums."""
+        if not columns.tokens:
             return
-        if not int(self.count[layer]):
-            self.pivot[layer] = rows[0].double().view(self.shape[1:])
-        pivot = self.pivot[layer].flatten()
-        sums = _sums_on_cpu(rows, pivot) if rows.device.type == "cpu" else _sums_on_accelerator(rows, pivot)
-        self.count[layer] += len(rows)
-        for name, total in zip(_SUMS, sums, strict=True):
-            self._sums[name][layer] += total.view(self.shape[1:])
+        with own_memory():
+            pivot, sums = self.pivot[layer].view(-1), [self._sums[name][layer].view(-1) for name in _SUMS]
+            if not int(self.count[layer]):
+                pivot.copy_(next(iter(columns))[:, 0])
+            for which, values in columns.blocks():
+                for total, part in zip(sums, self._sums_of(values, pivot[which]), strict=True):
+                    total[which] += part
+            self.count[layer] += columns.tokens
 
     def merge(self, other: Self) -> Self:
         """New moments that have seen the values of both; the arguments stay as they are.
@@ -85,6 +87,19 @@ class Moments:
 
     def _average(self, name: str) -> Float[Tensor, "layer head dim"]:
         return self._sums[name] / self.count.double()[:, None, None]  # NaN where nothing was seen
+
+    def _sums_of(
+        self, values: Float[Tensor, "neuron token"], pivot: Float[Tensor, " neuron"]
+    ) -> Iterator[Float[Tensor, " neuron"]]:
+        """The sums of `_SUMS`, in that order."""
+        narrow, wide = self._scratch.like(values, torch.float32), self._scratch.like(values, torch.float64)
+        deviation = wide.copy_(values).sub_(pivot.unsqueeze(-1))
+        yield deviation.sum(1)
+        yield torch.linalg.vector_norm(deviation, dim=1).square_()  # in one reading, without the squares in memory
+        size = wide.copy_(values).abs_()
+        yield size.sum(1)
+        yield size.sqrt_().sum(1)
+        yield torch.gt(values, 0, out=narrow).sum(1)  # exact: a piece has at most 2^24 values
 
     @property
     def mean(self) -> Float[Tensor, "layer head dim"]:
@@ -130,40 +145,3 @@ class Moments:
         result.count, result.pivot = tensors["count"].clone(), tensors["pivot"].clone()
         result._sums = {name: tensors[name].clone() for name in _SUMS}
         return result
-
-
-def _sums_on_accelerator(
-    rows: Float[Tensor, "row neuron"], pivot: Float[Tensor, " neuron"]
-) -> Float[Tensor, "sum neuron"]:
-    wide = rows.double()
-    size, deviation = wide.abs(), wide - pivot
-    return torch.stack(
-        [deviation.sum(0), deviation.square().sum(0), size.sum(0), size.sqrt().sum(0), (rows > 0).double().sum(0)]
-    )
-
-
-def _sums_on_cpu(rows: Float[Tensor, "row neuron"], pivot: Float[Tensor, " neuron"]) -> Float[Tensor, "sum neuron"]:
-    """The same by NumPy, a part of the rows per thread: torch would start its threads anew for every small step."""
-    values = (rows.float() if rows.dtype in (torch.bfloat16, torch.float16) else rows).detach().numpy()
-    threads = min(torch.get_num_threads(), max(1, len(values) // 256))
-    parts = np.array_split(values, threads)
-    with ThreadPoolExecutor(threads) as pool:
-        return torch.from_numpy(sum(pool.map(_sums_of_part, parts, [pivot.numpy()] * threads)))
-
-
-def _sums_of_part(values: NDArray[Any], center: NDArray[np.float64]) -> NDArray[np.float64]:
-    """In blocks that stay in a core's cache."""
-    sums = np.zeros((len(_SUMS), values.shape[1]))
-    wide, size = np.empty((2, _BLOCK, values.shape[1]))
-    for start in range(0, len(values), _BLOCK):
-        block = values[start : start + _BLOCK]
-        w, a = wide[: len(block)], size[: len(block)]
-        np.copyto(w, block)
-        np.abs(w, out=a)
-        sums[2] += a.sum(0)
-        sums[3] += np.sqrt(a, out=a).sum(0)
-        sums[4] += np.add.reduce((block > 0).view(np.uint8), axis=0, dtype=np.uint16)
-        np.subtract(w, center, out=w)
-        sums[0] += w.sum(0)
-        sums[1] += np.square(w, out=w).sum(0)
-    return sums

@@ -12,11 +12,12 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Float64, Int64, UInt8
 from torch import Tensor
 
-from ablation_lens.counting import Grid, scale_by
 from ablation_lens.errors import MismatchError
 from ablation_lens.grid_counts import GridCounts
-from ablation_lens.histogram import NeuronHistogram, TrimmedHistogram
+from ablation_lens.grids import Grid, scale_by
+from ablation_lens.histogram import NeuronHistogram
 from ablation_lens.sites import neuron_name
+from ablation_lens.trimmed import TrimmedHistogram
 
 LABELS = ("constant", "unresolved", "multi-modal", "off-zero", "skewed", "laplace-like", "flat", "gaussian-like")
 """One word per neuron, the first that applies. What each means is said at `Thresholds`."""

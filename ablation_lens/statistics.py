@@ -12,11 +12,12 @@ from torch import Tensor
 from ablation_lens import centers, shapes
 from ablation_lens.ablation import Ablation
 from ablation_lens.errors import FileFormatError, MismatchError
-from ablation_lens.histogram import NeuronHistogram, TrimmedHistogram
+from ablation_lens.histogram import NeuronHistogram
 from ablation_lens.moments import Moments
 from ablation_lens.records import CorpusRecord, ModelRecord, Record, Versions
 from ablation_lens.sites import Site, neuron_name
 from ablation_lens.storage import load_tensors, save_tensors
+from ablation_lens.trimmed import TrimmedHistogram
 
 if TYPE_CHECKING:
     import pandas

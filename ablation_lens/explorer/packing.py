@@ -15,7 +15,7 @@ from jaxtyping import Int64
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ablation_lens.counting import Grid
+from ablation_lens.grids import Grid
 from ablation_lens.histogram import NeuronHistogram
 
 DISPLAY_BINS = 128

@@ -13,7 +13,8 @@ from scipy import special, stats
 
 from ablation_lens import centers
 from ablation_lens.errors import AblationLensError, MismatchError, NonFiniteError
-from ablation_lens.histogram import NeuronHistogram, TrimmedHistogram
+from ablation_lens.histogram import NeuronHistogram
+from ablation_lens.trimmed import TrimmedHistogram
 from tests.reference_peak import FAMILIES, PeakComparison, compare_peaks, drawn, reference_peak, statistics_of
 
 BUILT_IN = ("zero", "mean", "median", "peak", "peak-smooth", "peak-kde", "half-sample", "peak-trimmed")

@@ -179,6 +179,19 @@ def test_ctrl_c_finishes_the_batch_and_hands_over_what_was_collected(opt):
     assert torch.equal(whole.histogram.counts(), collect(opt, batches, progress=False).histogram.counts())
 
 
+def test_ctrl_c_behind_the_last_batch_is_heard_too(opt):
+    batches = batches_of(BY_NAME["opt"], 2)
+
+    def pressing_at_the_end():
+        yield from batches
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(CollectionInterrupted) as caught:
+        collect(opt, pressing_at_the_end(), progress=False)
+    whole = collect(opt, batches, progress=False)
+    assert torch.equal(caught.value.statistics.histogram.counts(), whole.histogram.counts())
+
+
 def test_an_interrupted_plan_does_not_pass_for_a_whole_one_and_a_first_pass_is_never_lost(monkeypatch):
     model = load_model("tiny-opt")
     plan = task_for(model).batches(split="collect", tokens=900, batch_size=1)

@@ -1,108 +1,11 @@
-import math
-from fractions import Fraction
-
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from ablation_lens import counting
-from ablation_lens.counting import Binning, Counter, Grid, Rows, histc_counts, power_of_two, scale_by, scaled_floor
-from ablation_lens.errors import MismatchError
-
-DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
-
-
-def floor_of(value: float, exponent: int) -> int:
-    """floor(value / 2**exponent) in exact rational arithmetic."""
-    return math.floor(Fraction(value) / Fraction(2) ** exponent)
-
-
-def finest_exponent(low: float, high: float, bins: int, resolution: torch.dtype) -> int:
-    """The definition, tried exponent by exponent."""
-    spacing = {torch.float64: 52, torch.float32: 23, torch.bfloat16: 7, torch.float16: 10}[resolution]
-    smallest = {torch.float64: -1074, torch.float32: -149, torch.bfloat16: -133, torch.float16: -24}[resolution]
-    largest = max(abs(low), abs(high))
-    exponent = smallest if largest == 0 else max(math.frexp(largest)[1] - 1 - spacing, smallest)
-    while floor_of(high, exponent) - floor_of(low, exponent) + 1 > bins:
-        exponent += 1
-    return exponent
-
-
-def nasty(width: int) -> st.SearchStrategy[float]:
-    """Floats on bin edges, beside them, subnormal, huge, and ordinary."""
-    smallest, top = (-149, 120) if width == 32 else (-1074, 1000)
-    powers = st.integers(smallest, top).map(lambda exponent: math.ldexp(1.0, exponent))
-    rounded = np.float32 if width == 32 else np.float64
-    beside = powers.map(lambda x: float(np.nextafter(rounded(x), rounded(0))))
-    some = st.one_of(
-        powers, beside, st.sampled_from([0.0, 1e-30, 1e30, 1.0, 0.75, 255.0, 256.0, 3e-45 if width == 32 else 5e-324])
-    )
-    signed = st.tuples(some, st.sampled_from([-1.0, 1.0])).map(lambda pair: pair[0] * pair[1])
-    bounds = 2.0**120 if width == 32 else 1e300
-    free = st.floats(-bounds, bounds, width=width, allow_nan=False)
-    return st.one_of(signed, free, st.floats(-4.0, 4.0, width=width))
-
-
-@pytest.mark.parametrize("exponent", [-1022, -1000, -1, 0, 1, 52, 1000, 1023])
-def test_powers_of_two_are_exact(exponent):
-    assert power_of_two(torch.tensor([exponent])).item() == math.ldexp(1.0, exponent)
-
-
-@given(value=nasty(64), exponent=st.integers(-1074, 1023))
-@settings(deadline=None)
-def test_scaling_rounds_only_what_float64_cannot_hold(value, exponent):
-    try:
-        expected = math.ldexp(value, exponent)
-    except OverflowError:
-        expected = math.copysign(math.inf, value)
-    got = scale_by(torch.tensor([value], dtype=torch.float64), torch.tensor([exponent])).item()
-    if abs(expected) >= 2.0**-1022:
-        assert got == expected
-    else:  # two roundings among the subnormals may differ by one step from a single rounding
-        assert abs(got - expected) <= 2.0**-1074
-
-
-@given(value=nasty(64), shift=st.integers(-52, 2000))
-@settings(deadline=None)
-def test_the_cell_of_a_value_is_exact_also_when_scaling_underflows(value, shift):
-    exponent = min(max((math.frexp(value)[1] if value else 0) + shift - 1, -1074), 1023)
-    got = scaled_floor(torch.tensor([value], dtype=torch.float64), torch.tensor([exponent])).item()
-    assert got == floor_of(value, exponent)
-
-
-@pytest.mark.parametrize("resolution", DTYPES, ids=str)
-@given(ends=st.tuples(nasty(64), nasty(64)), bins=st.sampled_from([2, 3, 5, 100, 255, 256, 257, 6000]))
-@settings(deadline=None)
-def test_a_grid_is_the_finest_that_fits(resolution, ends, bins):
-    low, high = sorted(ends)
-    grid = Grid.fitting(
-        torch.tensor([low], dtype=torch.float64), torch.tensor([high], dtype=torch.float64), bins, resolution
-    )
-    exponent = finest_exponent(low, high, bins, resolution)
-    assert (grid.exponent.item(), grid.offset.item()) == (exponent, floor_of(low, exponent))
-
-
-def test_a_range_that_overflows_float64_still_has_a_grid():
-    low, high = torch.tensor([-1.7e308], dtype=torch.float64), torch.tensor([1.7e308], dtype=torch.float64)
-    grid = Grid.fitting(low, high, 256, torch.float64)
-    assert grid.exponent.item() == finest_exponent(-1.7e308, 1.7e308, 256, torch.float64)
-
-
-@given(
-    counts=st.lists(st.integers(0, 2**40), min_size=4, max_size=4),
-    offset=st.integers(-(2**53), 2**53),
-    shift=st.integers(0, 1100),
-)
-@settings(deadline=None)
-def test_coarser_grids_merge_neighbours_and_lose_nothing(counts, offset, shift):
-    first = offset >> shift
-    fine, coarse = (Grid(torch.tensor([k]), torch.tensor([o])) for k, o in ((-3, offset), (shift - 3, first)))
-    expected = [0] * 4
-    for bin_, count in enumerate(counts):
-        expected[((offset + bin_) >> shift) - first] += count
-    assert fine.rebin(torch.tensor([counts]), coarse, 4).tolist() == [expected]
+from ablation_lens.columns import Columns
+from ablation_lens.counting import Binning, Counter, histc_counts
+from ablation_lens.grids import Grid
 
 
 # Sizes that are no powers of two: float32 positions i / n * n round there.
@@ -111,8 +14,10 @@ def test_histc_counts_every_bin(neurons, bins):
     repeats = np.random.default_rng(0).integers(1, 4, (neurons, bins))
     tokens = repeats.sum(1).max()
     repeats[:, bins // 2] += tokens - repeats.sum(1)  # as many values for every neuron
-    index = np.stack([np.repeat(np.arange(bins, dtype=np.float32), times) for times in repeats], axis=1)
+    index = np.stack([np.repeat(np.arange(bins, dtype=np.float32), times) for times in repeats])
     np.testing.assert_array_equal(histc_counts(torch.from_numpy(index), bins).numpy(), repeats)
+    as_on_an_accelerator = torch.from_numpy(index.T.copy()).T
+    np.testing.assert_array_equal(histc_counts(as_on_an_accelerator, bins).numpy(), repeats)
 
 
 def test_histc_counts_in_calls_of_bounded_size(monkeypatch):
@@ -126,9 +31,9 @@ def test_histc_counts_in_calls_of_bounded_size(monkeypatch):
     monkeypatch.setattr(torch, "histc", spy)
     monkeypatch.setattr(counting, "HISTC_BINS", 1000)
     monkeypatch.setattr(counting, "HISTC_VALUES", 50)
-    index = torch.randint(0, 101, (333, 23)).float()
+    index = torch.randint(0, 101, (23, 333)).float()
     got = histc_counts(index, 101)
-    expected = np.stack([np.bincount(column.astype(int), minlength=101) for column in index.numpy().T])
+    expected = np.stack([np.bincount(column.astype(int), minlength=101) for column in index.numpy()])
     np.testing.assert_array_equal(got.numpy(), expected)
     assert all(bins <= 1000 and values // (bins // 101) < 50 for values, bins in calls)
 
@@ -167,9 +72,9 @@ def test_both_ways_of_counting_hit_every_bin(neurons, bins, coarsest, arithmetic
     binning = Binning(grid, bins, torch.float32, torch.float32)
     assert binning.dtype == arithmetic
     counts = torch.zeros(neurons, bins, dtype=torch.int64)
-    Counter().add(counts, Rows(values.view(-1, 1, neurons), None), binning)
+    Counter().add(counts, Columns(values.view(-1, 1, neurons)), binning)
     np.testing.assert_array_equal(counts.numpy(), expected)
-    index = binning.index(values, slice(None), torch.empty(values.shape, dtype=arithmetic))
+    index = binning.index(values.T, slice(None), torch.empty(values.T.shape, dtype=arithmetic))
     np.testing.assert_array_equal(histc_counts(index.float(), bins).numpy(), expected)
 
 
@@ -183,46 +88,6 @@ def test_counts_on_cuda_equal_the_cpus(neurons, bins, deterministic, request):
     there = Grid(grid.exponent.cuda(), grid.offset.cuda())
     counts = torch.zeros(neurons, bins, dtype=torch.int64, device="cuda")
     for dtype in (torch.float32, torch.float64):
-        rows = Rows(values.to("cuda", dtype).view(-1, 1, neurons), None)
-        Counter().add(counts, rows, Binning(there, bins, dtype, torch.float32))
+        columns = Columns(values.to("cuda", dtype).view(-1, 1, neurons))
+        Counter().add(counts, columns, Binning(there, bins, dtype, torch.float32))
     np.testing.assert_array_equal(counts.cpu().numpy(), 2 * expected)
-
-
-def layouts() -> list[tuple[str, torch.Tensor]]:
-    values = torch.arange(3 * 5 * 2 * 4, dtype=torch.float32).view(3, 5, 2, 4)
-    wide = torch.zeros(3, 5, 2, 8)
-    wide[..., ::2] = values
-    return [
-        ("batch pos head dim in memory", values),
-        ("batch head pos dim in memory", values.transpose(1, 2).contiguous().transpose(1, 2)),
-        ("pos batch head dim in memory", values.transpose(0, 1).contiguous().transpose(0, 1)),
-        ("every other number", wide[..., ::2]),
-        ("three batch axes, permuted", values.view(3, 5, 1, 2, 4).transpose(0, 1).contiguous().transpose(0, 1)),
-    ]
-
-
-@pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize(("name", "values"), layouts(), ids=[name for name, _ in layouts()])
-def test_rows_are_the_valid_positions_however_memory_is_laid_out(name, values, masked):
-    valid = torch.arange(15).view(values.shape[:-2]) % 4 != 0
-    rows = torch.cat(list(Rows(values, valid if masked else None)))
-    expected = values.reshape(15, 8)[valid.flatten()] if masked else values.reshape(15, 8)
-    assert sorted(rows.tolist()) == sorted(expected.tolist())
-
-
-@pytest.mark.parametrize("masked", [False, True])
-def test_pieces_stay_small_however_many_tokens_there_are(monkeypatch, masked):
-    monkeypatch.setattr(counting, "_PIECE", 60)
-    valid = torch.ones(1000, dtype=torch.bool)
-    valid[7] = not masked
-    pieces = list(Rows(torch.zeros(1000, 2, 3), valid))
-    assert max(piece.numel() for piece in pieces) <= 60
-    assert sum(len(piece) for piece in pieces) == 1000 - masked
-
-
-@pytest.mark.parametrize(
-    "valid", [torch.ones(4, 6, dtype=torch.bool), torch.ones(4, 5), torch.ones(20, dtype=torch.bool)]
-)
-def test_a_mask_that_does_not_fit_is_refused(valid):
-    with pytest.raises(MismatchError, match=r"expected torch\.bool \(4, 5\)"):
-        Rows(torch.zeros(4, 5, 2, 3), valid)

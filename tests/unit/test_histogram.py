@@ -8,9 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ablation_lens import counting
+from ablation_lens import columns
 from ablation_lens.errors import FileFormatError, MismatchError, NonFiniteError
-from ablation_lens.histogram import NeuronHistogram, TrimmedHistogram
+from ablation_lens.histogram import NeuronHistogram
+from ablation_lens.trimmed import TrimmedHistogram
 
 SPACING = {torch.float64: (52, -1074), torch.float32: (23, -149), torch.bfloat16: (7, -133), torch.float16: (10, -24)}
 
@@ -252,8 +253,8 @@ def test_small_batches_large_ones_and_threads_agree(monkeypatch, threads, values
     whole = NeuronHistogram((2, 3, 65))
     whole.update(values.double())
     if values_at_a_time is not None:
-        monkeypatch.setattr(counting, "_PIECE", values_at_a_time)
-        monkeypatch.setattr(counting, "_CACHED_TILE", values_at_a_time // 100)
+        monkeypatch.setattr(columns, "_PIECE", values_at_a_time)
+        monkeypatch.setattr(columns, "_BLOCK", values_at_a_time // 10)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:

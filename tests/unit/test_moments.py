@@ -6,6 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ablation_lens import columns
+from ablation_lens.columns import Columns
 from ablation_lens.errors import FileFormatError, MismatchError
 from ablation_lens.moments import Moments
 
@@ -82,6 +84,21 @@ def test_positions_that_are_not_valid_do_not_count():
     assert masked.mean[0].isnan().all()
     masked.update_layer(1, values, torch.zeros(4, 6, dtype=torch.bool))
     assert masked.count.tolist() == [0, int(valid.sum())]
+
+
+@pytest.mark.parametrize("as_on_an_accelerator", [False, True])
+def test_pieces_and_blocks_add_up(monkeypatch, as_on_an_accelerator):
+    monkeypatch.setattr(columns, "_PIECE", 700)
+    monkeypatch.setattr(columns, "_PIECE_ON_ACCELERATOR", 700)
+    monkeypatch.setattr(columns, "_BLOCK", 150)
+    values = 40 + np.random.default_rng(4).standard_normal((900, *SHAPE)).astype(np.float32)
+    moments = Moments(SHAPE)
+    for layer in range(SHAPE[0]):
+        taken = Columns(torch.from_numpy(values[:, layer]))
+        taken._on_cpu = not as_on_an_accelerator  # values stay where they are, the neurons of a position together
+        assert len(list(taken)) > 5
+        moments.add(layer, taken)
+    assert_equal_to(moments, oracle(values))
 
 
 def test_a_constant_neuron_has_exactly_no_variance():
