@@ -10,7 +10,6 @@ import argparse
 import functools
 import platform
 import random
-import resource
 import statistics
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from typing import Any
 
 import torch
 from collection import opt
+from peak_memory import peak_mib
 
 import ablation_lens as al
 from ablation_lens.forward import logits_everywhere
@@ -192,7 +192,7 @@ def child(which: str) -> None:
     with torch.inference_mode():
         for name in al.zoo.NAMES:
             STUDIES[which](name)
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    print(peak_mib())
 
 
 def whole_study(rounds: int) -> None:

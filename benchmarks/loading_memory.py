@@ -5,12 +5,13 @@ Each measurement is a process of its own, because a process never gives its peak
 
 import argparse
 import platform
-import resource
 import subprocess
 import sys
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
+
+from peak_memory import peak_mib
 
 GOAL = 1.3
 
@@ -27,11 +28,6 @@ def build(folder: str) -> int:
     )  # fmt: skip
     transformers.OPTForCausalLM(config).save_pretrained(folder)
     return sum(path.stat().st_size for path in Path(folder).glob("*.safetensors"))
-
-
-def peak_mebibytes() -> float:
-    """This process's peak resident set."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def child(what: str, folder: str) -> None:
@@ -60,7 +56,7 @@ def child(what: str, folder: str) -> None:
     elif what == "ours":
         model = load_model(folder)
         model(torch.tensor([[2, 5, 7]]))
-    print(peak_mebibytes())
+    print(peak_mib())
 
 
 def main() -> None:
