@@ -209,24 +209,29 @@ class Bench:
         key = key_of({"group": self.group, "kind": kind, "seed": seed})
         with self.run.locked(f"inputs {key}", wait=True):
             if not self.run.input(key).exists():
-                generator = None
-                if kind == "generated" and self.task.name == "masked-lm":
-                    generator = load_model(self.study.generator, device=self.study.device)
-                drawn = resampling.resample(
-                    self.model, kind, seed=seed, positions=self.task.context, site=self.site, generator=generator
-                )
-                header = {
-                    "group": self.group,
-                    "kind": kind,
-                    "seed": seed,
-                    "text": drawn.text,
-                    "extract": drawn.extract(),
-                }
-                header |= {"generator": drawn.generator, "digest": drawn.digest}
-                self.run.write_input(key, header, drawn.inputs)
+                return self._drawn_anew(key, kind, seed)
         # The same input for everybody who works in this folder, also where another machine would have drawn another.
         header, inputs = self.run.read_input(key)
         return resampling.values_of(self.model, inputs, self.site), {"input": header["digest"]}
+
+    def _drawn_anew(self, key: str, kind: str, seed: int) -> tuple[Tensor, dict[str, Any]]:
+        generator = None
+        if kind == "generated" and self.task.name == "masked-lm":
+            generator = load_model(self.study.generator, device=self.study.device)
+        drawn = resampling.resample(
+            self.model, kind, seed=seed, positions=self.task.context, site=self.site, generator=generator
+        )
+        header = {
+            "group": self.group,
+            "kind": kind,
+            "seed": seed,
+            "text": drawn.text,
+            "extract": drawn.extract(),
+            "generator": drawn.generator,
+            "digest": drawn.digest,
+        }
+        self.run.write_input(key, header, drawn.inputs)
+        return drawn.values, {"input": drawn.digest}
 
 
 def _described(cell: Cell) -> dict[str, Any]:

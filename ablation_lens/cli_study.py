@@ -87,6 +87,10 @@ def study(
         for _, row in results.frame.iterrows():
             found = f"{row['model']} as it is: top-1 {100 * row['top1']:.2f} %, CE {row['cross_entropy']:.2f} nats"
             Console().print(found, markup=False, highlight=False, soft_wrap=True)
+    if results.left_out:
+        _errors.print(
+            f"left out, as no model here takes it: {', '.join(results.left_out)}", markup=False, soft_wrap=True
+        )
     for line in results.failed[:5]:
         _errors.print(f"failed: {line}", style="red", markup=False, soft_wrap=True)
     if results.failed:

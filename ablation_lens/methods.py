@@ -6,11 +6,17 @@ A new center is a method as soon as it is registered; a method that is neither n
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
+
+import torch
 
 from ablation_lens import centers, resampling
 from ablation_lens.choices import require_known
 from ablation_lens.errors import MismatchError
+from ablation_lens.histogram import NeuronHistogram
+from ablation_lens.moments import Moments
+from ablation_lens.trimmed import TrimmedHistogram
 
 BASELINE = "none"
 """The method of the cell in which nothing is ablated."""
@@ -37,6 +43,30 @@ class Method:
         if self.name not in centers.names():
             require_known(self.name, names(), "method")
         centers.require_parameters(self.name, self.parameters)
+
+    def require_possible(self, bins: int) -> None:
+        """Refuse parameters that no statistics of so many bins have an answer for, by trying them on a neuron.
+
+        >>> Method.parse("peak bins=1").require_possible(256)
+        Traceback (most recent call last):
+        ablation_lens.errors.MismatchError: bins=1; expected a whole number from 2 to 256, the bins that were \
+collected. Collect with more to see finer.
+        """
+        if not self.parameters:
+            return
+        values = torch.linspace(-1, 1, 99).view(-1, 1, 1, 1)
+        histogram, moments = NeuronHistogram((1, 1, 1), bins), Moments((1, 1, 1))
+        histogram.update(values)
+        moments.update_layer(0, values[:, 0])
+        trimmed = TrimmedHistogram.around(histogram)
+        trimmed.update(values)
+        neuron = SimpleNamespace(histogram=histogram, trimmed=trimmed, mean=moments.mean, variance=moments.variance)
+        try:
+            centers.center(self.name, neuron, **self.parameters)
+        except MismatchError:
+            raise
+        except Exception:
+            pass
 
     @classmethod
     def parse(cls, text: str) -> "Method":

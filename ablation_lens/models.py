@@ -82,6 +82,18 @@ def load_model(
     return _load_causal(checkpoint, target, resolve_dtype(dtype, checkpoint, target), attention)
 
 
+def task_of_checkpoint(checkpoint: Checkpoint) -> str:
+    """What a model loaded from there will be scored on, known from its config alone.
+
+    >>> task_of_checkpoint(find_checkpoint("tiny-vit"))
+    'image-classification'
+    """
+    from ablation_lens import adapters
+
+    family = adapters.families().get(checkpoint.model_type)
+    return str(getattr(family and family.wrap, "task", "causal-lm"))
+
+
 def transformer_lens_major() -> int:
     """3 where `HookedTransformer` exists, 4 where `TransformerBridge` has replaced it."""
     return int(version("transformer-lens").split(".")[0])

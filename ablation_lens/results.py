@@ -11,6 +11,7 @@ import pandas as pd
 
 from ablation_lens.errors import AblationLensError, FileFormatError, MismatchError
 from ablation_lens.evaluation import Score
+from ablation_lens.group_labels import group_labels
 from ablation_lens.intervals import Interval, difference
 from ablation_lens.methods import BASELINE
 from ablation_lens.records import write_atomically
@@ -25,12 +26,14 @@ class Results:
     Attributes:
         frame: one row per cell, indexed by the cell's key. `seed` is missing where a cell does not depend on one.
         failed: what went wrong in the run that gave these results.
+        left_out: methods of that run that apply to none of its models.
     """
 
     def __init__(self, folder: RunFolder) -> None:
         self.folder = folder
         self._scores: dict[str, Score] = {}
         self.failed: list[str] = []
+        self.left_out: list[str] = []
         rows = [self._row(key) for key in folder.cells()]
         if not rows:
             raise AblationLensError(f"{folder.path} holds no finished cell yet; run the study first.")
@@ -100,17 +103,7 @@ class Results:
     @property
     def groups(self) -> dict[str, str]:
         """Group → its label: the model's name, and what tells groups of one model apart."""
-        first = self.frame.drop_duplicates("group").set_index("group")
-        labels = {}
-        for group, row in first.iterrows():
-            alike = first[first["model"] == row["model"]]
-            label = str(row["model"])
-            if len(alike) > 1:
-                label += f" on {row['corpus']}"
-                if (alike["corpus"] == row["corpus"]).sum() > 1:
-                    label += f" ({str(group)[:6]})"
-            labels[str(group)] = label
-        return labels
+        return group_labels({str(group): self._groups[group] for group in self.frame["group"].unique()})
 
     @property
     def ablated(self) -> pd.DataFrame:

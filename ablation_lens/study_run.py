@@ -5,7 +5,9 @@ from pathlib import Path
 from ablation_lens.bench import Bench, without_frames
 from ablation_lens.checkpoints import find_checkpoint
 from ablation_lens.corpora import open_corpus
-from ablation_lens.errors import AblationLensError
+from ablation_lens.errors import AblationLensError, MismatchError
+from ablation_lens.methods import Method
+from ablation_lens.models import task_of_checkpoint
 from ablation_lens.progress import progress_over_cells
 from ablation_lens.results import Results
 from ablation_lens.run_folder import CannotWrite, RunFolder, key_of
@@ -18,10 +20,11 @@ class StudyInterrupted(KeyboardInterrupt):
 
 def run_study(study: StudySettings, folder: str | Path, *, progress: bool = True) -> Results:
     """Measure the cells of `study` that `folder` lacks. What failed is in the results' `failed`."""
-    _require_names(study)
+    _require_possible(study)
     run = RunFolder.create(folder)
     run.write_study(study.to_dict())
     failed: dict[str, Exception] = {}
+    tasks: set[str] = set()
     expected = [len(study.cells("causal-lm"))] * len(study.models)  # until a model's task is known
     with progress_over_cells(progress) as shown:
         try:
@@ -39,6 +42,7 @@ def run_study(study: StudySettings, folder: str | Path, *, progress: bool = True
                     expected[place] = 0
                     continue
                 run.forget_failure(key)
+                tasks.add(bench.task.name)
                 expected[place] = len(bench.cells)
                 shown.expect(sum(expected))
                 failed |= bench.measure(shown)
@@ -54,18 +58,30 @@ def run_study(study: StudySettings, folder: str | Path, *, progress: bool = True
         raise AblationLensError(f"{type(first).__name__}: {first} (the traceback is in {run.path / 'failures'})")
     results = Results(run)
     results.failed = [f"{what}: {error}" for what, error in failed.items()]
+    results.left_out = [
+        method for method in study.methods if not any(Method.parse(method).suits(task) for task in tasks)
+    ]
     return results
 
 
-def _require_names(study: StudySettings) -> None:
+def _require_possible(study: StudySettings) -> None:
     """What can be known to be wrong before anything is loaded."""
-    writers = [study.generator] if "resample-generated" in study.methods else []
-    for name in (*study.models, *writers):
-        if not _may_be_on_the_hub(name):
-            find_checkpoint(name)
+    tasks = {name: _task_of(name) for name in study.models}
+    writer = _task_of(study.generator) if "resample-generated" in study.methods else None
+    if writer not in ("causal-lm", None) and "masked-lm" in tasks.values():
+        raise MismatchError(f"generator={study.generator!r} is a model for {writer}; give one that writes text.")
+    methods = [Method.parse(method) for method in study.methods]
+    for name, task in tasks.items():
+        if task is not None and not any(method.suits(task) for method in methods):
+            raise MismatchError(f"{', '.join(study.methods)} cannot be applied to {name}, a model for {task}.")
     for kind in ("text", "image"):
         if kind in study.corpora and not _may_be_on_the_hub(study.corpora[kind]):
             open_corpus(study.corpora[kind], kind=kind)
+
+
+def _task_of(name: str) -> str | None:
+    """What a model is for; None where only the hub knows."""
+    return None if _may_be_on_the_hub(name) else task_of_checkpoint(find_checkpoint(name))
 
 
 def _may_be_on_the_hub(name: str) -> bool:

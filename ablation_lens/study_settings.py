@@ -104,8 +104,10 @@ class StudySettings:
         require_known(self.count, COUNTS, "count")
         require_known(self.site, [site.value for site in Site], "site")
         object.__setattr__(self, "fractions", tuple(float(fraction) for fraction in self.fractions))
-        methods = (Method.parse(method).label for method in self.methods)
-        object.__setattr__(self, "methods", tuple(dict.fromkeys(methods)))
+        methods = [Method.parse(method) for method in self.methods]
+        for method in methods:
+            method.require_possible(self.bins)
+        object.__setattr__(self, "methods", tuple(dict.fromkeys(method.label for method in methods)))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""

@@ -334,6 +334,11 @@ def test_two_halves_merged_by_copying_are_the_whole(finished, tmp_path, monkeypa
         ({"corpora": {"image": "digitz"}}, "digits"),
         ({"corpora": {"image": "./nowhere"}}, "nowhere"),
         ({"methods": ["resample-generated"], "generator": "tiny-optt"}, "did you mean tiny-opt"),
+        (
+            {"models": ["tiny-roberta"], "methods": ["resample-generated"], "generator": "tiny-vit"},
+            "generator='tiny-vit' is a model for image-classification; give one that writes text",
+        ),
+        ({"methods": ["resample-tokens"]}, "resample-tokens cannot be applied to tiny-vit"),
     ],
 )
 def test_unknown_names_are_said_before_anything_is_made(tmp_path, changes, message):

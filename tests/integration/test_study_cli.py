@@ -69,6 +69,13 @@ def test_a_toml_file_and_options_over_it(command, tmp_path):
     assert pd.read_csv(tmp_path / "cells.csv")["seed"].tolist()[1:] == [7]
 
 
+def test_a_method_that_no_model_takes_is_left_out_and_said_so(command, tmp_path):
+    code, _, errors = command(*VIT, *SIZES, "--method", "resample-tokens", "--out", tmp_path / "run")
+    assert code == 0
+    assert errors.splitlines()[-1] == "left out, as no model here takes it: resample-tokens"
+    assert set(Results.load(tmp_path / "run").frame["method"]) == {"none", "zero", "mean"}
+
+
 def test_a_failing_cell_is_exit_code_1_and_a_later_success_is_0(command, tmp_path, monkeypatch):
     monkeypatch.setattr(centers, "_CENTERS", dict(centers._CENTERS))
     fails = [True]
@@ -102,6 +109,11 @@ def test_a_failing_cell_is_exit_code_1_and_a_later_success_is_0(command, tmp_pat
         (("study", "--model", "./nowhere"), "there is no folder './nowhere'"),
         (("study", "--model", "tiny-vit", "--method", "paek"), "there is no method 'paek'; did you mean 'peak'"),
         (("study", "--model", "tiny-vit", "--method", ""), "there is no method ''"),
+        (("study", "--model", "tiny-vit", "--method", "peak bins=1"), "bins=1; expected a whole number from 2 to 256"),
+        (
+            ("study", "--model", "tiny-vit", "--method", "resample-tokens"),
+            "resample-tokens cannot be applied to tiny-vit",
+        ),
         (("study", "--model", "tiny-vit", "--image", "digitz"), "digits"),
         (("study", "--model", "tiny-opt", "--text", "stdlb"), "stdlib"),
         (

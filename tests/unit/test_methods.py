@@ -65,3 +65,11 @@ def test_a_registered_center_is_a_method_at_once(monkeypatch):
     centers.register("five")(lambda statistics, *, times=1: statistics.mean * 0 + 5 * times)
     assert Method.parse("five times=2").label == "five times=2"
     assert "five" in names()
+
+
+def test_a_center_that_reads_more_than_the_made_up_neuron_has_is_left_to_its_cell(monkeypatch):
+    monkeypatch.setattr(centers, "_CENTERS", dict(centers._CENTERS))
+    centers.register("earliest")(lambda statistics, *, times=1: statistics.position_mean[0] * times)
+    Method.parse("earliest times=2").require_possible(256)
+    with pytest.raises(MismatchError, match="expected a finite number above zero"):
+        Method.parse("peak-kde bandwidth=-1").require_possible(256)
