@@ -48,9 +48,9 @@ class Columns:
         self.shape = (values.shape[-2], values.shape[-1])
         self.neurons = self.shape[0] * self.shape[1]
         self.device = values.device
-        self._on_cpu = values.device.type == "cpu"
+        self.on_cpu = values.device.type == "cpu"
         narrow = values.dtype in (torch.bfloat16, torch.float16)
-        self.dtype = torch.float32 if self._on_cpu and narrow else values.dtype
+        self.dtype = torch.float32 if self.on_cpu and narrow else values.dtype
         everywhere = valid is None or bool(valid.all())
         parts = _flat_parts(values, None if everywhere else valid)
         self._parts = [(part, None if mask is None else mask.nonzero().flatten()) for part, mask in parts]
@@ -62,7 +62,7 @@ class Columns:
         """Pieces of at most a few million values, so that memory does not grow with the number of tokens."""
         if self._whole is not None:
             yield self._whole
-        elif self._on_cpu:
+        elif self.on_cpu:
             yield from self._turned()
         else:
             for chunk in self._chunks(max(1, _PIECE_ON_ACCELERATOR // self.neurons)):
@@ -99,7 +99,7 @@ class Columns:
         [(slice(0, 20, None), (20, 7)), (slice(20, 32, None), (12, 7))]
         """
         for piece in self:
-            fitting = _BLOCK * torch.get_num_threads() // piece.shape[1] if self._on_cpu else self.neurons
+            fitting = _BLOCK * torch.get_num_threads() // piece.shape[1] if self.on_cpu else self.neurons
             width = max(1, min(fitting, at_most or self.neurons))
             for start in range(0, self.neurons, width):
                 which = slice(start, min(start + width, self.neurons))

@@ -94,10 +94,9 @@ class Counter:
         stay in cache; an accelerator uses batched `histc`.
         """
         bins = counts.shape[1]
-        on_cpu = counts.device.type == "cpu"
-        for which, values in columns.blocks(at_most=None if on_cpu else max(1, HISTC_BINS // bins)):
+        for which, values in columns.blocks(at_most=None if columns.on_cpu else max(1, HISTC_BINS // bins)):
             index = binning.index(values, which, self._scratch.like(values, binning.dtype))
-            if on_cpu:
+            if columns.on_cpu:
                 target = self._scratch.like(values, torch.int64).copy_(index)
                 counts[which].scatter_add_(1, target, target.new_ones(()).expand_as(target))
             else:

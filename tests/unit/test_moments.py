@@ -95,7 +95,7 @@ def test_pieces_and_blocks_add_up(monkeypatch, as_on_an_accelerator):
     moments = Moments(SHAPE)
     for layer in range(SHAPE[0]):
         taken = Columns(torch.from_numpy(values[:, layer]))
-        taken._on_cpu = not as_on_an_accelerator  # values stay where they are, the neurons of a position together
+        taken.on_cpu = not as_on_an_accelerator  # values stay where they are, the neurons of a position together
         assert len(list(taken)) > 5
         moments.add(layer, taken)
     assert_equal_to(moments, oracle(values))
