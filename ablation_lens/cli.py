@@ -94,7 +94,7 @@ def collect(
     from ablation_lens.tasks import task_for
 
     where = chosen(site, {member.value: member for member in Site}, "site")
-    require_target(out)
+    require_target(out, *(Path(given) for given in (corpus, labels) if given is not None))
     loaded = load_model(model, dtype=dtype, device=device)
     options: dict[str, Any] = {} if labels is None else {"labels": labels}
     task = task_for(loaded, corpus, **options)

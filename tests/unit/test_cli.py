@@ -99,6 +99,15 @@ def test_bad_requests_are_one_line_exit_code_two_and_no_file(arguments, message,
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_corpus_is_never_overwritten(tmp_path):
+    corpus = tmp_path / "a.txt"
+    corpus.write_text("The quick brown fox.\n\nJumps over the lazy dog.\n")
+    result = run("collect", "tiny-opt", "--corpus", str(corpus), "--split", "all", "--out", str(corpus))
+    assert result.returncode == 2
+    assert "is what is read; give another file" in result.stderr
+    assert corpus.read_text().startswith("The quick")
+
+
 def test_a_small_corpus_is_said_in_one_plain_line(tmp_path):
     (tmp_path / "a.txt").write_text("The quick brown fox.\n\nJumps over the lazy dog.\n")
     out = tmp_path / "s.safetensors"
