@@ -70,19 +70,20 @@ class Moments:
         if self.shape != other.shape:
             raise MismatchError(f"moments of shapes {self.shape} and {other.shape} do not add up.")
         merged = type(self)(self.shape, device=self.pivot.device)
-        merged.count = self.count + other.count.to(self.count.device)
-        # A side that has seen nothing has no pivot of its own.
-        seen = (self.count > 0)[:, None, None]
-        theirs = other.pivot.to(self.pivot.device)
-        merged.pivot = torch.where(seen, self.pivot, theirs)
-        for name in _SUMS:
-            merged._sums[name] = self._sums[name] + other._sums[name].to(self.pivot.device)
-        # Their deviations were taken about another pivot.
-        count = other.count.to(self.count.device).double()[:, None, None]
-        shift = torch.where(count > 0, theirs - merged.pivot, 0.0)
-        deviation = other._sums["deviation"].to(self.pivot.device)
-        merged._sums["deviation"] += count * shift
-        merged._sums["squared_deviation"] += shift * (2 * deviation + count * shift)
+        with own_memory():
+            merged.count = self.count + other.count.to(self.count.device)
+            # A side that has seen nothing has no pivot of its own.
+            seen = (self.count > 0)[:, None, None]
+            theirs = other.pivot.to(self.pivot.device)
+            merged.pivot = torch.where(seen, self.pivot, theirs)
+            for name in _SUMS:
+                merged._sums[name] = self._sums[name] + other._sums[name].to(self.pivot.device)
+            # Their deviations were taken about another pivot.
+            count = other.count.to(self.count.device).double()[:, None, None]
+            shift = torch.where(count > 0, theirs - merged.pivot, 0.0)
+            deviation = other._sums["deviation"].to(self.pivot.device)
+            merged._sums["deviation"] += count * shift
+            merged._sums["squared_deviation"] += shift * (2 * deviation + count * shift)
         return merged
 
     def _average(self, name: str) -> Float[Tensor, "layer head dim"]:
@@ -142,6 +143,7 @@ class Moments:
         found = {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
         if expected != found:
             raise FileFormatError(f"moments of shape {result.shape} need the tensors {expected}, got {found}.")
-        result.count, result.pivot = tensors["count"].clone(), tensors["pivot"].clone()
-        result._sums = {name: tensors[name].clone() for name in _SUMS}
+        with own_memory():
+            result.count, result.pivot = tensors["count"].clone(), tensors["pivot"].clone()
+            result._sums = {name: tensors[name].clone() for name in _SUMS}
         return result

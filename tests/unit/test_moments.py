@@ -109,6 +109,18 @@ def test_a_constant_neuron_has_exactly_no_variance():
     assert moments.mean.item() == torch.tensor(0.1).double().item()
 
 
+def test_moments_made_under_inference_mode_take_values_outside_it():
+    values = np.random.default_rng(3).standard_normal((60, *SHAPE))
+    half = collected(values[:20])
+    with torch.inference_mode():
+        merged = half.merge(collected(values[20:40]))
+        loaded = Moments.from_state(merged.state(), SHAPE)
+    for moments in (merged, loaded):
+        for layer in range(SHAPE[0]):
+            moments.update_layer(layer, torch.from_numpy(values[40:, layer]))
+        assert_equal_to(moments, oracle(values))
+
+
 def test_state_round_trips_and_other_tensors_are_refused():
     moments = collected(np.random.default_rng(2).standard_normal((50, *SHAPE)))
     again = Moments.from_state(moments.state(), SHAPE)
