@@ -12,7 +12,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from ablation_lens.columns import Columns
-from ablation_lens.errors import CorpusError, MismatchError
+from ablation_lens.errors import CorpusError, MismatchError, ModelError
 from ablation_lens.forward import Hook, final_residual
 from ablation_lens.histogram import NeuronHistogram
 from ablation_lens.memory import Scratch
@@ -74,7 +74,7 @@ def collect(
         )
     first = _Pass(model, site, include_bos, bins=bins, positions=positions)
     _run(first, batches, "collecting", progress)
-    if first.histogram is None:
+    if first.histogram is None or not first.tokens:
         raise CorpusError("there was nothing to collect: the batches hold no real position.")
     if passes == 2:
         second = _Pass(model, site, include_bos, trimmed=TrimmedHistogram.around(first.histogram))
@@ -118,9 +118,13 @@ class _Pass:
 
     def _hooks(self, counted: Bool[Tensor, "batch pos"]) -> list[Hook]:
         valid = None if bool(counted.all()) else counted
+        thread = threading.get_ident()
 
         def hook_for(layer: int) -> Callable[..., None]:
             def look(value: Tensor, hook: Any) -> None:
+                # A model has one set of hooks: without this, what another thread feeds it would be counted here.
+                if threading.get_ident() != thread:
+                    raise ModelError("this model is collecting in another thread; give every thread its own copy.")
                 self._add(layer, self.site.to_heads(value.detach()), counted, valid)
 
             return look
@@ -148,7 +152,8 @@ class _Pass:
             self._add_positions(layer, values, counted)
 
     def _add_positions(self, layer: int, values: Tensor, counted: Tensor) -> None:
-        sums = (values.double() * counted[:, :, None, None]).sum(0).cpu()
+        # Filled, not multiplied by 0: what lies at padding may be NaN.
+        sums = values.double().masked_fill(~counted[:, :, None, None], 0.0).sum(0).cpu()
         if self.position_sums is None:
             self.position_sums = torch.zeros(self.model.cfg.n_layers, *sums.shape, dtype=torch.float64)
         missing = len(sums) - self.position_sums.shape[1]
@@ -171,7 +176,7 @@ class _Pass:
         assert self.moments is not None
         plan = batches if isinstance(batches, BatchPlan) else None
         # A plan that was not read to its end must not pass for one that was.
-        part = "" if plan is None or finished is None else f" (first {finished} of {len(plan)} batches)"
+        part = "" if plan is None or finished in (None, len(plan)) else f" (first {finished} of {len(plan)} batches)"
         return ActivationStatistics(
             histogram=self.histogram,
             moments=self.moments,
@@ -212,7 +217,9 @@ def _ctrl_c_between_batches() -> Iterator[Callable[[], bool]]:
 
     A batch that is counted in some layers only would make statistics that no set of documents has.
     """
-    if threading.current_thread() is not threading.main_thread():
+    ours = threading.current_thread() is threading.main_thread()
+    # Ignored (a background job of a script), or not Python's to put back (None): then it stays as it is.
+    if not ours or signal.getsignal(signal.SIGINT) in (signal.SIG_IGN, None):
         yield lambda: False
         return
     came = False

@@ -10,7 +10,7 @@ import torch
 
 from ablation_lens import collection, load_model
 from ablation_lens.collection import CollectionInterrupted, collect
-from ablation_lens.errors import CorpusError, FileFormatError, MismatchError, NonFiniteError
+from ablation_lens.errors import CorpusError, FileFormatError, MismatchError, ModelError, NonFiniteError
 from ablation_lens.plans import Batch
 from ablation_lens.sites import Site
 from ablation_lens.statistics import ActivationStatistics
@@ -119,6 +119,20 @@ def test_the_position_mean(opt):
         _ = collect(opt, batches, progress=False).position_mean
 
 
+def test_nan_at_padding_spoils_no_position_mean(opt):
+    inputs, valid = torch.randint(3, 61, (2, 8)), torch.ones(2, 8, dtype=torch.bool)
+    valid[0, 6:] = False
+
+    def plant(z, hook):
+        return z.masked_fill(~valid[:, :, None, None], torch.nan)
+
+    batch = Batch.causal(inputs, valid)
+    clean = collect(opt, [batch], positions=True, progress=False)
+    with opt.hooks([(Site.Z.hook_name(2), plant)]):  # the last layer, where it reaches nothing else
+        spoiled = collect(opt, [batch], positions=True, progress=False)
+    assert torch.equal(spoiled.position_mean, clean.position_mean)
+
+
 def test_a_second_pass_resolves_a_neuron_with_an_outlier(opt):
     tokens = torch.randint(3, 61, (400, 12))
 
@@ -192,6 +206,17 @@ def test_ctrl_c_behind_the_last_batch_is_heard_too(opt):
     assert torch.equal(caught.value.statistics.histogram.counts(), whole.histogram.counts())
 
 
+def test_ctrl_c_that_is_ignored_stays_ignored(opt):
+    batches = batches_of(BY_NAME["opt"], 2)
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        statistics = collect(opt, interrupting(batches, after=0), progress=False)
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert statistics.provenance.tokens == sum(batch.size for batch in batches)
+
+
 def test_an_interrupted_plan_does_not_pass_for_a_whole_one_and_a_first_pass_is_never_lost(monkeypatch):
     model = load_model("tiny-opt")
     plan = task_for(model).batches(split="collect", tokens=900, batch_size=1)
@@ -208,6 +233,12 @@ def test_an_interrupted_plan_does_not_pass_for_a_whole_one_and_a_first_pass_is_n
     with pytest.raises(CollectionInterrupted) as caught:
         collect(model, plan, progress=False)
     assert caught.value.statistics.provenance.plans == (f"{plan.digest} (first 2 of {len(plan)} batches)",)
+
+    calls.clear()
+    stop_at = len(plan)  # too late to miss anything
+    with pytest.raises(CollectionInterrupted) as caught:
+        collect(model, plan, progress=False)
+    assert caught.value.statistics.provenance.plans == (plan.digest,)
 
     calls.clear()
     stop_at = len(plan) + 1  # in the second pass
@@ -227,6 +258,28 @@ def test_collecting_in_a_thread_needs_no_signals(opt):
     thread.start()
     thread.join()
     assert results[0].provenance.tokens == 20
+
+
+def test_what_another_thread_feeds_the_model_is_not_counted(opt):
+    batches, errors = batches_of(BY_NAME["opt"], 1), []
+
+    def feed():
+        try:
+            opt(batches[0].inputs)
+        except ModelError as error:
+            errors.append(str(error))
+
+    def meanwhile(z, hook):
+        if threading.current_thread() is threading.main_thread():
+            thread = threading.Thread(target=feed)
+            thread.start()
+            thread.join()
+
+    with opt.hooks([(Site.Z.hook_name(1), meanwhile)]):
+        statistics = collect(opt, batches, progress=False)
+    assert (statistics.count == batches[0].size).all()
+    assert len(errors) == 1
+    assert "in another thread" in errors[0]
 
 
 def test_numbers_that_overflow_name_the_neuron(opt):
@@ -249,6 +302,10 @@ def test_wrong_batches_are_one_clear_error(opt):
     with pytest.raises(CorpusError, match="nothing to collect"):
         collect(opt, [], progress=False)
     tokens = torch.zeros(2, 5, dtype=torch.long)
+    nothing = Batch.causal(tokens, torch.zeros(2, 5, dtype=torch.bool))
+    for passes in (1, 2):
+        with pytest.raises(CorpusError, match="hold no real position"):
+            collect(opt, [nothing], passes=passes, progress=False)
     wrong = Batch(tokens, torch.ones(2, 4, dtype=torch.bool), tokens, torch.zeros(2, 5, dtype=torch.bool))
     with pytest.raises(MismatchError, match=r"has \(2, 5\) positions, the batch says \(2, 4\)"):
         collect(opt, [wrong], progress=False)
