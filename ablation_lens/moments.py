@@ -17,6 +17,9 @@ from ablation_lens.memory import Scratch, own_memory
 
 _SUMS = ("deviation", "squared_deviation", "absolute", "root", "positive")
 
+_FIRST = 63
+"""How many of the first values the pivot is chosen from."""
+
 
 class Moments:
     """Count, mean, variance, mean |x|, mean √|x| and share positive of every neuron `(layer, head, dim)`.
@@ -52,7 +55,10 @@ class Moments:
         with own_memory():
             pivot, sums = self.pivot[layer].view(-1), [self._sums[name][layer].view(-1) for name in _SUMS]
             if not int(self.count[layer]):
-                pivot.copy_(next(iter(columns))[:, 0])
+                # The median of a few: the very first is the BOS position's, where many neurons are far off.
+                # Sorted, because torch's own median refuses on CUDA under deterministic algorithms.
+                first = next(iter(columns))[:, :_FIRST].sort(1).values
+                pivot.copy_(first[:, first.shape[1] // 2])
             for which, values in columns.blocks():
                 for total, part in zip(sums, self._sums_of(values, pivot[which]), strict=True):
                     total[which] += part

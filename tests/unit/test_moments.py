@@ -101,6 +101,16 @@ def test_pieces_and_blocks_add_up(monkeypatch, as_on_an_accelerator):
     assert_equal_to(moments, oracle(values))
 
 
+@pytest.mark.parametrize("far", [30.0, 1e3, 1e6])
+def test_a_first_value_far_from_the_others_costs_no_digits(far):
+    values = np.random.default_rng(4).standard_normal((100_000, 1, 1, 1)).astype(np.float64)
+    values[0] = far  # as at BOS
+    moments = Moments((1, 1, 1))
+    for part in np.split(values[:, 0], (40_000, 40_001)):
+        moments.update_layer(0, torch.from_numpy(part))
+    assert_equal_to(moments, {"variance": oracle(values)["variance"][0]})
+
+
 def test_a_constant_neuron_has_exactly_no_variance():
     moments = Moments((1, 1, 1))
     for _ in range(50):
