@@ -102,6 +102,8 @@ class Bench:
                 "evaluate": self.scored.corpus.to_dict(),
                 "collect": self.collected.corpus.to_dict(),
                 "context": self.scored.context,
+                "batch_size": max(map(len, self.scored.batches)),
+                "mask_seed": self.scored.seed,
                 "count": self.scored.count,
                 "predictions": self.scored.predictions,
                 "padding": self.scored.padding,

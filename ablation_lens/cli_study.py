@@ -163,7 +163,8 @@ def print_table(results: "Results", console: Console, fractions: list[float] | N
         measured = [fraction for fraction in sorted(set(results.frame["fraction"])) if fraction > 0]
         fractions = [fraction for fraction in (0.5, 0.9) if fraction in measured] or measured
     made = table2(results, fractions)
-    console.print(made.rich())
+    for part in made.rich(console.width):
+        console.print(part)
     for note in made.notes:
         console.print(note, markup=False, highlight=False)
 

@@ -16,6 +16,8 @@ _DIFFERENCES: tuple[Callable[[Mapping[str, Any]], str], ...] = (
     lambda group: "with BOS" if group["facts"]["include_bos"] else "without BOS",
     lambda group: f"one input (seed {shared})" if (shared := _shared(group)) is not None else "an input per seed",
     lambda group: f"text by {group['facts']['generator']}",
+    lambda group: f"masks of seed {group['mask_seed']}",
+    lambda group: f"batches of {group['batch_size']}",
     lambda group: str(group["facts"]["device"]),
     lambda group: f"weights {str(group['model']['weights'])[:6]}",
     lambda group: f"ablation-lens {group['versions']['ablation_lens']}",

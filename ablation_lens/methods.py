@@ -13,7 +13,7 @@ import torch
 
 from ablation_lens import centers, resampling
 from ablation_lens.choices import require_known
-from ablation_lens.errors import MismatchError
+from ablation_lens.errors import MismatchError, NonFiniteError
 from ablation_lens.histogram import NeuronHistogram
 from ablation_lens.moments import Moments
 from ablation_lens.trimmed import TrimmedHistogram
@@ -49,10 +49,10 @@ class Method:
 
         >>> Method.parse("peak bins=1").require_possible(256)
         Traceback (most recent call last):
-        ablation_lens.errors.MismatchError: bins=1; expected a whole number from 2 to 256, the bins that were \
-collected. Collect with more to see finer.
+        ablation_lens.errors.MismatchError: peak bins=1: bins=1; expected a whole number from 2 to 256, the bins that \
+were collected. Collect with more to see finer.
         """
-        if not self.parameters:
+        if self.draws:
             return
         values = torch.linspace(-1, 1, 99).view(-1, 1, 1, 1)
         histogram, moments = NeuronHistogram((1, 1, 1), bins), Moments((1, 1, 1))
@@ -63,8 +63,8 @@ collected. Collect with more to see finer.
         neuron = SimpleNamespace(histogram=histogram, trimmed=trimmed, mean=moments.mean, variance=moments.variance)
         try:
             centers.center(self.name, neuron, **self.parameters)
-        except MismatchError:
-            raise
+        except (MismatchError, NonFiniteError) as error:
+            raise MismatchError(f"{self.label}: {error}") from error
         except Exception:
             pass
 
@@ -75,6 +75,8 @@ collected. Collect with more to see finer.
         parameters: dict[str, Any] = {}
         for part in rest:
             key, sign, value = part.partition("=")
+            if key in parameters:
+                raise MismatchError(f"{text!r} gives {key} twice; give it once.")
             try:
                 parameters[key] = int(value) if value.lstrip("+-").isdigit() else float(value)
             except ValueError:

@@ -132,7 +132,7 @@ def _html(block: Block) -> str:
         drawn = block.figure.to_html(
             full_html=False,
             include_plotlyjs=False,
-            div_id=block.name,
+            div_id=re.sub(r"[^\w-]", "-", block.name, flags=re.ASCII),  # it stands in a tag and in a script
             default_width="100%",
             config={"responsive": True, "displaylogo": False},
         )

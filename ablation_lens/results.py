@@ -16,6 +16,7 @@ from ablation_lens.intervals import Interval, difference
 from ablation_lens.methods import BASELINE
 from ablation_lens.records import write_atomically
 from ablation_lens.run_folder import RunFolder, writing
+from ablation_lens.study_settings import plain_share
 
 METRICS = ("top1", "cross_entropy")
 
@@ -56,14 +57,15 @@ class Results:
         header, score = self.folder.read_cell(key)
         self._scores[key] = score
         try:
-            group = self._groups.get(header["group"]) or self._groups.setdefault(
-                header["group"], self.folder.group(header["group"])
-            )
+            name = str(header["group"])
+            if name not in self._groups:
+                self._groups[name] = self.folder.group(name)
+            group = self._groups[name]
             return {
                 "key": key,
                 "model": group["model"]["name"],
                 "corpus": group["evaluate"]["name"],
-                "group": header["group"],
+                "group": name,
                 "task": group["task"],
                 "method": header["method"],
                 "fraction": header["fraction"],
@@ -137,7 +139,7 @@ class Results:
 
     def _of(self, group: str, method: str, fraction: float) -> pd.DataFrame:
         frame = self.frame
-        chosen = (frame["group"] == group) & (frame["method"] == method) & np.isclose(frame["fraction"], fraction)
+        chosen = (frame["group"] == group) & (frame["method"] == method) & (frame["fraction"] == plain_share(fraction))
         return frame[chosen].sort_values("seed")
 
     def summary(self, fractions: Sequence[float] | None = None) -> pd.DataFrame:
@@ -147,11 +149,11 @@ class Results:
         `conditional` says that with so few seeds this holds for the masks drawn.
         """
         frame = self.frame[self.frame["method"] != BASELINE]
-        wanted = sorted(set(frame["fraction"]) if fractions is None else set(fractions))
+        wanted = sorted(set(frame["fraction"] if fractions is None else map(plain_share, fractions)))
         rows = []
         for group in self.groups:
             for fraction in wanted:
-                here = frame[(frame["group"] == group) & np.isclose(frame["fraction"], fraction)]
+                here = frame[(frame["group"] == group) & (frame["fraction"] == fraction)]
                 if here.empty:
                     continue
                 methods = {str(name): rows for name, rows in here.groupby("method", sort=False)}

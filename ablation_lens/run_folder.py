@@ -12,9 +12,10 @@ different, and folders are merged by copying one into the other.
 
 import hashlib
 import json
+import re
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -158,7 +159,8 @@ class RunFolder:
 
     def failures(self) -> list[dict[str, Any]]:
         """What failed and has not succeeded since."""
-        return [_read_json(path) for path in sorted((self.path / "failures").glob("[!.]*.json"))]
+        paths = sorted((self.path / "failures").glob("[!.]*.json"))
+        return [_read_json(path, "model", "error", "message") for path in paths]
 
     def write_group(self, group: str, values: Mapping[str, Any]) -> None:
         """Keep what the cells of a group share."""
@@ -166,7 +168,11 @@ class RunFolder:
 
     def group(self, group: str) -> dict[str, Any]:
         """What `write_group` kept."""
-        return _read_json(self.path / "groups" / f"{group}.json")
+        path = self.path / "groups" / f"{_plain(group)}.json"
+        values = _read_json(path, "model", "evaluate", "task")
+        if not all(isinstance(values[part], dict) and "name" in values[part] for part in ("model", "evaluate")):
+            raise _damaged(path)
+        return values
 
     def write_study(self, settings: Mapping[str, Any]) -> None:
         """Keep a study's settings; the same study writes the same file."""
@@ -179,8 +185,9 @@ class RunFolder:
 
     def studies(self) -> list[dict[str, Any]]:
         """The settings of every study that ran here, the oldest first."""
-        paths = (self.path / "studies").glob("[!.]*.json")
-        return [_read_json(path) for path in sorted(paths, key=lambda path: (path.stat().st_mtime, path.name))]
+        paths: Iterable[Path] = (self.path / "studies").glob("[!.]*.json")
+        paths = sorted(paths, key=lambda path: (path.stat().st_mtime, path.name))
+        return [_read_json(path, "models", "methods") for path in paths]
 
     def inputs(self) -> list[dict[str, Any]]:
         """What the random inputs of resampling were: kind, seed, text and group of each."""
@@ -204,7 +211,7 @@ class RunFolder:
 
     def statistics(self, key: str) -> Path:
         """The file of a model's statistics."""
-        return self.path / "statistics" / f"{key}.safetensors"
+        return self.path / "statistics" / f"{_plain(key)}.safetensors"
 
     def _failure(self, key: str) -> Path:
         return self.path / "failures" / f"{key}.json"
@@ -242,12 +249,19 @@ def _damaged(path: Path) -> FileFormatError:
     return FileFormatError(f"{path} is missing or damaged. {_AGAIN}")
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _plain(name: Any) -> str:
+    """A name that a file gives to another, if it is one that we give: it goes into paths and pages."""
+    if not isinstance(name, str) or not re.fullmatch(r"[\w-]+", name, re.ASCII):
+        raise FileFormatError(f"{name!r}, which a file of the run folder refers to, is no name that a study gives.")
+    return name
+
+
+def _read_json(path: Path, *needed: str) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise _damaged(path) from error
-    if not isinstance(values, dict):
+    if not isinstance(values, dict) or not set(needed) <= set(values):
         raise _damaged(path)
     return values
 

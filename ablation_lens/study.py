@@ -2,7 +2,7 @@
 
 import dataclasses
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -35,7 +35,11 @@ class Study(StudySettings):
         (7,)
         """
         require_known(name, PRESETS, "preset")
-        study = cls(**{**PRESETS[name], **changes})
+        settings = {**PRESETS[name], **changes}
+        if "dtype" not in changes and isinstance(settings["models"], Sequence):
+            dtypes = PRESETS[name].get("dtype", {})
+            settings["dtype"] = {model: dtypes[model] for model in dtypes if model in settings["models"]} or None
+        study = cls(**settings)
         return study.with_corpora({**PRESETS[name].get("corpora", {}), **study.corpora})
 
     @classmethod

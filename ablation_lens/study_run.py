@@ -31,7 +31,7 @@ def run_study(study: StudySettings, folder: str | Path, *, progress: bool = True
             for place, name in enumerate(study.models):
                 shown.expect(sum(expected))
                 shown.describe(f"{name}: loading")
-                key = key_of({"study": study.to_dict(), "model": name})
+                key = key_of({"model": name})  # until it can be measured, by whatever settings
                 try:
                     bench = Bench(study, name, run)
                 except CannotWrite:
@@ -67,8 +67,9 @@ def run_study(study: StudySettings, folder: str | Path, *, progress: bool = True
 def _require_possible(study: StudySettings) -> None:
     """What can be known to be wrong before anything is loaded."""
     tasks = {name: _task_of(name) for name in study.models}
-    writer = _task_of(study.generator) if "resample-generated" in study.methods else None
-    if writer not in ("causal-lm", None) and "masked-lm" in tasks.values():
+    written = "resample-generated" in study.methods and "masked-lm" in tasks.values()
+    writer = _task_of(study.generator) if written else None
+    if writer not in ("causal-lm", None):
         raise MismatchError(f"generator={study.generator!r} is a model for {writer}; give one that writes text.")
     methods = [Method.parse(method) for method in study.methods]
     for name, task in tasks.items():

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from typing import Any
 
 from ablation_lens.choices import require_known
@@ -13,6 +14,15 @@ from ablation_lens.tasks import COUNTS
 
 TENTHS = tuple(tenth / 10 for tenth in range(1, 11))
 PAPER_SEEDS = (42, 123, 456)
+
+
+def plain_share(share: float) -> float:
+    """A share without what arithmetic leaves behind, so that a fraction is the same however it was come by.
+
+    >>> 3 * 0.1, plain_share(3 * 0.1)
+    (0.30000000000000004, 0.3)
+    """
+    return round(float(share), 12)
 
 
 @dataclass(frozen=True)
@@ -94,7 +104,7 @@ class StudySettings:
             for value in given:
                 if not possible(value):
                     raise MismatchError(f"{name.removesuffix('s')} {value!r} is not possible; give {wanted}.")
-            object.__setattr__(self, name, tuple(dict.fromkeys(given)))
+            object.__setattr__(self, name, tuple(dict.fromkeys(map(_PLAIN.get(name, str), given))))
         for name, (possible, wanted) in _VALUES.items():
             if not possible(value := getattr(self, name)):
                 raise MismatchError(f"{name}={value!r} is not possible; give {wanted}.")
@@ -103,7 +113,9 @@ class StudySettings:
             raise MismatchError(f"corpora are for 'text' and 'image', not for {', '.join(sorted(unknown))}.")
         require_known(self.count, COUNTS, "count")
         require_known(self.site, [site.value for site in Site], "site")
-        object.__setattr__(self, "fractions", tuple(float(fraction) for fraction in self.fractions))
+        if isinstance(self.dtype, Mapping):
+            for model in self.dtype:
+                require_known(model, self.models, "model in dtype")
         methods = [Method.parse(method) for method in self.methods]
         for method in methods:
             method.require_possible(self.bins)
@@ -142,11 +154,11 @@ def _is_text(value: Any) -> bool:
 
 
 def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
+    return isinstance(value, Integral) and not isinstance(value, bool) and abs(int(value)) < 2**63
 
 
 def _is_share(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
+    return isinstance(value, Real) and not isinstance(value, bool) and 0 <= float(value) <= 1
 
 
 def _is_size(value: Any) -> bool:
@@ -169,6 +181,7 @@ _LISTS: dict[str, _Check] = {
     "fractions": (_is_share, "numbers from 0 to 1"),
     "seeds": (_is_whole, "whole numbers"),
 }
+_PLAIN: dict[str, Callable[[Any], Any]] = {"fractions": plain_share, "seeds": int}
 _SIZES = ("collect_tokens", "evaluate_tokens", "collect_images", "evaluate_images", "context", "batch_size")
 _VALUES: dict[str, _Check] = {
     **dict.fromkeys(_SIZES, (_is_size, "a positive whole number")),

@@ -30,6 +30,8 @@ PAPER_MODELS = {
     "roberta-large": "roberta-large",
 }
 """Last part of a model's name → the paper's column."""
+_GAP, _EDGES = 3, 2
+"""Spaces between columns in a terminal, and at the table's two ends together."""
 BASELINES_APART = 0.1
 """Baselines that differ by a larger share were not measured alike, and neither was what is compared to them."""
 
@@ -98,24 +100,34 @@ class Table2:
         text: str = pd.DataFrame(rows).to_csv(index=False)
         return text
 
-    def rich(self) -> "Table":
-        """For a terminal: the four models of the paper, or of the zoo, fit in 80 columns."""
+    def rich(self, width: int = 80) -> list["Table"]:
+        """For a terminal: the four models of the paper, or of the zoo, fit in 80 columns; more go below."""
         from rich.box import SIMPLE_HEAD
         from rich.markup import escape
         from rich.table import Table
 
-        table = Table(title="Table 2", box=SIMPLE_HEAD, pad_edge=False)
-        table.add_column("")
-        table.add_column("")
-        for label in self.groups.values():
-            table.add_column(escape(_on_one_line(label)), justify="right")
-        for section, name, texts in self.texts(lambda text: f"[bold]{text}[/bold]"):
-            if section and table.row_count:
-                table.add_section()
-            shown = section.replace("Top-1 accuracy", "Top-1").replace("Cross-entropy (nats)", "CE (nats)")
-            close = (text.replace(" ± ", "±") for text in texts)
-            table.add_row(shown.removesuffix(" ablated"), escape(_on_one_line(name)), *close)
-        return table
+        rows = [
+            (section.replace("Top-1 accuracy", "Top-1").replace("Cross-entropy", "CE").removesuffix(" ablated"),
+             escape(_on_one_line(name)), [text.replace(" ± ", "±") for text in texts])
+            for section, name, texts in self.texts(lambda text: f"[bold]{text}[/bold]")
+        ]  # fmt: skip
+        labels = [_on_one_line(label) for label in self.groups.values()]
+        first, second, *figures = map(_widest, zip(*[(*names, *texts) for *names, texts in rows], strict=True))
+        # Figures are never broken, and labels not into more than a few lines.
+        least = [max(figure, math.ceil(len(label) / 4)) for figure, label in zip(figures, labels, strict=True)]
+        tables: list[Table] = []
+        for columns in _side_by_side(least, width - first - second - _GAP - _EDGES):
+            table = Table(title=None if tables else "Table 2", box=SIMPLE_HEAD, pad_edge=False)
+            for _ in range(2):
+                table.add_column("", no_wrap=True)
+            for label, needed in zip(labels[columns], least[columns], strict=True):
+                table.add_column(escape(label), justify="right", overflow="fold", min_width=needed)
+            for section, name, texts in rows:
+                if section and table.row_count:
+                    table.add_section()
+                table.add_row(section, name, *texts[columns])
+            tables.append(table)
+        return tables
 
     def texts(
         self, bold: Callable[[str], str] = lambda text: f"**{text}**", plus_minus: str = "±"
@@ -230,6 +242,22 @@ def _notes(summary: pd.DataFrame, rows: Sequence[tuple[str, float, str, dict[str
     if any(not entry.comparable for entry in entries):
         notes.append("†: the two baselines are more than 10 % apart, so the changes are not comparable.")
     return tuple(notes)
+
+
+def _widest(texts: Sequence[str]) -> int:
+    from rich.text import Text
+
+    return max(Text.from_markup(text).cell_len for text in texts)
+
+
+def _side_by_side(widths: Sequence[int], room: int) -> list[slice]:
+    """Columns by the lot: as many as there is room for, at least one."""
+    lots, start = [], 0
+    for end in range(1, len(widths) + 1):
+        if end == len(widths) or sum(width + _GAP for width in widths[start : end + 1]) > room:
+            lots.append(slice(start, end))
+            start = end
+    return lots
 
 
 def _for_markdown(text: str) -> str:

@@ -13,7 +13,7 @@ from plotly.subplots import make_subplots
 from ablation_lens.choices import chosen
 from ablation_lens.errors import MismatchError
 from ablation_lens.palette import METHOD_COLORS
-from ablation_lens.plots.template import BELOW, LENS_TEMPLATE, framed, line_of, symbol_of, text
+from ablation_lens.plots.template import BELOW, LENS_TEMPLATE, framed, line_of, lines, symbol_of, text
 from ablation_lens.results import Results
 
 if TYPE_CHECKING:
@@ -32,6 +32,9 @@ class _Panel:
     scale: float
     unit: str
 
+
+_TITLE_WIDTH = 44
+"""Letters of a panel's title that fit on a line."""
 
 _PANELS = (_Panel("top1", "top-1 (%)", 100.0, " %"), _Panel("cross_entropy", "cross-entropy (nats)", 1.0, " nats"))
 
@@ -66,13 +69,15 @@ def figure_2(
     if results.empty:
         raise MismatchError("there are no results to show; a study's finished cells are needed, one row each.")
     rows = list(results.groupby(["group", "model", "corpus"], sort=False, dropna=False))
-    titles = _row_titles([key for key, _ in rows])
+    titles = [lines(title, _TITLE_WIDTH) for title in _row_titles([key for key, _ in rows])]
+    above = 17 * max(title.count("<br>") for title in titles)  # what titles of several lines take, in pixels
+    height = 180 + (300 + above) * len(rows)
     figure = make_subplots(
         rows=len(rows),
         cols=2,
         subplot_titles=[f"{title}: {what}" for title in titles for what in ("top-1", "cross-entropy")],
         horizontal_spacing=0.11,
-        vertical_spacing=0.32 / max(len(rows), 2) if len(rows) > 1 else None,
+        vertical_spacing=(96 + above) / height if len(rows) > 1 else None,
     )
     figure.update_annotations(font_size=13)
     methods = sorted(results["method"].unique(), key=lambda method: _order(str(method)))
@@ -97,8 +102,8 @@ def figure_2(
         "What ablation costs",
         _seeds_note(results),
         template,
-        height=180 + 300 * len(rows),
-        margin={"t": 105},
+        height=height,
+        margin={"t": 105 + above},
         hovermode="closest",
         legend=BELOW,
     )
@@ -111,7 +116,7 @@ def _row_titles(keys: list[Any]) -> list[str]:
         models = {other[1] for other in keys if other[0] == group}
         corpora = {other[2] for other in keys if other[0] == group}
         parts = [group, *([model] if len(models) > 1 else []), *([corpus] if len(corpora) > 1 else [])]
-        titles.append(" · ".join(text(part, 32) for part in parts))
+        titles.append(" · ".join(map(str, parts)))
     return titles
 
 

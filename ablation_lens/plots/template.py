@@ -1,6 +1,7 @@
 """The look that all figures share, and the words on them."""
 
 import html
+import textwrap
 import zlib
 from collections.abc import Sequence
 from typing import Any
@@ -41,7 +42,16 @@ LENS_TEMPLATE = go.layout.Template(
         "paper_bgcolor": "white",
         "plot_bgcolor": "white",
         "colorway": list(SERIES),
-        "title": {"x": 0, "xref": "paper", "xanchor": "left", "font": {"size": 17}, "yref": "container", "y": 0.98},
+        "title": {
+            "x": 0,
+            "xref": "paper",
+            "xanchor": "left",
+            "y": 1,
+            "yref": "container",
+            "yanchor": "top",
+            "pad": {"t": 12},  # in pixels, however high the figure
+            "font": {"size": 17},
+        },
         "xaxis": _AXIS,
         "yaxis": _AXIS,
         "hoverlabel": {"align": "left", "bgcolor": "white", "font": {"color": INK}},
@@ -91,6 +101,17 @@ def text(name: object, longest: int = 48) -> str:
         plain = f"{plain[: longest // 3]}…{plain[-(longest - longest // 3 - 1) :]}"
     # Plotly fills in %{…} in hover texts and sets $…$ as a formula; as entities both are only characters.
     return html.escape(plain, quote=False).replace("%", "&#37;").replace("$", "&#36;")
+
+
+def lines(name: object, width: int, most: int = 3) -> str:
+    """As `text`, over several lines where it is long.
+
+    >>> lines("tiny-opt on stdlib (10,000 tokens)", 20)
+    'tiny-opt on stdlib<br>(10,000 tokens)'
+    """
+    broken = textwrap.wrap(" ".join(str(name).split()), width) or [""]
+    kept = broken if len(broken) <= most else [*broken[: most - 1], " ".join(broken[most - 1 :])]
+    return "<br>".join(text(line, width) for line in kept)
 
 
 def neuron_at(place: str | tuple[int, int, int], statistics: ActivationStatistics) -> tuple[int, int, int]:

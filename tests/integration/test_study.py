@@ -271,6 +271,14 @@ def test_a_model_that_cannot_be_measured_leaves_the_others_their_cells(tmp_path)
     assert [failure["model"] for failure in RunFolder(tmp_path / "run").failures()] == [broken]
 
 
+def test_a_mistake_that_was_mended_is_forgotten(tmp_path):
+    with pytest.raises(CorpusError, match="ask for fewer"):
+        vit(fractions=[0.5], seeds=[1], evaluate_images=10**6).run(tmp_path, progress=False)
+    assert len(RunFolder(tmp_path).failures()) == 1
+    vit(fractions=[0.5], seeds=[1]).run(tmp_path, progress=False)
+    assert RunFolder(tmp_path).failures() == []
+
+
 def test_where_nothing_can_be_measured_the_study_raises(copied, capricious, monkeypatch):
     """Whatever other studies have left in the folder."""
     with pytest.raises(CorpusError, match="ask for fewer"):
@@ -333,7 +341,10 @@ def test_two_halves_merged_by_copying_are_the_whole(finished, tmp_path, monkeypa
         ({"models": ["./nowhere"]}, r"there is no folder './nowhere'"),
         ({"corpora": {"image": "digitz"}}, "digits"),
         ({"corpora": {"image": "./nowhere"}}, "nowhere"),
-        ({"methods": ["resample-generated"], "generator": "tiny-optt"}, "did you mean tiny-opt"),
+        (
+            {"models": ["tiny-roberta"], "methods": ["resample-generated"], "generator": "tiny-optt"},
+            "did you mean tiny-opt",
+        ),
         (
             {"models": ["tiny-roberta"], "methods": ["resample-generated"], "generator": "tiny-vit"},
             "generator='tiny-vit' is a model for image-classification; give one that writes text",

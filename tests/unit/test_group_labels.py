@@ -12,6 +12,8 @@ GROUP = {
     "collect": {"name": "stdlib", "size_obtained": 50000, "unit": "tokens"},
     "count": "all",
     "context": 256,
+    "mask_seed": 42,
+    "batch_size": 32,
     "facts": {"site": "z", "bins": 256, "include_bos": True, "shared_input": None, "generator": None, "device": "cpu"},
     "versions": {"ablation_lens": "0.1.0", "transformer_lens": "3.9.0", "transformers": "5.23.0", "torch": "2.13.0"},
 }
@@ -43,6 +45,8 @@ def test_a_model_alone_is_called_by_its_name():
         (("context",), 64, "context 256", "context 64"),
         (("collect", "size_obtained"), 20000, "statistics of 50,000 tokens", "statistics of 20,000 tokens"),
         (("facts", "bins"), 64, "256 bins", "64 bins"),
+        (("mask_seed",), 7, "masks of seed 42", "masks of seed 7"),
+        (("batch_size",), 8, "batches of 32", "batches of 8"),
         (("facts", "include_bos"), False, "with BOS", "without BOS"),
         (("facts", "shared_input"), 0, "an input per seed", "one input (seed 0)"),
         (("facts", "device"), "cuda", "cpu", "cuda"),

@@ -36,6 +36,7 @@ def test_the_order_of_parameters_does_not_matter():
         ("peak bins=", "is no parameter"),
         ("peak =3", "is no parameter"),
         ("peak bins=many", "is no parameter"),
+        ("peak bins=64 bins=32", "gives bins twice"),
         ("peak bims=3", "unexpected keyword argument 'bims'"),
         ("zero bins=3", "takes no parameters"),
         ("resample-tokens bins=3", "takes no parameters"),

@@ -57,12 +57,13 @@ def test_hostile_text_stays_text_in_markdown():
 
 def test_a_figure_is_in_the_page_once_with_plotly_and_may_load_nothing(tmp_path):
     made = page()
-    for name in ("one", "two"):
+    for name in ("one", NASTY):
         made.add(Figure(name, go.Figure(go.Scatter(x=[1], y=[2], name=NASTY)), "A caption."))
     written = made.html()
     assert written.count("plotly.js v") == 1
     assert written.count("Plotly.newPlot(") >= 2
     assert NASTY not in written
+    assert "<img" not in written.split("<figcaption>", 1)[1]
     reader = Reader()
     reader.feed(written)
     policy = next(attrs for tag, attrs in reader.tags if attrs.get("http-equiv") == "Content-Security-Policy")

@@ -445,6 +445,14 @@ def test_built_in_methods_differ_without_colours():
     assert len(looks) == len(METHOD_COLORS)
 
 
+def test_what_tells_groups_apart_is_not_cut_from_their_titles():
+    names = [f"tiny-vit on digits (float32, {n} images, statistics of 64 images, an input per seed)" for n in (7, 8)]
+    titles = [
+        note.text.replace("<br>", " ") for note in plots.figure_2(pd.concat(map(cells, names))).layout.annotations
+    ]
+    assert titles[::2] == [f"{name}: top-1" for name in names]
+
+
 def test_a_row_of_panels_per_model_or_the_one_asked_for():
     frame = pd.concat([cells("a"), cells("b"), cells("b", corpus="pile")])
     titles = [note.text for note in plots.figure_2(frame).layout.annotations]

@@ -83,6 +83,15 @@ def test_the_summary_is_mean_and_sd_over_seeds(run):
     assert summary["conditional"].all()
 
 
+def test_a_fraction_is_found_however_it_was_come_by(run):
+    for seed in SEEDS:
+        for method in ("mean", "peak"):
+            add_cell(run, "g1", method, 0.3, seed, [50, 30], [2.5, 1.5])
+    results = Results.load(run.path)
+    assert results.summary([3 * 0.1])["fraction"].tolist() == [0.3, 0.3]
+    assert results.difference("g1", 3 * 0.1, "mean", "peak", "top1").difference == 0
+
+
 def test_where_everything_is_ablated_there_is_one_value_no_sd_and_no_condition(run):
     summary = Results.load(run.path).summary([1.0]).set_index("method")
     assert summary["seeds"].tolist() == [1, 1]

@@ -22,6 +22,7 @@ SCORE = Score(
     splits=1,
 )
 HEADER = {"group": "g", "method": "peak", "fraction": 0.5, "seed": 42, "seconds": 0.25}
+GROUP = {"model": {"name": "m"}, "evaluate": {"name": "c"}, "task": "causal-lm"}
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -104,27 +105,36 @@ def test_a_failure_is_kept_until_the_cell_is_there(run):
 
 
 def test_what_is_written_once_stays(run):
-    run.write_group("g", {"a": 1})
-    run.write_group("g", {"a": 2})
-    assert run.group("g") == {"a": 1}
-    run.write_study({"models": ["m"]})
-    run.write_study({"models": ["m"]})
-    run.write_study({"models": ["n"]})
+    run.write_group("g", GROUP)
+    run.write_group("g", {**GROUP, "task": "another"})
+    assert run.group("g") == GROUP
+    run.write_study({"models": ["m"], "methods": []})
+    run.write_study({"models": ["m"], "methods": []})
+    run.write_study({"models": ["n"], "methods": []})
     assert sorted(study["models"] for study in run.studies()) == [["m"], ["n"]]
 
 
-@pytest.mark.parametrize("content", ["", "{", "[1]", "\udcff"])
+@pytest.mark.parametrize(
+    "content", ["", "{", "[1]", "\udcff", "{}", '{"model": 5, "evaluate": {"name": "c"}, "task": "t"}']
+)
 def test_damaged_json_is_named_with_the_way_out(run, content):
-    run.write_group("g", {"a": 1})
+    run.write_group("g", GROUP)
     (run.path / "groups" / "g.json").write_bytes(content.encode(errors="surrogateescape"))
     with pytest.raises(FileFormatError, match=r"g\.json is missing or damaged.* delete it and run the study again"):
         run.group("g")
-    (run.path / "failures" / "f.json").write_text("{")
+    (run.path / "failures" / "f.json").write_bytes(content.encode(errors="surrogateescape"))
     with pytest.raises(FileFormatError, match=r"f\.json"):
         run.failures()
-    (run.path / "studies" / "s.json").write_text("{")
+    (run.path / "studies" / "s.json").write_bytes(content.encode(errors="surrogateescape"))
     with pytest.raises(FileFormatError, match=r"s\.json"):
         run.studies()
+
+
+@pytest.mark.parametrize("name", ['x"><img src=x onerror=alert(1)>', "../../secrets", "", ["g"], None])
+def test_names_that_a_study_would_not_give_are_refused(run, name):
+    for ask in (run.group, run.statistics):
+        with pytest.raises(FileFormatError, match="is no name that a study gives"):
+            ask(name)
 
 
 def listing(path):

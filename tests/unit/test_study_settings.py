@@ -1,5 +1,6 @@
 import itertools
 
+import numpy as np
 import pytest
 
 from ablation_lens.errors import AblationLensError, MismatchError
@@ -63,6 +64,13 @@ def test_the_same_thing_twice_is_once():
     assert all(type(fraction) is float for fraction in given.fractions)
 
 
+def test_numbers_are_what_they_say_however_they_were_come_by():
+    given = study(fractions=[0.3, 3 * 0.1, *(np.arange(1, 4) * 0.1)], seeds=list(np.arange(2)))
+    assert given.fractions == (0.3, 0.1, 0.2)
+    assert given.seeds == (0, 1)
+    assert all(type(seed) is int for seed in given.seeds)
+
+
 def test_fraction_0_is_the_baseline():
     assert described(study(fractions=[0]).cells("causal-lm")) == [(None, 0.0, None)]
 
@@ -101,6 +109,8 @@ def test_fraction_0_is_the_baseline():
         ({"generator": 5}, "generator=5"),
         ({"labels": 5}, "labels=5"),
         ({"dtype": 16}, "dtype=16"),
+        ({"dtype": {"tiny-vitt": "bfloat16"}}, "there is no model in dtype 'tiny-vitt'; did you mean 'tiny-vit'"),
+        ({"methods": ["peak-smooth"], "bins": 8}, "peak-smooth: sigma=2.0 bins smooths a histogram of 8 away"),
         ({"corpora": "stdlib"}, "corpora='stdlib'"),
         ({"corpora": {"text": 5}}, "corpora="),
         ({"corpora": {"txet": "stdlib"}}, "not for txet"),
@@ -131,6 +141,14 @@ def test_presets_are_the_papers_models_and_the_zoo():
     assert len(tiny.seeds) == 10
     assert len(tiny.models) == 4
     assert list(PRESETS) == ["paper", "tiny", "quick"]
+
+
+def test_a_preset_with_other_models_keeps_the_dtypes_of_those_that_are_left():
+    assert Study.preset("paper", models=["tiny-opt", "facebook/opt-1.3b"]).dtype == {"facebook/opt-1.3b": "float16"}
+    assert Study.preset("paper", models=["tiny-opt"]).dtype is None
+    for wrong in (5, "tiny-opt"):
+        with pytest.raises(MismatchError, match="must be a list"):
+            Study.preset("paper", models=wrong)
 
 
 def test_a_preset_with_another_corpus_keeps_the_rest():

@@ -232,10 +232,33 @@ def test_hostile_names_read_back_from_csv(hostile):
 
 def test_hostile_names_are_no_markup_in_the_terminal(hostile):
     console = Console(width=300, record=True, file=io.StringIO())
-    console.print(hostile.rich())
+    for part in hostile.rich():
+        console.print(part)
     text = console.export_text()
     assert "./a|b_c & <img src=x>[bold]$50%#{~^}\\ `x` *y* next" in text
     assert "q|r_[red]&" in text
+
+
+def test_more_groups_than_fit_in_a_terminal_go_below_and_no_figure_is_broken(tmp_path):
+    run = made_run(tmp_path / "run", models=[f"./models/number-{number}" for number in range(7)], methods=["zero"])
+    for number in range(7):
+        add_group(run, f"g{number}", f"./models/number-{number}")
+        add_baseline(run, f"g{number}", [60, 60], [2.0, 2.0])
+        for seed in SEEDS:
+            add_cell(run, f"g{number}", "zero", 0.5, seed, [10 * number + seed % 7, 5], [1.0 + number, seed % 5])
+    made = table2(Results(run), [0.5])
+    for width in (80, 40):
+        console = Console(width=width, record=True, file=io.StringIO())
+        parts = made.rich(width)
+        for part in parts:
+            console.print(part)
+        text = console.export_text()
+        assert sum(len(part.columns) - 2 for part in parts) == 7
+        assert max(len(line.rstrip()) for line in text.splitlines()) <= width
+        assert "…" not in text
+        for figure in rows_of(made):
+            sd = "" if figure["sd"] == "nan" or not figure["sd"] else f"±{float(figure['sd']):.2f}"
+            assert f"{float(figure['mean']):.2f}{sd}" in text
 
 
 def test_latex_is_a_whole_tabular(paper_like):

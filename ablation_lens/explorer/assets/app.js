@@ -376,7 +376,10 @@
     }
   }
 
-  const corpusName = ({ corpus, group }) => (group ? `${corpus}, ${group}` : corpus);
+  const corpusName = ({ corpus, group }) => {
+    if (!group) return corpus;
+    return group.includes(corpus) ? group : `${corpus}, ${group}`;
+  };
 
   function report(problem) {
     $("problem").textContent = `This page stopped working: ${problem?.message ?? problem}. A browser from 2023 or later is needed.`;
