@@ -68,6 +68,8 @@ def collect(
     """
     if passes not in (1, 2):
         raise MismatchError(f"passes={passes} is not possible; use 1, or 2 for the trimmed histogram.")
+    if isinstance(batches, Batch | Tensor):
+        raise MismatchError("batches is a single batch; give a list of batches, or a plan.")
     if passes == 2 and iter(batches) is batches:
         raise MismatchError(
             "passes=2 reads the batches twice, and an iterator is used up after one; give a list or a plan."
@@ -239,6 +241,8 @@ def _ctrl_c_between_batches() -> Iterator[Callable[[], bool]]:
 
 def _plain(inputs: Tensor, model: Any) -> Batch:
     """A user's own tensor as a batch without padding."""
+    if not isinstance(inputs, Tensor):
+        raise MismatchError(f"a batch is a {type(inputs).__name__}; give a Batch, or a tensor of inputs.")
     if inputs.ndim == 2 and not inputs.is_floating_point():
         return Batch.causal(inputs)
     if inputs.ndim != 4:

@@ -306,6 +306,11 @@ def test_wrong_batches_are_one_clear_error(opt):
     for passes in (1, 2):
         with pytest.raises(CorpusError, match="hold no real position"):
             collect(opt, [nothing], passes=passes, progress=False)
+    for single in (tokens, Batch.causal(tokens)):
+        with pytest.raises(MismatchError, match="is a single batch; give a list"):
+            collect(opt, single, progress=False)
+    with pytest.raises(MismatchError, match="a batch is a list; give a Batch, or a tensor"):
+        collect(opt, [[1, 2, 3]], progress=False)
     wrong = Batch(tokens, torch.ones(2, 4, dtype=torch.bool), tokens, torch.zeros(2, 5, dtype=torch.bool))
     with pytest.raises(MismatchError, match=r"has \(2, 5\) positions, the batch says \(2, 4\)"):
         collect(opt, [wrong], progress=False)
