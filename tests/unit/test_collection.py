@@ -171,6 +171,14 @@ def test_the_model_is_left_as_it_was_found(opt):
     assert all(torch.equal(tensor, state[name]) for name, tensor in opt.state_dict().items())
 
 
+@pytest.fixture
+def heeding():
+    """Ctrl-C is heard: a shell's background jobs, and all they start, ignore it unless told otherwise."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def interrupting(batches, after):
     """Batches that press Ctrl-C while the model runs on the one with this number."""
     for number, batch in enumerate(batches):
@@ -179,7 +187,7 @@ def interrupting(batches, after):
         yield batch
 
 
-def test_ctrl_c_finishes_the_batch_and_hands_over_what_was_collected(opt):
+def test_ctrl_c_finishes_the_batch_and_hands_over_what_was_collected(opt, heeding):
     batches = batches_of(BY_NAME["opt"], 5)
     handler = signal.getsignal(signal.SIGINT)
     with pytest.raises(CollectionInterrupted) as caught:
@@ -193,7 +201,7 @@ def test_ctrl_c_finishes_the_batch_and_hands_over_what_was_collected(opt):
     assert torch.equal(whole.histogram.counts(), collect(opt, batches, progress=False).histogram.counts())
 
 
-def test_ctrl_c_behind_the_last_batch_is_heard_too(opt):
+def test_ctrl_c_behind_the_last_batch_is_heard_too(opt, heeding):
     batches = batches_of(BY_NAME["opt"], 2)
 
     def pressing_at_the_end():
@@ -217,7 +225,7 @@ def test_ctrl_c_that_is_ignored_stays_ignored(opt):
     assert statistics.provenance.tokens == sum(batch.size for batch in batches)
 
 
-def test_an_interrupted_plan_does_not_pass_for_a_whole_one_and_a_first_pass_is_never_lost(monkeypatch):
+def test_an_interrupted_plan_does_not_pass_for_a_whole_one_and_a_first_pass_is_never_lost(monkeypatch, heeding):
     model = load_model("tiny-opt")
     plan = task_for(model).batches(split="collect", tokens=900, batch_size=1)
     take, calls = collection._Pass.take, []
