@@ -15,7 +15,7 @@ import json
 import re
 import time
 import traceback
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -185,8 +185,8 @@ class RunFolder:
 
     def studies(self) -> list[dict[str, Any]]:
         """The settings of every study that ran here, the oldest first."""
-        paths: Iterable[Path] = (self.path / "studies").glob("[!.]*.json")
-        paths = sorted(paths, key=lambda path: (path.stat().st_mtime, path.name))
+        found = (self.path / "studies").glob("[!.]*.json")
+        paths = sorted(found, key=lambda path: (path.stat().st_mtime, path.name))
         return [_read_json(path, "models", "methods") for path in paths]
 
     def inputs(self) -> list[dict[str, Any]]:
@@ -252,7 +252,10 @@ def _damaged(path: Path) -> FileFormatError:
 def _plain(name: Any) -> str:
     """A name that a file gives to another, if it is one that we give: it goes into paths and pages."""
     if not isinstance(name, str) or not re.fullmatch(r"[\w-]+", name, re.ASCII):
-        raise FileFormatError(f"{name!r}, which a file of the run folder refers to, is no name that a study gives.")
+        raise FileFormatError(
+            f"{name!r}, which a file of the run folder refers to, is no name that a study gives; take a copy of the "
+            "folder that nobody has changed."
+        )
     return name
 
 

@@ -108,6 +108,8 @@ class StudySettings:
         for name, (possible, wanted) in _VALUES.items():
             if not possible(value := getattr(self, name)):
                 raise MismatchError(f"{name}={value!r} is not possible; give {wanted}.")
+            if isinstance(value, Integral) and not isinstance(value, bool):
+                object.__setattr__(self, name, int(value))  # NumPy's are no JSON
         unknown = set(self.corpora) - {"text", "image"}
         if unknown:
             raise MismatchError(f"corpora are for 'text' and 'image', not for {', '.join(sorted(unknown))}.")

@@ -103,7 +103,7 @@ def text(name: object, longest: int = 48) -> str:
     return html.escape(plain, quote=False).replace("%", "&#37;").replace("$", "&#36;")
 
 
-def lines(name: object, width: int, most: int = 3) -> str:
+def lines(name: object, width: int, most: int = 6) -> str:
     """As `text`, over several lines where it is long.
 
     >>> lines("tiny-opt on stdlib (10,000 tokens)", 20)

@@ -271,6 +271,18 @@ def test_a_model_that_cannot_be_measured_leaves_the_others_their_cells(tmp_path)
     assert [failure["model"] for failure in RunFolder(tmp_path / "run").failures()] == [broken]
 
 
+def test_a_generator_that_nothing_is_resampled_by_need_not_exist(tmp_path):
+    study = Study(
+        models=["tiny-opt"],
+        methods=["resample-generated"],
+        generator="tiny-optt",
+        fractions=[1.0],
+        seeds=[1],
+        evaluate_tokens=300,
+    )
+    assert study.run(tmp_path, progress=False).frame["method"].tolist() == ["none", "resample-generated"]
+
+
 def test_a_mistake_that_was_mended_is_forgotten(tmp_path):
     with pytest.raises(CorpusError, match="ask for fewer"):
         vit(fractions=[0.5], seeds=[1], evaluate_images=10**6).run(tmp_path, progress=False)

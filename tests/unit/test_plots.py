@@ -446,7 +446,8 @@ def test_built_in_methods_differ_without_colours():
 
 
 def test_what_tells_groups_apart_is_not_cut_from_their_titles():
-    names = [f"tiny-vit on digits (float32, {n} images, statistics of 64 images, an input per seed)" for n in (7, 8)]
+    alike = "statistics of 64 images, 256 bins, an input per seed, batches of 32, cpu, ablation-lens 0.1.0"
+    names = [f"tiny-vit on digits (float32, {n} images, {alike}, transformer-lens 3.9.0)" for n in (7, 8)]
     titles = [
         note.text.replace("<br>", " ") for note in plots.figure_2(pd.concat(map(cells, names))).layout.annotations
     ]

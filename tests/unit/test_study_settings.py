@@ -1,4 +1,5 @@
 import itertools
+import json
 
 import numpy as np
 import pytest
@@ -69,6 +70,9 @@ def test_numbers_are_what_they_say_however_they_were_come_by():
     assert given.fractions == (0.3, 0.1, 0.2)
     assert given.seeds == (0, 1)
     assert all(type(seed) is int for seed in given.seeds)
+    sizes = study(evaluate_tokens=np.int64(500), mask_seed=np.int64(7), bins=np.int64(64))
+    assert sizes.to_dict() == study(evaluate_tokens=500, mask_seed=7, bins=64).to_dict()
+    assert json.loads(json.dumps(sizes.to_dict()))["bins"] == 64
 
 
 def test_fraction_0_is_the_baseline():
@@ -233,7 +237,5 @@ def test_a_toml_file_that_is_not_there_or_not_text(tmp_path):
 
 
 def test_the_settings_are_plain_values_that_make_the_same_study():
-    import json
-
     given = Study.preset("paper")
     assert Study(**json.loads(json.dumps(given.to_dict()))) == given
