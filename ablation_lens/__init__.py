@@ -10,20 +10,23 @@ from typing import TYPE_CHECKING, Any
 from ablation_lens.errors import AblationLensError
 
 if TYPE_CHECKING:
-    from ablation_lens import adapters, centers, corpora, plots, resampling, zoo
-    from ablation_lens.ablation import Ablation
-    from ablation_lens.collection import collect
-    from ablation_lens.evaluation import Score, evaluate
+    from ablation_lens import adapters, corpora, plots, zoo
+    from ablation_lens.ablation.ablation import Ablation
+    from ablation_lens.ablation.masks import random_neurons, top_neurons, whole_heads
     from ablation_lens.explorer import explore
-    from ablation_lens.models import load_model
-    from ablation_lens.plans import Batch
+    from ablation_lens.measure import resampling
+    from ablation_lens.measure.collection import collect
+    from ablation_lens.measure.evaluation import evaluate
+    from ablation_lens.measure.score import Score
+    from ablation_lens.models.load import load_model
+    from ablation_lens.neurons import centers
+    from ablation_lens.neurons.statistics import ActivationStatistics
     from ablation_lens.records import ModelRecord, record_of
-    from ablation_lens.results import Results
-    from ablation_lens.selection import random_neurons, top_neurons, whole_heads
     from ablation_lens.sites import Site
-    from ablation_lens.statistics import ActivationStatistics
-    from ablation_lens.study import Study
-    from ablation_lens.tasks import task_for
+    from ablation_lens.study.results import Results
+    from ablation_lens.study.study import Study
+    from ablation_lens.tasks.plans import Batch
+    from ablation_lens.tasks.tasks import task_for
 
 __version__ = "0.1.0"
 
@@ -54,34 +57,36 @@ __all__ = [
     "zoo",
 ]
 
-# No module is named like something it exports (collection.collect, evaluation.evaluate): importing a submodule
-# sets it as an attribute of the package, which would hide the function.
+# No module, in any package, is named like something that the root exports: importing a submodule sets it as an
+# attribute of its package, which would hide the function.
 _HOMES = {
-    "Ablation": "ablation",
-    "ActivationStatistics": "statistics",
-    "Batch": "plans",
+    "Ablation": "ablation.ablation",
+    "ActivationStatistics": "neurons.statistics",
+    "Batch": "tasks.plans",
     "ModelRecord": "records",
-    "Results": "results",
-    "Score": "evaluation",
+    "Results": "study.results",
+    "Score": "measure.score",
     "Site": "sites",
-    "Study": "study",
-    "collect": "collection",
-    "evaluate": "evaluation",
+    "Study": "study.study",
+    "collect": "measure.collection",
+    "evaluate": "measure.evaluation",
     "explore": "explorer",
-    "load_model": "models",
-    "random_neurons": "selection",
+    "load_model": "models.load",
+    "random_neurons": "ablation.masks",
     "record_of": "records",
-    "task_for": "tasks",
-    "top_neurons": "selection",
-    "whole_heads": "selection",
+    "task_for": "tasks.tasks",
+    "top_neurons": "ablation.masks",
+    "whole_heads": "ablation.masks",
 }
+_MODULES = {"centers": "neurons.centers", "resampling": "measure.resampling"}
+"""Modules that the root shows, where they do not lie in it."""
 
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(import_module(f"ablation_lens.{_HOMES[name]}"), name)
     if name in __all__:
-        return import_module(f"ablation_lens.{name}")
+        return import_module(f"ablation_lens.{_MODULES.get(name, name)}")
     raise AttributeError(f"module 'ablation_lens' has no attribute {name!r}")
 
 

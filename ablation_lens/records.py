@@ -1,19 +1,16 @@
-"""The small frozen records that travel with data, and how files are written.
+"""The small frozen records that travel with data.
 
 A record says where numbers came from. Where both sides of an operation carry one, they must agree.
 """
 
 import dataclasses
-import os
 import platform
-import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any, Self
 
-from ablation_lens.errors import AblationLensError, FileFormatError, MismatchError
+from ablation_lens.errors import FileFormatError, MismatchError
 
 
 class Record:
@@ -211,54 +208,3 @@ class Versions(Record):
             transformers=installed("transformers"),
             transformer_lens=installed("transformer-lens"),
         )
-
-
-def require_target(path: Path, *sources: Path | None) -> None:
-    """Raise before the work, not after it, where `path` cannot be written or would replace one of its `sources`."""
-    if not path.parent.is_dir():
-        raise AblationLensError(f"there is no folder {path.parent} to write {path.name} to; make it first.")
-    if path.is_dir():
-        raise AblationLensError(f"{path} is a folder; give a file to write.")
-    if not os.access(path.parent, os.W_OK):
-        raise AblationLensError(f"{path.parent} cannot be written to; give a file in another folder.")
-    if any(source is not None and path.exists() and source.exists() and path.samefile(source) for source in sources):
-        raise AblationLensError(f"{path} is what is read; give another file to write.")
-
-
-def write_atomically(path: str | Path, write: Callable[[Path], None]) -> None:
-    """Run `write(temporary)` and move the result to `path` only when it is whole and on disk.
-
-    The temporary file lies beside the target (a rename across file systems is not atomic), is
-    fsynced before the rename and removed when anything fails, so a reader sees the old file, the new
-    one, or none — never half of one.
-    """
-    path = Path(path)
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    os.close(descriptor)
-    temporary = Path(name)
-    try:
-        write(temporary)
-        with temporary.open("rb+") as handle:
-            os.fsync(handle.fileno())
-        temporary.chmod(0o666 & ~_umask())
-        temporary.replace(path)
-        _sync_folder(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    # mkstemp makes private files, a shared run folder wants ordinary ones; the umask is only read by setting it.
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError:
-        pass  # some network file systems refuse to sync a folder; the file itself is safe
-    finally:
-        os.close(descriptor)

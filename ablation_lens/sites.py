@@ -1,7 +1,7 @@
 """Where neurons live. The only file that spells a TransformerLens hook name."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from enum import Enum
 from typing import Any
 
@@ -9,6 +9,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ablation_lens.errors import MismatchError
+
+Hook = tuple[str, Callable[..., Any]]
+"""What `run_with_hooks` takes: a hook point's name, and the function that sees or replaces its activation."""
 
 
 class Site(Enum):
@@ -112,17 +115,6 @@ def _require_exists(text: str, place: tuple[int, ...], limits: tuple[int, ...]) 
         )
 
 
-def listening(*hook_points: Any) -> bool:
-    """Whether any hook, forward or backward, TransformerLens' or plain torch's, sits on these hook points.
-
-    What nobody listens to need not be computed: attention scores above all.
-    """
-    return any(
-        point._forward_hooks or point._forward_pre_hooks or point._backward_hooks or point._backward_pre_hooks
-        for point in hook_points
-    )
-
-
 def residual_after(layer: int) -> str:
-    """The hook name of the residual stream behind a block."""
+    """The hook name of the residual stream after a block."""
     return f"blocks.{layer}.hook_resid_post"

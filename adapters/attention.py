@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from transformer_lens.hook_points import HookPoint
 
-from ablation_lens.sites import listening
+from ablation_lens.hooked import listening
 
 
 @dataclass

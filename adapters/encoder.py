@@ -17,8 +17,8 @@ from transformer_lens.HookedRootModule import HookedRootModule
 
 from ablation_lens.adapters.attention import HookedEncoderAttention, LayerParts, bias_of
 from ablation_lens.errors import MismatchError
+from ablation_lens.hooked import listening
 from ablation_lens.records import ModelRecord
-from ablation_lens.sites import listening
 
 
 @dataclass
@@ -163,6 +163,14 @@ class HookedEncoder(HookedRootModule):
         self.hf_tokenizer: Any = None
         self.image_processor: Any = None
         self.eval()
+
+    @classmethod
+    def from_pretrained(cls, name_or_folder: str, **options: Any) -> Self:
+        """Load a hub id or local folder; options as for `load_model` (`device`, `dtype`, `revision`)."""
+        # Finding and reading checkpoints stands above this package, so it is asked for by this call alone.
+        from ablation_lens.models.load import load_encoder
+
+        return load_encoder(cls, name_or_folder, **options)
 
     def encode(
         self,

@@ -1,7 +1,7 @@
 """RoBERTa's masked-language model, hooked."""
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int
@@ -10,7 +10,6 @@ from transformer_lens.hook_points import HookPoint
 
 from ablation_lens.adapters.attention import LayerParts
 from ablation_lens.adapters.encoder import EncoderConfig, HookedEncoder, HookedLayerNorm
-from ablation_lens.adapters.loading import load_encoder
 from ablation_lens.adapters.registry import register
 from ablation_lens.errors import ModelError
 
@@ -79,11 +78,6 @@ class HookedRoberta(HookedEncoder):
         self.hook_token_type_embed = HookPoint()
         self.hook_full_embed = HookPoint()
         self.setup()  # type: ignore[no-untyped-call]
-
-    @classmethod
-    def from_pretrained(cls, name_or_folder: str, **options: Any) -> Self:
-        """Load a hub id or local folder; options as for `load_model` (`device`, `dtype`, `revision`)."""
-        return load_encoder(cls, name_or_folder, **options)
 
     def forward(
         self,

@@ -1,6 +1,6 @@
 """The vision transformer's image classifier, hooked."""
 
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -9,7 +9,6 @@ from transformer_lens.hook_points import HookPoint
 
 from ablation_lens.adapters.attention import LayerParts
 from ablation_lens.adapters.encoder import EncoderConfig, HookedEncoder, HookedLayerNorm
-from ablation_lens.adapters.loading import load_encoder
 from ablation_lens.adapters.registry import register
 from ablation_lens.errors import ModelError
 
@@ -76,11 +75,6 @@ class HookedViT(HookedEncoder):
         self.hook_pos_embed = HookPoint()  # [1 pos d_model]
         self.hook_full_embed = HookPoint()  # [batch pos d_model]
         self.setup()  # type: ignore[no-untyped-call]
-
-    @classmethod
-    def from_pretrained(cls, name_or_folder: str, **options: Any) -> Self:
-        """Load a hub id or local folder; options as for `load_model` (`device`, `dtype`, `revision`)."""
-        return load_encoder(cls, name_or_folder, **options)
 
     def forward(
         self, inputs: Float[Tensor, "batch channel height width"], *, stop_at_layer: int | None = None

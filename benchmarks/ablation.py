@@ -24,8 +24,8 @@ from collection import opt
 from peak_memory import peak_mib
 
 import ablation_lens as al
-from ablation_lens.forward import logits_everywhere
-from ablation_lens.plans import Batch, BatchPlan
+from ablation_lens.measure.forward import logits_everywhere
+from ablation_lens.tasks.plans import Batch, BatchPlan
 
 GOAL = 1.03
 METHODS = ("zero", "mean", "peak")

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 import transformers
 
-from ablation_lens.models import load_model
+from ablation_lens.models.load import load_model
 from ablation_lens.records import Versions
 
 LAYERS, WIDTH, HEADS, HIDDEN = 12, 768, 12, 3072

@@ -43,9 +43,9 @@ def opt(layers: int, width: int, heads: int, vocabulary: int = 2048) -> Any:
 
 def keep_everything_and_bin_afterwards(model: Any, batches: Iterable[torch.Tensor], bins: int = 100) -> torch.Tensor:
     """The paper's way: raw activations in lists, then per neuron a histogram between its minimum and maximum."""
-    from ablation_lens.forward import final_residual
-    from ablation_lens.plans import Batch
+    from ablation_lens.measure.forward import final_residual
     from ablation_lens.sites import Site
+    from ablation_lens.tasks.plans import Batch
 
     kept: dict[int, list[torch.Tensor]] = {layer: [] for layer in range(model.cfg.n_layers)}
     hooks = [
@@ -72,8 +72,8 @@ def over_the_bare_forward(
 
     What `run` does after the last one is shared out among all.
     """
-    from ablation_lens.forward import final_residual
-    from ablation_lens.plans import Batch
+    from ablation_lens.measure.forward import final_residual
+    from ablation_lens.tasks.plans import Batch
 
     bare, ours = [], []
     started = 0.0

@@ -19,9 +19,12 @@ os.environ["HF_DEACTIVATE_ASYNC_LOAD"] = "1"  # read when transformers loads
 import safetensors.torch
 import torch
 
-from ablation_lens import bench, collection, records, results, storage
-from ablation_lens.run_folder import RunFolder
-from ablation_lens.study import Study
+from ablation_lens import files
+from ablation_lens.measure import collection
+from ablation_lens.study import results
+from ablation_lens.study.cells import StudyFolder
+from ablation_lens.study.model_run import ModelRun
+from ablation_lens.study.study import Study
 
 CELLS = 1 + 3 * 2 * 2 + (2 + 2)
 """The baseline, three methods at two fractions with two seeds, and 100 %: two constants, one drawn twice."""
@@ -65,7 +68,7 @@ def on_call(owner, name, number, instead, concerns=lambda *_, **__: True):
 
 
 def before_the_temporary_write():
-    on_call(records.tempfile, "mkstemp", 3, die, lambda **options: Path(options["dir"]).name == "cells")
+    on_call(files.tempfile, "mkstemp", 3, die, lambda **options: Path(options["dir"]).name == "cells")
 
 
 def within_the_temporary_write():
@@ -74,15 +77,15 @@ def within_the_temporary_write():
         Path(path).write_bytes(content[: len(content) // 2])
         die()
 
-    on_call(storage, "save_file", 3, half, lambda tensors, path, **_: path.parent.name == "cells")
+    on_call(files, "save_file", 3, half, lambda tensors, path, **_: path.parent.name == "cells")
 
 
 def after_the_temporary_write():
-    on_call(records.Path, "replace", 3, die, lambda path, target: target.parent.name == "cells")
+    on_call(files.Path, "replace", 3, die, lambda path, target: target.parent.name == "cells")
 
 
 def between_cells():
-    on_call(bench.Bench, "_measure", 3, die)
+    on_call(ModelRun, "_measure", 3, die)
 
 
 def during_collection():
@@ -96,7 +99,7 @@ def during_export():
             os.truncate(temporary, temporary.stat().st_size // 2)
             die()
 
-        records.write_atomically(path, write_and_die)
+        files.write_atomically(path, write_and_die)
 
     on_call(results, "write_atomically", 1, half)
 
@@ -163,7 +166,7 @@ def killed_after(folder, seconds):
 
 def logged(folder, name, barrier):
     """Write down every cell this child measures; begin when all have come to the barrier."""
-    write_cell, measure = RunFolder.write_cell, bench.Bench.measure
+    write_cell, measure = StudyFolder.write_cell, ModelRun.measure
 
     def log(self, key, header, score):
         with (folder / f"{name}.log").open("a") as file:
@@ -176,7 +179,7 @@ def logged(folder, name, barrier):
         wait_until(lambda: len(list(folder.glob("*.ready"))) >= barrier)
         return measure(self, shown)
 
-    RunFolder.write_cell, bench.Bench.measure = log, meet
+    StudyFolder.write_cell, ModelRun.measure = log, meet
     small_study().run(folder / "run", progress=False)
 
 
@@ -187,7 +190,7 @@ def stuck(folder):
         (folder / "stuck").touch()
         time.sleep(600)
 
-    on_call(bench.Bench, "_measure", 2, hang)
+    on_call(ModelRun, "_measure", 2, hang)
     small_study().run(folder / "run", progress=False)
 
 

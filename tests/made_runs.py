@@ -2,8 +2,9 @@
 
 import torch
 
-from ablation_lens.evaluation import Score
-from ablation_lens.run_folder import RunFolder, key_of
+from ablation_lens.measure.score import Score
+from ablation_lens.runs.folder import key_of
+from ablation_lens.study.cells import StudyFolder
 
 PREDICTIONS = 100
 """Per document."""
@@ -11,13 +12,17 @@ PREDICTIONS = 100
 
 def made_run(path, *, models=("some-model",), methods=("zero", "mean", "peak")):
     """An empty run folder in which a study of these models and methods was begun."""
-    run = RunFolder.create(path)
-    run.write_study({"models": list(models), "methods": list(methods)})
+    run = StudyFolder.create(path)
+    run.write_once(
+        "studies",
+        key_of({"models": list(models), "methods": list(methods)}),
+        {"models": list(models), "methods": list(methods)},
+    )
     return run
 
 
 def add_group(run, group, model, *, task="causal-lm", corpus="stdlib"):
-    run.write_group(group, {"model": {"name": model}, "evaluate": {"name": corpus}, "task": task})
+    run.write_once("groups", group, {"model": {"name": model}, "evaluate": {"name": corpus}, "task": task})
     return group
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from ablation_lens import centers
-from ablation_lens.histogram import NeuronHistogram
+from ablation_lens.neurons.histogram import NeuronHistogram
 
 # ------------------------------------------------------------------ synthetic neurons
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ablation_lens.results import Results
+from ablation_lens.study.results import Results
 
 
 def rows(results: Results):

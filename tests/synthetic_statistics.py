@@ -4,10 +4,10 @@ import numpy as np
 import pandas
 import torch
 
-from ablation_lens.histogram import NeuronHistogram
-from ablation_lens.moments import Moments
+from ablation_lens.neurons.histogram import NeuronHistogram
+from ablation_lens.neurons.moments import Moments
+from ablation_lens.neurons.statistics import ActivationStatistics, Provenance
 from ablation_lens.records import ModelRecord, Versions
-from ablation_lens.statistics import ActivationStatistics, Provenance
 
 
 def record(shape, name="synthetic"):

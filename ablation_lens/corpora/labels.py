@@ -68,7 +68,7 @@ class LabelMap:
         candidates = {
             "name": by_name,
             "wnid": {} if labels is None else _by_wnid(wanted, labels),
-            # A number that two classes are called is no id.
+            # A number that two classes are called is not an id.
             "id": {} if ambiguous else {name: int(name) for name in wanted if _is_id(name, labels)},
         }
         for rule, ids in candidates.items():
@@ -124,7 +124,7 @@ def _refusal(
     else:
         example = next(iter(labels.values()), "none")
         reason = (
-            f"{shown} are no class names or ids of the model's id2label (which holds {len(labels)}, like {example!r})"
+            f"{shown} are not class names or ids of the model's id2label (which holds {len(labels)}, like {example!r})"
         )
     return f"{len(missing)} of the {len(wanted)} classes in {where} cannot be matched: {reason}; {GIVE_A_TABLE}."
 

@@ -1,6 +1,5 @@
 """Local paths: what kind of files lie there, and who reads them."""
 
-import difflib
 import functools
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,6 +13,7 @@ from ablation_lens.corpora.streams import ParquetFile, parquet_table
 from ablation_lens.corpora.tables import ColumnKind, Table, table_source
 from ablation_lens.corpora.text_files import json_rows, text_file_entries
 from ablation_lens.errors import CorpusError
+from ablation_lens.names import close_to
 
 _SUFFIXES: Mapping[str, frozenset[str]] = {
     "text": frozenset({".txt", ".text", ".md", ".rst"}),
@@ -131,9 +131,9 @@ def missing_path(path: Path, names: Sequence[str]) -> CorpusError:
         nearby = sorted(entry.name for entry in folder.iterdir())
     except OSError:
         nearby = []
-    close = [str(folder / name) for name in difflib.get_close_matches(path.name, nearby, n=2)]
+    close = [str(folder / name) for name in close_to(path.name, nearby, 2)]
     if len(path.parts) == 1:
-        close = difflib.get_close_matches(path.name, names, n=2) + close
+        close = close_to(path.name, names, 2) + close
     advice = f"did you mean {' or '.join(map(repr, close))}?" if close else f"named corpora are {', '.join(names)}."
     return CorpusError(
         f"{str(path)!r} is neither a named corpus nor a path that exists; expected one of those, "

@@ -8,16 +8,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ablation_lens import centers
-from ablation_lens.collection import collect
 from ablation_lens.errors import MismatchError
-from ablation_lens.examples import Example
 from ablation_lens.explorer import contexts, page
 from ablation_lens.explorer.dataset import packed_dataset
+from ablation_lens.files import require_target, write_text
+from ablation_lens.hooked import tokenizer_of
+from ablation_lens.measure.collection import collect
+from ablation_lens.measure.contexts import Example
+from ablation_lens.neurons import centers
+from ablation_lens.neurons.statistics import ActivationStatistics
 from ablation_lens.palette import color_of
-from ablation_lens.records import require_target, write_atomically
-from ablation_lens.results import Results
-from ablation_lens.statistics import ActivationStatistics
+from ablation_lens.study.results import Results
 
 if TYPE_CHECKING:
     import pandas
@@ -36,7 +37,7 @@ class Explorer:
     def save(self, path: str | Path) -> None:
         """Write the page, atomically."""
         require_target(Path(path))
-        write_atomically(path, lambda temporary: _write(temporary, self.html))
+        write_text(path, self.html)
 
     def _repr_html_(self) -> str:
         return page.framed(self.html, self.height)
@@ -95,7 +96,7 @@ def explore(
         if isinstance(examples, int) and iter(batches) is batches:
             batches = list(batches)
         statistics = collect(subject, batches, progress=progress)
-        tokenizer = tokenizer or getattr(subject, "hf_tokenizer", None) or getattr(subject, "tokenizer", None)
+        tokenizer = tokenizer or tokenizer_of(subject)
         if isinstance(examples, int):
             examples = contexts.gathered(subject, batches, statistics, examples)
     if compare is not None and compare.shape != statistics.shape:
@@ -142,7 +143,3 @@ def _labels(statistics: ActivationStatistics, compare: ActivationStatistics | No
         return one.model.name, two.model.name
     first, second = (" + ".join(c.name for c in origin.corpora) or "your own batches" for origin in (one, two))
     return (first, second) if first != second else ("first", "second")
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8", newline="\n")

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ablation_lens.errors import CorpusError, MismatchError
-from ablation_lens.examples import Example, examples
-from ablation_lens.plans import BatchPlan, ImageItem
+from ablation_lens.measure.contexts import Example, examples
+from ablation_lens.neurons.statistics import ActivationStatistics
 from ablation_lens.sites import parse_neuron
-from ablation_lens.statistics import ActivationStatistics
+from ablation_lens.tasks.plans import BatchPlan, ImageItem
 
 if TYPE_CHECKING:
     import pandas
@@ -58,7 +58,7 @@ def gathered(
 
 def collected_plan(model: Any, statistics: ActivationStatistics, most: int = 50_000) -> BatchPlan:
     """The plan the statistics say they were collected over; of a large one the first `most` tokens, or 500 images."""
-    from ablation_lens.tasks import task_for
+    from ablation_lens.tasks.tasks import task_for
 
     if not statistics.provenance.corpora:
         raise CorpusError(

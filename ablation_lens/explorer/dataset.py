@@ -10,7 +10,6 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ablation_lens import centers
 from ablation_lens.errors import AblationLensError
 from ablation_lens.explorer.packing import (
     byte_planes,
@@ -20,9 +19,10 @@ from ablation_lens.explorer.packing import (
     pack_counts,
     slider_widths,
 )
+from ablation_lens.neurons import centers
+from ablation_lens.neurons.shapes import LABELS
+from ablation_lens.neurons.statistics import ActivationStatistics
 from ablation_lens.progress import progress_over
-from ablation_lens.shapes import LABELS
-from ablation_lens.statistics import ActivationStatistics
 
 SUMMARY = (
     "mean",

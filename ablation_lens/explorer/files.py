@@ -5,9 +5,10 @@ from typing import Any
 
 from ablation_lens.errors import MismatchError
 from ablation_lens.explorer import contexts, explore
-from ablation_lens.records import require_target
-from ablation_lens.results import Results
-from ablation_lens.statistics import ActivationStatistics
+from ablation_lens.files import require_target
+from ablation_lens.hooked import tokenizer_of
+from ablation_lens.neurons.statistics import ActivationStatistics
+from ablation_lens.study.results import Results
 
 
 def explore_files(
@@ -33,7 +34,7 @@ def explore_files(
         options["results"] = Results.load(results)
     plan = None
     if examples:
-        from ablation_lens.models import load_model
+        from ablation_lens.models.load import load_model
 
         record = loaded.provenance.model
         if record.processing == "unknown":
@@ -45,7 +46,7 @@ def explore_files(
         plan = contexts.collected_plan(model, loaded)
         options |= {
             "examples": contexts.gathered(model, plan, loaded, examples),
-            "tokenizer": getattr(model, "hf_tokenizer", None) or getattr(model, "tokenizer", None),
+            "tokenizer": tokenizer_of(model),
         }
     return explore(loaded, plan, html=html, **options).neurons
 

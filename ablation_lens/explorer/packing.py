@@ -15,8 +15,8 @@ from jaxtyping import Int64
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ablation_lens.grids import Grid
-from ablation_lens.histogram import NeuronHistogram
+from ablation_lens.neurons.grid import Grid
+from ablation_lens.neurons.histogram import NeuronHistogram
 
 DISPLAY_BINS = 128
 """The finest width on the page: most bins per neuron, as in the `peak` center."""

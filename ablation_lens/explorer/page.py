@@ -61,7 +61,7 @@ def assembled(title: str, payload: dict[str, Any], blobs: dict[str, str]) -> str
     )
     parts = {
         "policy": policy,
-        # A folder's name may hold bytes that are no UTF-8.
+        # A folder's name may hold bytes that are not UTF-8.
         "title": html.escape(title.encode("utf-8", "replace").decode("utf-8")),
         "styles": asset("style.css"),
         "payload": embedded_json(payload),

@@ -9,7 +9,9 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from ablation_lens.errors import MismatchError
-from ablation_lens.histogram import NeuronHistogram
+from ablation_lens.neurons.histogram import NeuronHistogram
+from ablation_lens.neurons.peaks import require_values
+from ablation_lens.neurons.statistics import ActivationStatistics
 from ablation_lens.plots.template import (
     BELOW,
     DENSITY_TITLE,
@@ -26,9 +28,7 @@ from ablation_lens.plots.template import (
     neuron_at,
     text,
 )
-from ablation_lens.shapes import require_values
 from ablation_lens.sites import neuron_name
-from ablation_lens.statistics import ActivationStatistics
 
 Place = tuple[int, int, int]
 

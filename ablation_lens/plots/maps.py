@@ -11,8 +11,10 @@ from jaxtyping import Float, Float64
 from plotly.colors import sample_colorscale
 from torch import Tensor
 
-from ablation_lens.choices import chosen
 from ablation_lens.errors import MismatchError
+from ablation_lens.names import choose
+from ablation_lens.neurons.shapes import Shapes
+from ablation_lens.neurons.statistics import ActivationStatistics
 from ablation_lens.plots.template import (
     DIVERGING,
     INK,
@@ -23,8 +25,6 @@ from ablation_lens.plots.template import (
     model_name,
     text,
 )
-from ablation_lens.shapes import Shapes
-from ablation_lens.statistics import ActivationStatistics
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def neuron_map(
     >>> figure.data[0].z.shape, figure.data[0].x[25], figure.data[0].y[3]
     ((4, 96), 'H1.D1', 'L3')
     """
-    wanted = chosen(measure, MEASURES | _ALIASES, "measure")
+    wanted = choose(measure, MEASURES | _ALIASES, "measure")
     values = wanted.of(stats.shapes())
     layers, heads, dims = stats.shape
     scale, note = _color_scale(values, wanted)
@@ -132,8 +132,8 @@ def head_map(
     >>> head_map(stats, "peaks", summary="max").data[0].z.shape
     (4, 4)
     """
-    wanted = chosen(measure, MEASURES | _ALIASES, "measure")
-    values = chosen(summary, SUMMARIES, "summary")(wanted.of(stats.shapes()))
+    wanted = choose(measure, MEASURES | _ALIASES, "measure")
+    values = choose(summary, SUMMARIES, "summary")(wanted.of(stats.shapes()))
     values = values.masked_fill(~values.isfinite(), torch.nan)
     scale, _ = _color_scale(values, wanted, clipped=False)
     figure = _layer_by_head(values, f"{summary} {wanted.title}", scale)

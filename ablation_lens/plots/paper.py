@@ -9,6 +9,9 @@ from jaxtyping import Float64
 from plotly.subplots import make_subplots
 from torch import Tensor
 
+from ablation_lens.neurons.peaks import kernel_width, smoothed
+from ablation_lens.neurons.shapes import Shapes, Thresholds
+from ablation_lens.neurons.statistics import ActivationStatistics
 from ablation_lens.plots.distributions import CENTERS, Place, coarse, histogram_bars, layer_traces, view_of
 from ablation_lens.plots.template import (
     BELOW,
@@ -24,9 +27,7 @@ from ablation_lens.plots.template import (
     linear_or_log,
     model_name,
 )
-from ablation_lens.shapes import Shapes, Thresholds, kernel_width, smoothed
 from ablation_lens.sites import neuron_name
-from ablation_lens.statistics import ActivationStatistics
 
 _TYPICAL_L_KURTOSIS = (0.1226, 0.2357)
 """From a normal to a Laplace distribution; both have L-skewness 0."""

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from ablation_lens.choices import chosen
 from ablation_lens.errors import MismatchError
+from ablation_lens.names import choose
 from ablation_lens.palette import METHOD_COLORS
 from ablation_lens.plots.template import BELOW, LENS_TEMPLATE, framed, line_of, lines, symbol_of, text
-from ablation_lens.results import Results
+from ablation_lens.study.results import Results
 
 if TYPE_CHECKING:
     import pandas
@@ -64,7 +64,7 @@ def figure_2(
         raise MismatchError(f"results lack the columns {', '.join(missing)}; expected {', '.join(_COLUMNS)}.")
     if model is not None and not results.empty:
         known = {str(name): str(name) for column in ("group", "model") for name in results[column].unique()}
-        name = chosen(model, known, "model")
+        name = choose(model, known, "model")
         results = results[(results["group"].astype(str) == name) | (results["model"].astype(str) == name)]
     if results.empty:
         raise MismatchError("there are no results to show; a study's finished cells are needed, one row each.")

@@ -5,6 +5,8 @@ from typing import Any
 import plotly.graph_objects as go
 import torch
 
+from ablation_lens.neurons.shapes import LABELS
+from ablation_lens.neurons.statistics import ActivationStatistics
 from ablation_lens.plots.template import (
     FAINT,
     LENS_TEMPLATE,
@@ -14,8 +16,6 @@ from ablation_lens.plots.template import (
     model_name,
     text,
 )
-from ablation_lens.shapes import LABELS
-from ablation_lens.statistics import ActivationStatistics
 
 _LABEL_LOOKS = {
     "gaussian-like": ("#B8C0CC", "circle"),

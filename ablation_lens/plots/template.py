@@ -9,9 +9,9 @@ from typing import Any
 import plotly.graph_objects as go
 
 from ablation_lens.errors import MismatchError
+from ablation_lens.neurons.statistics import ActivationStatistics
 from ablation_lens.palette import METHOD_COLORS, color_of
 from ablation_lens.sites import neuron_name, parse_neuron
-from ablation_lens.statistics import ActivationStatistics
 
 INK, FAINT, GRID = "#1F2933", "#52606D", "#E4E7EB"
 

@@ -1,9 +1,8 @@
 """Four tiny models that ship with the package, really trained, in plain Hugging Face format.
 
-`train.py` made them; `README.md` is their model card.
+`train/` made them; `README.md` is their model card.
 """
 
-import difflib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 from ablation_lens.errors import ModelError
+from ablation_lens.names import nearest
 
 DESCRIPTIONS: Mapping[str, str] = MappingProxyType(
     {
@@ -30,8 +30,9 @@ def folder(name: str) -> Path:
     'tiny-opt'
     """
     if name not in DESCRIPTIONS:
-        nearest = difflib.get_close_matches(name, NAMES, n=1, cutoff=0.0)[0]
-        raise ModelError(f"there is no zoo model {name!r}; the zoo holds {', '.join(NAMES)}. Did you mean {nearest!r}?")
+        raise ModelError(
+            f"there is no zoo model {name!r}; the zoo holds {', '.join(NAMES)}. Did you mean {nearest(name, NAMES)!r}?"
+        )
     return Path(__file__).parent / name
 
 

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 import pytest
 
 import ablation_lens as al
-from ablation_lens.examples import Example, examples
 from ablation_lens.explorer import contexts, explore
+from ablation_lens.measure.contexts import Example, examples
 from tests.synthetic_statistics import large_statistics, study_results
 
 XSS = '<img src=x onerror="document.title=1">'

@@ -11,7 +11,7 @@ import pytest
 
 import ablation_lens as al
 from ablation_lens.records import Versions
-from ablation_lens.table2 import table2
+from ablation_lens.study.table2 import make_table2
 from tests.studies import files
 
 WITNESSES = Path(__file__).parents[1] / "files" / "format-1"
@@ -77,7 +77,7 @@ def test_the_run_folder_reads_exports_and_prints_as_it_did(tmp_path):
     assert list(results.groups.values()) == expected["groups"]
     results.export(tmp_path / "cells.csv")
     assert (tmp_path / "cells.csv").read_text() == (WITNESSES / "cells.csv").read_text()
-    assert table2(results, [0.5, 1.0]).markdown() + "\n" == (WITNESSES / "table2.md").read_text(encoding="utf-8")
+    assert make_table2(results, [0.5, 1.0]).markdown() + "\n" == (WITNESSES / "table2.md").read_text(encoding="utf-8")
     assert [[failure["error"], failure["message"]] for failure in results.folder.failures()] == expected["failures"]
     assert [[f["kind"], f["seed"], f["digest"]] for f in results.folder.inputs()] == expected["inputs"]
     assert sorted(study["methods"] for study in results.folder.studies()) == sorted(expected["studies"])

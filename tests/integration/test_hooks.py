@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ablation_lens import load_model
-from ablation_lens.models import transformer_lens_major
+from ablation_lens.models.load import transformer_lens_major
 from ablation_lens.sites import Site
 from tests.tiny_models import FAMILIES, run
 
@@ -65,6 +65,27 @@ def test_a_hook_on_scores_or_pattern_fires_and_alters_the_output(loaded, name):
 
     changed = run(model, inputs, mask, [(f"blocks.1.attn.{name}", lambda value, hook: value * 0.25)])
     assert (changed - before).abs().max() > 1e-2
+
+
+def test_a_hook_on_every_module_of_the_process_sees_scores_and_pattern_too(loaded):
+    """torch's global hooks: nothing sits on the hook points themselves, and yet somebody looks at them."""
+    model, inputs, mask = loaded
+    points = {id(model.hook_dict[f"blocks.1.attn.{name}"]): name for name in ("hook_attn_scores", "hook_pattern")}
+    seen = []
+
+    def look(module, args, output):
+        if id(module) in points:
+            seen.append(points[id(module)])
+
+    handle = torch.nn.modules.module.register_module_forward_hook(look)
+    try:
+        run(model, inputs, mask)
+    finally:
+        handle.remove()
+    assert seen == ["hook_attn_scores", "hook_pattern"]
+    seen.clear()
+    run(model, inputs, mask)
+    assert seen == []
 
 
 def test_pattern_rows_are_distributions_over_visible_keys(loaded):

@@ -20,7 +20,7 @@ from transformer_lens.hook_points import HookPoint
 from transformer_lens.HookedRootModule import HookedRootModule
 
 import ablation_lens as al
-from ablation_lens.models import transformer_lens_major
+from ablation_lens.models.load import transformer_lens_major
 
 A, B, C = 0, 1, 2
 W_V = torch.tensor([[0.0, 2.0], [4.0, 0.0], [8.0, -2.0]])

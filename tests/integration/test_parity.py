@@ -5,7 +5,7 @@ import torch
 
 from ablation_lens import load_model
 from ablation_lens.errors import ModelError
-from ablation_lens.models import transformer_lens_major
+from ablation_lens.models.load import transformer_lens_major
 from ablation_lens.sites import Site
 from tests.tiny_models import BY_NAME, FAMILIES, VARIANTS, reference, run
 

@@ -9,12 +9,14 @@ import pytest
 import torch
 
 import ablation_lens as al
-from ablation_lens import bench, centers, zoo
+from ablation_lens import centers, zoo
 from ablation_lens.errors import AblationLensError, CorpusError, FileFormatError, MismatchError
-from ablation_lens.evaluation import evaluate
-from ablation_lens.results import Results
-from ablation_lens.run_folder import CannotWrite, RunFolder
-from ablation_lens.study import Study
+from ablation_lens.files import CannotWrite
+from ablation_lens.measure.evaluation import evaluate
+from ablation_lens.study import model_run as bench
+from ablation_lens.study.cells import StudyFolder
+from ablation_lens.study.results import Results
+from ablation_lens.study.study import Study
 from tests.studies import files, rows
 
 SMALL = {"collect_images": 16, "evaluate_images": 16}
@@ -36,13 +38,13 @@ def vit(**changes):
 def measured(run):
     """The cells that are measured from now on, as they are written."""
     written = []
-    before = RunFolder.write_cell
+    before = StudyFolder.write_cell
 
     def note(self, key, header, score):
         written.append((header["method"], header["fraction"], header["seed"]))
         before(self, key, header, score)
 
-    run.setattr(RunFolder, "write_cell", note)
+    run.setattr(StudyFolder, "write_cell", note)
     return written
 
 
@@ -103,8 +105,8 @@ def test_a_finished_study_needs_no_right_to_write(copied, monkeypatch):
     def refuse(*_, **__):
         raise OSError(30, "Read-only file system")
 
-    monkeypatch.setattr("ablation_lens.records.tempfile.mkstemp", refuse)
-    monkeypatch.setattr("ablation_lens.run_folder.Path.unlink", refuse)
+    monkeypatch.setattr("ablation_lens.files.tempfile.mkstemp", refuse)
+    monkeypatch.setattr("ablation_lens.runs.folder.Path.unlink", refuse)
     assert len(vit().run(copied, progress=False).frame) == 7
     with pytest.raises(CannotWrite, match=r"cannot write to .*Read-only file system.*finished cells are kept"):
         vit(seeds=[3]).run(copied, progress=False)
@@ -152,7 +154,7 @@ def test_a_shared_input_is_the_first_seeds_so_other_seeds_make_another_group(tmp
     assert frame["group"].nunique() == 2
     drawn = frame[frame["method"] == "resample-pixels"]
     assert drawn.groupby("seed")["cross_entropy"].nunique().tolist() == [2, 2]
-    assert sorted(header["seed"] for header in RunFolder(tmp_path).inputs()) == [1, 2]
+    assert sorted(header["seed"] for header in StudyFolder(tmp_path).inputs()) == [1, 2]
 
 
 def test_the_mask_does_not_matter_where_everything_is_ablated(finished):
@@ -175,7 +177,7 @@ def test_resampling_differs_between_seeds_also_at_100_percent(tmp_path):
     whole = frame[(frame["method"] == "resample-pixels") & (frame["fraction"] == 1.0)]
     assert sorted(whole["seed"]) == [1, 2]
     assert whole["cross_entropy"].nunique() == 2
-    headers = RunFolder(tmp_path).inputs()
+    headers = StudyFolder(tmp_path).inputs()
     assert sorted((header["kind"], header["seed"]) for header in headers) == [("pixels", 1), ("pixels", 2)]
 
 
@@ -200,7 +202,7 @@ def test_text_models_with_every_way_of_resampling(tmp_path):
         "tiny-opt": "causal-lm",
         "tiny-roberta": "masked-lm",
     }
-    authors = {header["generator"] for header in RunFolder(tmp_path).inputs() if header["kind"] == "generated"}
+    authors = {header["generator"] for header in StudyFolder(tmp_path).inputs() if header["kind"] == "generated"}
     assert authors == {"tiny-opt"}
 
 
@@ -224,7 +226,7 @@ def test_a_failing_cell_is_recorded_the_rest_goes_on_and_it_is_tried_again(tmp_p
     results = study.run(tmp_path, progress=False)
     assert results.failed == ["tiny-vit: capricious, 50 %, seed 1: not today"]
     assert results.frame["method"].tolist() == ["none", "zero", "peak"]
-    (failure,) = RunFolder(tmp_path).failures()
+    (failure,) = StudyFolder(tmp_path).failures()
     assert (failure["model"], failure["cell"], failure["error"], failure["message"]) == (
         "tiny-vit",
         "capricious, 50 %, seed 1",
@@ -234,7 +236,7 @@ def test_a_failing_cell_is_recorded_the_rest_goes_on_and_it_is_tried_again(tmp_p
     capricious["fails"] = False
     results = study.run(tmp_path, progress=False)
     assert results.failed == []
-    assert RunFolder(tmp_path).failures() == []
+    assert StudyFolder(tmp_path).failures() == []
     assert results.frame["method"].tolist() == ["none", "zero", "capricious", "peak"]
 
 
@@ -268,7 +270,7 @@ def test_a_model_that_cannot_be_measured_leaves_the_others_their_cells(tmp_path)
     assert set(results.frame["model"]) == {"tiny-vit"}
     (failed,) = results.failed
     assert failed.startswith(f"{broken}: ")
-    assert [failure["model"] for failure in RunFolder(tmp_path / "run").failures()] == [broken]
+    assert [failure["model"] for failure in StudyFolder(tmp_path / "run").failures()] == [broken]
 
 
 def test_a_generator_that_nothing_is_resampled_by_need_not_exist(tmp_path):
@@ -286,9 +288,9 @@ def test_a_generator_that_nothing_is_resampled_by_need_not_exist(tmp_path):
 def test_a_mistake_that_was_mended_is_forgotten(tmp_path):
     with pytest.raises(CorpusError, match="ask for fewer"):
         vit(fractions=[0.5], seeds=[1], evaluate_images=10**6).run(tmp_path, progress=False)
-    assert len(RunFolder(tmp_path).failures()) == 1
+    assert len(StudyFolder(tmp_path).failures()) == 1
     vit(fractions=[0.5], seeds=[1]).run(tmp_path, progress=False)
-    assert RunFolder(tmp_path).failures() == []
+    assert StudyFolder(tmp_path).failures() == []
 
 
 def test_where_nothing_can_be_measured_the_study_raises(copied, capricious, monkeypatch):
@@ -371,8 +373,8 @@ def test_unknown_names_are_said_before_anything_is_made(tmp_path, changes, messa
 
 
 def test_what_a_cell_file_says_about_itself(finished):
-    run = RunFolder(finished)
-    header, score = run.read_cell(run.cells()[0])
+    run = StudyFolder(finished)
+    header, score = run.read_cell(run.keys("cells")[0])
     assert {"group", "method", "fraction", "seed", "seconds", "threads"} <= set(header)
     facts = run.group(header["group"])
     assert facts["predictions"] == score.predictions == 16

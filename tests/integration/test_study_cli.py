@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 
 from ablation_lens import centers, cli
-from ablation_lens.results import Results
-from ablation_lens.run_folder import MARKER
+from ablation_lens.runs.folder import MARKER
+from ablation_lens.study.results import Results
 from tests.made_runs import add_baseline, add_cell, add_group, made_run
 from tests.studies import files
 
@@ -179,7 +179,7 @@ def test_folders_that_are_not_ours_are_refused_and_left_alone(command, tmp_path)
             assert (code, out) == (2, "")
             assert errors.startswith("error: ")
             assert errors.count("\n") == 1
-            assert message in errors or (folder == theirs and "is no run folder" in errors)
+            assert message in errors or (folder == theirs and "is not a run folder" in errors)
     assert files(tmp_path) == before
 
 
@@ -211,7 +211,7 @@ def test_the_table_for_people(command, run):
         (("table", "RUN", "--fractions", "0.3"), "holds no cell that was measured at 30 %"),
         (("table", "RUN", "--fractions", ","), "fractions ',' are not numbers"),
         (("table", "RUN", "--format", "csv", "--out", "RUN/no/where.csv"), "there is no folder"),
-        (("table", "nowhere"), "nowhere is no run folder"),
+        (("table", "nowhere"), "nowhere is not a run folder"),
         (("export", "RUN", "cells.xlsx"), "must end in .csv or .parquet"),
         (("export", "RUN", "RUN/no/where.csv"), "there is no folder"),
     ],
@@ -225,7 +225,7 @@ def test_bad_requests_for_tables_are_one_line_and_exit_code_2(command, run, argu
 
 
 def test_a_damaged_cell_is_one_line_and_exit_code_2(command, run):
-    path = run.cell(run.cells()[0])
+    path = run.file("cells", run.keys("cells")[0])
     path.write_bytes(path.read_bytes()[:50])
     code, _, errors = command("table", run.path)
     assert code == 2

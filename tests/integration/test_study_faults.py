@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from ablation_lens import cli
-from ablation_lens.results import Results
+from ablation_lens.study.results import Results
 from tests import fault_driver
 from tests.studies import files, rows, sums
 
@@ -261,4 +261,4 @@ def full_disk(patch, writes):
             raise OSError(errno.ENOSPC, "No space left on device")
         real(descriptor)
 
-    patch.setattr("ablation_lens.records.os.fsync", fsync)
+    patch.setattr("ablation_lens.files.os.fsync", fsync)

@@ -50,7 +50,10 @@ def statistics():
     for name, held in made.items():
         held.save(HERE / f"{name}.safetensors")
         again = al.ActivationStatistics.load(HERE / f"{name}.safetensors")
-        chosen = (*(c for c in CENTERS if again.histogram.bins >= 16 or c != "peak-smooth"), *(["peak-trimmed"] if again.trimmed is not None else []))
+        chosen = (
+            *(c for c in CENTERS if again.histogram.bins >= 16 or c != "peak-smooth"),
+            *(["peak-trimmed"] if again.trimmed is not None else []),
+        )
         expected[name] = {
             "repr": repr(again),
             "plans": list(again.provenance.plans),

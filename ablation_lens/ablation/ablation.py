@@ -1,0 +1,254 @@
+"""`Ablation`: which neurons are set to what, and the TransformerLens hooks that do it."""
+
+import warnings
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import KW_ONLY, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from ablation_lens.ablation.baking import bake
+from ablation_lens.errors import FileFormatError, MismatchError, NonFiniteError
+from ablation_lens.files import load_tensors, save_tensors
+from ablation_lens.hooked import CachedPositions
+from ablation_lens.records import ModelRecord, record_of
+from ablation_lens.sites import Hook, Site, neuron_name
+
+KIND = "ablation"
+_warned: "weakref.WeakSet[Any]" = weakref.WeakSet()
+"""Models of unknown processing that zero ablation has spoken about."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Ablation:
+    """Neurons, and the values they are set to.
+
+    Attributes:
+        mask: which neurons are ablated.
+        values: what they are set to: one value per neuron, or one per neuron and position.
+        source: the model the values belong to; other models are then refused.
+        site: where the neurons are.
+        positions: ablate at these positions only, counted from 0; None for all.
+        center: what the values are called, for people.
+
+    >>> ablation = Ablation(torch.tensor([[[True, False]]]), torch.zeros(1, 1, 2), center="zero")
+    >>> ablation
+    Ablation(1 of 2 neurons in 1 layer → zero)
+    >>> name, hook = ablation.hooks()[0]
+    >>> name, hook(torch.ones(1, 3, 1, 2), hook=None)[0, :, 0].tolist()
+    ('blocks.0.attn.hook_z', [[0.0, 1.0], [0.0, 1.0], [0.0, 1.0]])
+    """
+
+    mask: Bool[Tensor, "layer head dim"]
+    values: Float[Tensor, "layer head dim"] | Float[Tensor, "layer pos head dim"]
+    source: ModelRecord | None = None
+    _: KW_ONLY
+    site: Site = Site.Z
+    positions: tuple[int, ...] | None = None
+    center: str | None = None
+
+    def __post_init__(self) -> None:
+        mask, values = self.mask, self.values
+        if mask.ndim != 3 or mask.dtype != torch.bool:
+            raise MismatchError(
+                f"a mask is a boolean tensor [layer head dim], got {mask.dtype} of shape {tuple(mask.shape)}."
+            )
+        per_neuron = values.shape if values.ndim == 3 else (*values.shape[:1], *values.shape[2:])
+        if values.ndim not in (3, 4) or tuple(per_neuron) != tuple(mask.shape):
+            raise MismatchError(
+                f"values of shape {tuple(values.shape)} do not fit a mask of shape {tuple(mask.shape)}; expected "
+                "[layer head dim] or [layer pos head dim]."
+            )
+        if not values.is_floating_point():
+            raise MismatchError(f"values must be floating-point numbers, got {values.dtype}.")
+        if not bool(torch.isfinite(values).all()):
+            place = (~torch.isfinite(values)).nonzero()[0].tolist()
+            raise NonFiniteError(
+                f"the value of {neuron_name(place[0], *place[-2:])} is not finite; an ablated neuron needs a number."
+            )
+        if self.positions is not None:
+            object.__setattr__(self, "positions", tuple(sorted({int(place) for place in self.positions})))
+            if not self.positions or self.positions[0] < 0:
+                raise MismatchError(f"positions={self.positions} is not possible; count from 0, and name at least one.")
+
+    @property
+    def depends_on_position(self) -> bool:
+        """Whether what happens to a neuron differs between positions."""
+        return self.values.ndim == 4 or self.positions is not None
+
+    def hooks(self, offset: int | None = None) -> list[Hook]:
+        """Plain TransformerLens `(name, function)` pairs, for the layers with an ablated neuron.
+
+        Args:
+            offset: the position of the first token, where a key-value cache holds what came before. Needed only for
+                ablations that depend on the position, fed single tokens; `applied_to` finds it by itself.
+        """
+        return [(self.site.hook_name(layer), _Replace(self, layer, lambda: offset)) for layer in self._layers()]
+
+    def _layers(self) -> list[int]:
+        found: list[int] = self.mask.flatten(1).any(1).nonzero().flatten().tolist()
+        return found
+
+    def applied_to(self, model: Any) -> AbstractContextManager[Any]:
+        """The model with this ablation in place, also under cached generation; nests, and always cleans up.
+
+        >>> import ablation_lens as al
+        >>> model = al.load_model("tiny-opt")
+        >>> ablation = Ablation(al.random_neurons(al.Site.Z.shape(model.cfg), 1.0, seed=0), torch.zeros(4, 4, 32))
+        >>> tokens = torch.tensor([[2, 7, 9]])
+        >>> before = model(tokens)
+        >>> with ablation.applied_to(model):
+        ...     changed = bool((model(tokens) != before).any())
+        >>> changed, torch.equal(model(tokens), before)
+        (True, True)
+        """
+        self.require_fits(model)
+        return self._in_place(model)
+
+    @contextmanager
+    def _in_place(self, model: Any) -> Iterator[Any]:
+        with ExitStack() as leaving:
+            hooks = self.hooks()
+            if self.depends_on_position:
+                caches = {layer: CachedPositions(layer) for layer in self._layers()}
+                for layer, cached in caches.items():
+                    handle = model.blocks[layer].register_forward_pre_hook(cached, with_kwargs=True)
+                    leaving.callback(handle.remove)
+                hooks = [(self.site.hook_name(layer), _Replace(self, layer, c.count)) for layer, c in caches.items()]
+            leaving.enter_context(model.hooks(fwd_hooks=hooks))
+            yield model
+
+    def require_fits(self, model: Any) -> None:
+        """Raise `MismatchError` unless the ablation's shape, and its source where known, are the model's."""
+        expected = self.site.shape(model.cfg)
+        if tuple(self.mask.shape) != expected:
+            raise MismatchError(
+                f"this ablation is for {self.site.value} neurons of shape {tuple(self.mask.shape)}, the model has "
+                f"{expected} (layer, head, dim)."
+            )
+        if self.source is not None:
+            self.source.require_same(record_of(model), "this ablation's values are another model's")
+        if model not in _warned and record_of(model).processing.startswith("unknown") and self._is_zero():
+            _warned.add(model)
+            warnings.warn(
+                "it is not known how this model's weights were processed: where value biases were folded (as "
+                "transformer-lens does by default) hook_z is shifted, and zero is not the model's own zero. "
+                "ablation_lens.load_model leaves weights as they are.",
+                stacklevel=3,
+            )
+
+    def _is_zero(self) -> bool:
+        by_position = self.values if self.values.ndim == 4 else self.values[:, None]
+        chosen = self.mask[:, None].to(self.values.device)
+        return bool(chosen.any()) and not bool((chosen & (by_position != 0)).any())
+
+    def bake(self, model: Any) -> Any:
+        """An equivalent model without hooks: the values are folded into new output weights and biases.
+
+        Every other tensor is shared with `model`, which stays as it is. Hooks that are on `model` stay there.
+
+        >>> import ablation_lens as al
+        >>> model = al.load_model("tiny-opt")
+        >>> ablation = Ablation(al.random_neurons(al.Site.Z.shape(model.cfg), 0.5, seed=0), torch.ones(4, 4, 32))
+        >>> tokens = torch.tensor([[2, 7, 9]])
+        >>> hooked = model.run_with_hooks(tokens, fwd_hooks=ablation.hooks())
+        >>> torch.allclose(ablation.bake(model)(tokens), hooked, atol=1e-4)
+        True
+        """
+        self.require_fits(model)
+        if self.depends_on_position:
+            raise MismatchError(
+                "values that depend on the position cannot be baked into weights, which are the same at every "
+                "position; use applied_to(model)."
+            )
+        return bake(model, self.site, self.mask, self.values)
+
+    def at(self, *positions: int) -> "Ablation":
+        """The same ablation at some positions only."""
+        return replace(self, positions=positions)
+
+    def save(self, path: str | Path) -> None:
+        """Write one safetensors file, atomically."""
+        header = {
+            "source": None if self.source is None else self.source.to_dict(),
+            "site": self.site.value,
+            "positions": None if self.positions is None else list(self.positions),
+            "center": self.center,
+        }
+        save_tensors(path, KIND, header, {"mask": self.mask, "values": self.values})
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Ablation":
+        """Read what `save` wrote; a truncated, foreign, changed or newer file is one clear error."""
+        header, tensors = load_tensors(path, KIND)
+        try:
+            source = header["source"]
+            return cls(
+                tensors["mask"],
+                tensors["values"],
+                None if source is None else ModelRecord.from_dict(source),
+                site=Site(header["site"]),
+                positions=header["positions"],
+                center=header["center"],
+            )
+        except (KeyError, TypeError, ValueError, MismatchError, NonFiniteError) as error:
+            raise FileFormatError(f"{path} is not a complete ablation ({error}); make it again.") from error
+
+    def __repr__(self) -> str:
+        chosen, layers = int(self.mask.sum()), int(self.mask.flatten(1).any(1).sum())
+        what = self.center or ("values by position" if self.values.ndim == 4 else "given values")
+        where = "" if self.positions is None else f" at {len(self.positions)} positions"
+        return (
+            f"Ablation({chosen:,} of {self.mask.numel():,} neurons".replace(",", " ")
+            + f" in {layers} layer{'' if layers == 1 else 's'} → {what}{where})"
+        )
+
+
+class _Replace:
+    """The hook of one layer: one `torch.where`, on whatever device and in whatever dtype the activation is."""
+
+    def __init__(self, ablation: Ablation, layer: int, offset: Callable[[], int | None]) -> None:
+        self.ablation, self.layer, self.offset = ablation, layer, offset
+        self.ready: tuple[Any, Tensor, Tensor] | None = None
+
+    def __call__(self, value: Tensor, hook: Any) -> Tensor:
+        site = self.ablation.site
+        heads = site.to_heads(value)
+        mask, replacement = self._on(heads)
+        if self.ablation.depends_on_position:
+            places = self._places(value.shape[1])
+            if replacement.ndim == 3:
+                replacement = replacement[places]
+            if self.ablation.positions is not None:
+                here = torch.arange(places.start, places.stop, device=mask.device)
+                chosen = torch.isin(here, torch.tensor(self.ablation.positions, device=mask.device))
+                mask = mask & chosen[:, None, None]
+        return site.from_heads(torch.where(mask, replacement, heads))
+
+    def _on(self, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Mask and values like the activation, kept for the batches to come."""
+        key = (value.device, value.dtype)
+        if self.ready is None or self.ready[0] != key:
+            mask = self.ablation.mask[self.layer].to(value.device)
+            self.ready = (key, mask, self.ablation.values[self.layer].to(value))
+        return self.ready[1], self.ready[2]
+
+    def _places(self, length: int) -> slice:
+        offset = self.offset()
+        if offset is None and length == 1:
+            raise MismatchError(
+                "this ablation depends on the position, and a single token came in, as happens with a key-value cache: "
+                "which position it has cannot be told. Use applied_to(model), or hooks(offset=…)."
+            )
+        end = (offset or 0) + length
+        if self.ablation.values.ndim == 4 and end > self.ablation.values.shape[1]:
+            raise MismatchError(
+                f"there are values for {self.ablation.values.shape[1]} positions, and the input reaches {end}; "
+                "shorten it, or make the values from a longer one."
+            )
+        return slice(end - length, end)

@@ -1,0 +1,176 @@
+"""The commands around studies: `study`, `table`, `export`, `report`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from ablation_lens.errors import AblationLensError
+from ablation_lens.names import require_known
+
+if TYPE_CHECKING:
+    from ablation_lens.study.results import Results
+
+_errors = Console(stderr=True, highlight=False)
+
+FORMATS = ("text", "markdown", "latex", "csv")
+
+
+def study(
+    out: Annotated[Path, typer.Option(help="The run folder; an unfinished one is gone on with.")],
+    config: Annotated[Path | None, typer.Argument(help="A TOML file with a study's settings.")] = None,
+    preset: Annotated[str | None, typer.Option(help="paper, tiny or quick.")] = None,
+    models: Annotated[list[str] | None, typer.Option("--model", help="A model; may be repeated.")] = None,
+    methods: Annotated[
+        list[str] | None, typer.Option("--method", help="Such as peak, 'peak bins=64' or resample-tokens; repeat.")
+    ] = None,
+    fractions: Annotated[str | None, typer.Option(help="Shares of the neurons, such as 0.1,0.5,1.")] = None,
+    seeds: Annotated[str | None, typer.Option(help="Such as 42,123,456.")] = None,
+    text: Annotated[str | None, typer.Option(help="The corpus of text models.")] = None,
+    image: Annotated[str | None, typer.Option(help="The corpus of image models.")] = None,
+    collect_tokens: Annotated[int | None, typer.Option(help="Tokens that statistics are of.")] = None,
+    evaluate_tokens: Annotated[int | None, typer.Option(help="Tokens that scores are of.")] = None,
+    collect_images: Annotated[int | None, typer.Option(help="Images that statistics are of.")] = None,
+    evaluate_images: Annotated[int | None, typer.Option(help="Images that scores are of.")] = None,
+    count: Annotated[str | None, typer.Option(help="all, or skip-common.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Documents per batch.")] = None,
+    labels: Annotated[str | None, typer.Option(help="A CSV file,label for a folder of images.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="Such as float32 or bfloat16.")] = None,
+    device: Annotated[str | None, typer.Option(help="Such as cpu or cuda.")] = None,
+) -> None:
+    """Ablate 10 % to 100 % of the neurons by every method, and measure what is lost.
+
+    Start from a preset or a TOML file, and change single settings by options. Run the same command again to go on
+    after Ctrl-C, or at the same time elsewhere to share the work.
+    """
+    from ablation_lens.study.study import Study
+
+    changes: dict[str, Any] = {
+        "models": models or None,
+        "methods": methods or None,
+        "fractions": None if fractions is None else _numbers(fractions, "fractions", float),
+        "seeds": None if seeds is None else _numbers(seeds, "seeds", int),
+        "collect_tokens": collect_tokens,
+        "evaluate_tokens": evaluate_tokens,
+        "collect_images": collect_images,
+        "evaluate_images": evaluate_images,
+        "count": count,
+        "batch_size": batch_size,
+        "labels": labels,
+        "dtype": dtype,
+        "device": device,
+    }
+    changes = {name: value for name, value in changes.items() if value is not None}
+    if config is not None and preset is not None:
+        raise AblationLensError('give a TOML file or --preset, not both; a file may say preset = "tiny" itself.')
+    if config is not None:
+        settings = Study.from_toml(config, **changes)
+    elif preset is not None:
+        settings = Study.preset(preset, **changes)
+    elif models:
+        settings = Study(**changes)
+    else:
+        raise AblationLensError("say what to study: --preset tiny, --model tiny-opt, or a TOML file.")
+    corpora = {kind: name for kind, name in (("text", text), ("image", image)) if name is not None}
+    if corpora:
+        settings = settings.with_corpora(corpora)
+    try:
+        results = settings.run(out)
+    except KeyboardInterrupt as interruption:
+        told = str(interruption) or f"interrupted: what is done is in {out}. Run the same again to go on."
+        _errors.print(told, markup=False, soft_wrap=True)
+        raise typer.Exit(130) from None
+    if (results.frame["fraction"] > 0).any():
+        print_table(results, Console())
+    else:
+        for _, row in results.frame.iterrows():
+            found = f"{row['model']} as it is: top-1 {100 * row['top1']:.2f} %, CE {row['cross_entropy']:.2f} nats"
+            Console().print(found, markup=False, highlight=False, soft_wrap=True)
+    if results.left_out:
+        _errors.print(
+            f"left out, as no model here takes it: {', '.join(results.left_out)}", markup=False, soft_wrap=True
+        )
+    for line in results.failed[:5]:
+        _errors.print(f"failed: {line}", style="red", markup=False, soft_wrap=True)
+    if results.failed:
+        more = f" ({len(results.failed) - 5} more in {out / 'failures'})" if len(results.failed) > 5 else ""
+        _errors.print(f"{len(results.failed)} failed{more}; run the same again to retry them.", markup=False)
+        raise typer.Exit(1)
+
+
+def table(
+    folder: Annotated[Path, typer.Argument(help="A run folder.")],
+    fractions: Annotated[str, typer.Option(help="Shares of the neurons.")] = "0.5,0.9",
+    form: Annotated[str, typer.Option("--format", help="text, markdown, latex or csv.")] = "text",
+    out: Annotated[Path | None, typer.Option(help="Write it to this file.")] = None,
+) -> None:
+    """Print Table 2 of the paper for what a run folder holds."""
+    from ablation_lens.files import require_target, write_text, writing
+    from ablation_lens.study.results import Results
+    from ablation_lens.study.table2 import make_table2
+
+    require_known(form, FORMATS, "format")
+    wanted = _numbers(fractions, "fractions", float)
+    if out is not None:
+        require_target(out)
+    if form == "text" and out is None:
+        print_table(Results.load(folder), Console(), wanted)
+        return
+    made = make_table2(Results.load(folder), wanted)
+    content = made.markdown() if form == "text" else getattr(made, form)()
+    if out is None:
+        typer.echo(content)
+        return
+    with writing(out.parent):
+        write_text(out, content + "\n")
+    Console().print(f"Table 2 → {out}", markup=False, highlight=False, soft_wrap=True)
+
+
+def export(
+    folder: Annotated[Path, typer.Argument(help="A run folder.")],
+    out: Annotated[Path, typer.Argument(help="A .csv or .parquet file.")],
+) -> None:
+    """Write a row per cell: model, method, fraction, seed, top-1, cross-entropy."""
+    from ablation_lens.files import require_target
+    from ablation_lens.study.results import Results
+
+    require_target(out)
+    results = Results.load(folder)
+    results.export(out)
+    Console().print(f"{len(results.frame)} cells → {out}", markup=False, highlight=False, soft_wrap=True)
+
+
+def report(
+    folder: Annotated[Path, typer.Argument(help="A run folder.")],
+    out: Annotated[Path | None, typer.Option(help="Another folder for report.html and report.md.")] = None,
+) -> None:
+    """Write one page about a study: Table 2, Figures 1 to 3, neuron shapes, what was run."""
+    from ablation_lens.report.study import write_report
+
+    if out is not None and out.exists() and not out.is_dir():
+        raise AblationLensError(f"{out} is a file; give a folder for report.html and report.md.")
+    page, text = write_report(folder, out)
+    Console().print(f"{page} (and {text.name})", markup=False, highlight=False, soft_wrap=True)
+
+
+def print_table(results: "Results", console: Console, fractions: list[float] | None = None) -> None:
+    """Table 2 in the terminal, with its notes."""
+    from ablation_lens.study.table2 import fractions_shown, make_table2
+
+    made = make_table2(results, fractions_shown(results) if fractions is None else fractions)
+    for part in made.rich(console.width):
+        console.print(part)
+    for note in made.notes:
+        console.print(note, markup=False, highlight=False)
+
+
+def _numbers(text: str, what: str, kind: type) -> list[Any]:
+    try:
+        numbers = [kind(part) for part in text.split(",") if part.strip()]
+        if not numbers:
+            raise ValueError
+    except ValueError as error:
+        whole = "whole " if kind is int else ""
+        raise AblationLensError(f"{what} {text!r} are not {whole}numbers with commas between them.") from error
+    return numbers

@@ -1,0 +1,250 @@
+"""One pass of a model over batches → `ActivationStatistics`, by hooks, in bounded memory."""
+
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from ablation_lens.errors import CorpusError, MismatchError, ModelError
+from ablation_lens.measure.forward import final_residual
+from ablation_lens.neurons.histogram import NeuronHistogram
+from ablation_lens.neurons.moments import Moments
+from ablation_lens.neurons.rows import Rows, Scratch
+from ablation_lens.neurons.statistics import ActivationStatistics, Provenance
+from ablation_lens.neurons.trimmed import TrimmedHistogram
+from ablation_lens.progress import progress_over
+from ablation_lens.records import Versions, record_of
+from ablation_lens.sites import Hook, Site
+from ablation_lens.tasks.plans import Batch, BatchPlan
+
+
+class CollectionInterrupted(KeyboardInterrupt):
+    """Ctrl-C during `collect`: `statistics` holds every batch that was finished, ready to save and merge."""
+
+    def __init__(self, statistics: ActivationStatistics | None) -> None:
+        super().__init__("collection interrupted")
+        self.statistics = statistics
+
+
+def collect(
+    model: Any,
+    batches: "BatchPlan | Iterable[Batch | Tensor]",
+    *,
+    site: Site = Site.Z,
+    bins: int = 256,
+    passes: int = 1,
+    include_bos: bool = True,
+    positions: bool = False,
+    progress: bool = True,
+) -> ActivationStatistics:
+    """Measure how every neuron of a site is distributed.
+
+    Nothing but histograms and sums is kept, so memory does not grow with the number of tokens. Padding never
+    counts. On Ctrl-C the batch at hand is finished and `CollectionInterrupted` carries what was collected.
+
+    Args:
+        model: any model with TransformerLens hooks.
+        batches: a `BatchPlan`, your own `Batch`es, or plain tensors of inputs without padding.
+        site: which neurons.
+        bins: most bins per neuron; between half of them and all are used.
+        passes: 2 adds a histogram trimmed to the 0.1–99.9 % range, which resolves neurons with outliers.
+        include_bos: whether BOS, CLS, EOS and the like count (the paper counted them). Where a batch does not say
+            which positions those are, everything counts.
+        positions: also keep the mean at every position.
+        progress: show a progress bar.
+
+    >>> from ablation_lens import load_model
+    >>> model = load_model("tiny-opt")
+    >>> statistics = collect(model, [torch.arange(5, 60)[None]], progress=False)
+    >>> statistics.shape == Site.Z.shape(model.cfg), int(statistics.count.min())
+    (True, 55)
+    """
+    if passes not in (1, 2):
+        raise MismatchError(f"passes={passes} is not possible; use 1, or 2 for the trimmed histogram.")
+    if isinstance(batches, Batch | Tensor):
+        raise MismatchError("batches is a single batch; give a list of batches, or a plan.")
+    if passes == 2 and iter(batches) is batches:
+        raise MismatchError(
+            "passes=2 reads the batches twice, and an iterator is used up after one; give a list or a plan."
+        )
+    first = _Pass(model, site, include_bos, bins=bins, positions=positions)
+    _run(first, batches, "collecting", progress)
+    if first.histogram is None or not first.tokens:
+        raise CorpusError("there was nothing to collect: the batches hold no real position.")
+    if passes == 2:
+        second = _Pass(model, site, include_bos, trimmed=TrimmedHistogram.around(first.histogram))
+        try:
+            _run(second, batches, "second pass", progress)
+        except CollectionInterrupted:
+            # Half a second pass is of no use, and the first one is whole.
+            raise CollectionInterrupted(first.statistics(batches)) from None
+        first.trimmed = second.trimmed
+    return first.statistics(batches)
+
+
+@dataclass
+class _Pass:
+    """The growing state of one pass, and the hooks that feed it."""
+
+    model: Any
+    site: Site
+    include_bos: bool
+    bins: int = 256
+    positions: bool = False
+    trimmed: TrimmedHistogram | None = None
+    histogram: NeuronHistogram | None = None
+    moments: Moments | None = None
+    position_sums: Tensor | None = None
+    position_counts: Tensor | None = None
+    tokens: int = 0
+    scratch: Scratch = field(default_factory=Scratch)
+
+    def take(self, item: Batch | Tensor) -> int:
+        """Run the model on one batch; returns how many positions counted."""
+        batch = item if isinstance(item, Batch) else _plain(item, self.model)
+        batch = batch.to(self.model.cfg.device)
+        counted = batch.valid if self.include_bos or batch.special is None else batch.valid & ~batch.special
+        final_residual(self.model, batch, self._hooks(counted))
+        count = int(counted.sum())
+        self.tokens += count
+        if self.positions:
+            self._count_positions(counted)
+        return count
+
+    def _hooks(self, counted: Bool[Tensor, "batch pos"]) -> list[Hook]:
+        valid = None if bool(counted.all()) else counted
+        thread = threading.get_ident()
+
+        def hook_for(layer: int) -> Callable[..., None]:
+            def look(value: Tensor, hook: Any) -> None:
+                # A model has one set of hooks: without this, what another thread feeds it would be counted here.
+                if threading.get_ident() != thread:
+                    raise ModelError("this model is collecting in another thread; give every thread its own copy.")
+                self._add(layer, self.site.to_heads(value.detach()), counted, valid)
+
+            return look
+
+        return [(name, hook_for(layer)) for layer, name in enumerate(self.site.hook_names(self.model.cfg))]
+
+    def _add(self, layer: int, values: Tensor, counted: Tensor, valid: Tensor | None) -> None:
+        if tuple(values.shape[:2]) != tuple(counted.shape):
+            raise MismatchError(
+                f"{self.site.hook_name(layer)} has {tuple(values.shape[:2])} positions, "
+                f"the batch says {tuple(counted.shape)}; valid must be [batch pos] of what the model computes."
+            )
+        if self.trimmed is not None:
+            self.trimmed.update_layer(layer, values, valid)
+            return
+        if self.histogram is None or self.moments is None:
+            shape = (self.model.cfg.n_layers, *values.shape[2:])
+            self.histogram = NeuronHistogram(shape, self.bins, resolution=values.dtype, device=values.device)
+            self.moments = Moments(shape, device=values.device)
+        device = self.histogram.device  # a model may be spread over several
+        columns = Rows(values.to(device), None if valid is None else valid.to(device), self.scratch)
+        self.histogram.add(layer, columns)
+        self.moments.add(layer, columns)
+        if self.positions:
+            self._add_positions(layer, values, counted)
+
+    def _add_positions(self, layer: int, values: Tensor, counted: Tensor) -> None:
+        # Filled, not multiplied by 0: what lies at padding may be NaN.
+        sums = values.double().masked_fill(~counted[:, :, None, None], 0.0).sum(0).cpu()
+        if self.position_sums is None:
+            self.position_sums = torch.zeros(self.model.cfg.n_layers, *sums.shape, dtype=torch.float64)
+        missing = len(sums) - self.position_sums.shape[1]
+        if missing > 0:
+            self.position_sums = torch.nn.functional.pad(self.position_sums, (0, 0, 0, 0, 0, missing))
+        self.position_sums[layer, : len(sums)] += sums
+
+    def _count_positions(self, counted: Tensor) -> None:
+        counts = counted.sum(0).cpu()
+        known = self.position_counts if self.position_counts is not None else counts.new_zeros(0)
+        length = max(len(known), len(counts))
+        self.position_counts = sum(
+            (torch.nn.functional.pad(part, (0, length - len(part))) for part in (known, counts)),
+            counts.new_zeros(length),
+        )
+
+    def statistics(self, batches: Any, finished: int | None = None) -> ActivationStatistics:
+        """What was collected so far, with its provenance; `finished` batches, or None for all of them."""
+        assert self.histogram is not None
+        assert self.moments is not None
+        plan = batches if isinstance(batches, BatchPlan) else None
+        # A plan that was not read to its end must not pass for one that was.
+        part = "" if plan is None or finished in (None, len(plan)) else f" (first {finished} of {len(plan)} batches)"
+        return ActivationStatistics(
+            histogram=self.histogram,
+            moments=self.moments,
+            provenance=Provenance(
+                model=record_of(self.model),
+                site=self.site.value,
+                include_bos=self.include_bos,
+                tokens=self.tokens,
+                corpora=() if plan is None else (plan.corpus,),
+                plans=() if plan is None else (plan.digest + part,),
+                versions=Versions.current(),
+            ),
+            trimmed=self.trimmed,
+            position_sums=self.position_sums,
+            position_counts=self.position_counts,
+        )
+
+
+def _run(running: _Pass, batches: Any, title: str, progress: bool) -> None:
+    total = batches.size if isinstance(batches, BatchPlan) and batches.task != "image-classification" else None
+    with (
+        torch.inference_mode(),
+        _ctrl_c_between_batches() as interrupted,
+        progress_over(title, total, progress) as advance,
+    ):
+        for number, item in enumerate(batches, start=1):
+            advance(running.take(item))
+            if interrupted():
+                held = running.histogram is not None
+                raise CollectionInterrupted(running.statistics(batches, number) if held else None)
+    if interrupted() and running.histogram is not None:  # behind the last batch
+        raise CollectionInterrupted(running.statistics(batches))
+
+
+@contextmanager
+def _ctrl_c_between_batches() -> Iterator[Callable[[], bool]]:
+    """Put Ctrl-C off until a batch has reached every layer; a second one does not wait.
+
+    A batch that is counted in some layers only would make statistics that no set of documents has.
+    """
+    ours = threading.current_thread() is threading.main_thread()
+    # Ignored (a background job of a script), or not Python's to put back (None): then it stays as it is.
+    if not ours or signal.getsignal(signal.SIGINT) in (signal.SIG_IGN, None):
+        yield lambda: False
+        return
+    came = False
+
+    def note(number: int, frame: Any) -> None:
+        nonlocal came
+        if came:
+            raise KeyboardInterrupt
+        came = True
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield lambda: came
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _plain(inputs: Tensor, model: Any) -> Batch:
+    """A user's own tensor as a batch without padding."""
+    if not isinstance(inputs, Tensor):
+        raise MismatchError(f"a batch is a {type(inputs).__name__}; give a Batch, or a tensor of inputs.")
+    if inputs.ndim == 2 and not inputs.is_floating_point():
+        return Batch.causal(inputs)
+    if inputs.ndim != 4:
+        raise MismatchError(f"inputs of shape {tuple(inputs.shape)} are neither token ids [batch pos] nor images.")
+    valid = torch.ones(len(inputs), model.cfg.n_ctx, dtype=torch.bool)
+    return Batch(inputs, valid, torch.zeros(len(inputs), dtype=torch.int64), torch.zeros(len(inputs), dtype=torch.bool))

@@ -1,0 +1,146 @@
+"""What stands behind a neuron's peak and its tails: a second pass that gathers example contexts."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from ablation_lens.errors import MismatchError
+from ablation_lens.measure.forward import capture
+from ablation_lens.neurons.statistics import ActivationStatistics
+from ablation_lens.records import record_of
+from ablation_lens.sites import neuron_name, parse_neuron
+from ablation_lens.tasks.plans import Batch, BatchPlan
+
+Where = Literal["low", "peak", "high"]
+WINDOW = 12
+"""Tokens kept on either side of the one an example is about."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One place where a neuron took a value.
+
+    Attributes:
+        neuron: such as `L3.H5.D17`.
+        where: "peak" for the values nearest to the peak, "low" and "high" for the ends of the distribution.
+        value: what the neuron was there.
+        document: the number of the document in the plan (for your own batches, of the row), and `id` its name.
+        position: the token's place in the document, or the patch's (0 is CLS).
+        tokens: the token ids around it; empty for images.
+        offset: which of `tokens` it is.
+    """
+
+    neuron: str
+    where: Where
+    value: float
+    document: int
+    id: str
+    position: int
+    tokens: tuple[int, ...]
+    offset: int
+
+    def text(self, tokenizer: Any) -> tuple[str, str, str]:
+        """The context as text: before, the token itself, after."""
+        parts = (self.tokens[: self.offset], self.tokens[self.offset : self.offset + 1], self.tokens[self.offset + 1 :])
+        before, here, after = (tokenizer.decode(list(part)) for part in parts)
+        return before, here, after
+
+
+def examples(
+    model: Any,
+    batches: "BatchPlan | Iterable[Batch]",
+    statistics: ActivationStatistics,
+    neurons: Sequence[str | tuple[int, int, int]],
+    k: int = 5,
+) -> dict[str, list[Example]]:
+    """The `k` documents where each neuron is lowest, nearest to its peak, and highest; one place per document.
+
+    Args:
+        model: the model the statistics are of.
+        batches: documents to look through; the plan that was collected, or another.
+        statistics: say where the peak is.
+        neurons: names such as `L3.H5.D17`, or `(layer, head, dim)`.
+        k: how many of each.
+
+    >>> import ablation_lens as al
+    >>> model = al.load_model("tiny-opt")
+    >>> plan = al.task_for(model).batches(split="collect", tokens=2000)
+    >>> found = examples(model, plan, al.collect(model, plan, progress=False), ["L1.H2.D3"], k=2)
+    >>> [example.where for example in found["L1.H2.D3"]]
+    ['low', 'low', 'peak', 'peak', 'high', 'high']
+    """
+    if k < 1:
+        raise MismatchError(f"k={k} examples cannot be gathered; ask for 1 or more.")
+    known = statistics.provenance.model
+    known.require_same(record_of(model), "cannot gather examples")
+    chosen = [parse_neuron(n if isinstance(n, str) else neuron_name(*n), statistics.shape) for n in neurons]
+    peaks = statistics.center("peak")
+    plan = batches if isinstance(batches, BatchPlan) else None
+    best: dict[tuple[tuple[int, int, int], Where], list[tuple[float, Example]]] = {}
+    rows_before = 0
+    with torch.inference_mode():
+        for batch in batches:
+            on_device = batch.to(model.cfg.device)
+            values = capture(model, on_device, statistics.site, (layer for layer, _, _ in chosen))
+            counted = batch.valid
+            if not statistics.provenance.include_bos and batch.special is not None:
+                counted = counted & ~batch.special
+            for neuron in chosen:
+                layer, head, dim = neuron
+                here = values[layer][:, :, head, dim].double().cpu()
+                for where, badness in _badness(here, counted, peaks[neuron].item()).items():
+                    ranked = best.setdefault((neuron, where), [])
+                    for row in counted.any(1).nonzero().flatten().tolist():
+                        place = int(badness[row].argmin())
+                        number = batch.documents[row] if batch.documents else rows_before + row
+                        example = _example(neuron, where, here[row, place].item(), number, place, batch, row, plan)
+                        ranked.append((badness[row, place].item(), example))
+                    ranked.sort(key=lambda pair: (pair[0], pair[1].document))
+                    del ranked[k:]
+            rows_before += len(batch.inputs)
+    return {
+        neuron_name(*neuron): [
+            example for where in ("low", "peak", "high") for _, example in best.get((neuron, where), [])
+        ]
+        for neuron in chosen
+    }
+
+
+def _badness(
+    values: Float[Tensor, "row pos"], counted: Bool[Tensor, "row pos"], peak: float
+) -> dict[Where, Float[Tensor, "row pos"]]:
+    """How far a value is from what is looked for; infinite where nothing counts."""
+    measures: dict[Where, Tensor] = {"low": values, "peak": (values - peak).abs(), "high": -values}
+    return {where: measure.masked_fill(~counted, torch.inf) for where, measure in measures.items()}
+
+
+def _example(
+    neuron: tuple[int, int, int],
+    where: Where,
+    value: float,
+    document: int,
+    position: int,
+    batch: Batch,
+    row: int,
+    plan: BatchPlan | None,
+) -> Example:
+    tokens: tuple[int, ...] = ()
+    start = 0
+    if batch.inputs.ndim == 2:
+        start = max(0, position - WINDOW)
+        end = min(int(batch.valid[row].sum()), position + WINDOW + 1)
+        tokens = tuple(batch.inputs[row, start:end].tolist())
+    return Example(
+        neuron=neuron_name(*neuron),
+        where=where,
+        value=value,
+        document=document,
+        id=plan.items[document].id if plan is not None else f"row {document}",
+        position=position,
+        tokens=tokens,
+        offset=position - start if tokens else 0,
+    )

@@ -1,0 +1,148 @@
+"""How well a model predicts: top-1 and cross-entropy over a batch plan, with or without an ablation."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ablation_lens.ablation.ablation import Ablation
+from ablation_lens.errors import CorpusError, MismatchError, NonFiniteError
+from ablation_lens.measure.forward import ends_plainly, final_residual, logits_everywhere, logits_from
+from ablation_lens.measure.score import Score
+from ablation_lens.sites import Hook
+from ablation_lens.tasks.plans import Batch
+
+CHUNK_LOGITS = 2**25
+"""How many logits exist at once: 128 MB in float32, whatever the vocabulary, batch and context."""
+
+
+class Hooks(Protocol):
+    """Anything that gives TransformerLens `(name, function)` pairs, as an ablation does."""
+
+    def hooks(self) -> Sequence[Hook]:
+        """The pairs for `run_with_hooks`."""
+        ...
+
+
+def evaluate(
+    model: Any,
+    batches: Iterable[Batch],
+    ablation: Hooks | None = None,
+    *,
+    on_batch: Callable[[int], None] | None = None,
+) -> Score:
+    """Score a model on batches, with an ablation's hooks in place.
+
+    Args:
+        model: any model with TransformerLens hooks.
+        batches: a `BatchPlan`, or your own `Batch`es.
+        ablation: an `Ablation`, or anything with a `hooks()` method; None evaluates the model as it is.
+        on_batch: called after each batch with its number of rows, for progress.
+
+    >>> from ablation_lens import load_model
+    >>> from ablation_lens.tasks.tasks import task_for
+    >>> model = load_model("tiny-vit")
+    >>> score = evaluate(model, task_for(model).batches(split="evaluate", images=64))
+    >>> score.predictions, score.top1 > 0.9
+    (64, True)
+    """
+    if isinstance(ablation, Ablation):
+        ablation.require_fits(model)
+        hooks = ablation.hooks(offset=0)  # no cache here: a document of a single token begins at 0, too
+    elif ablation is None or hasattr(ablation, "hooks"):
+        hooks = [] if ablation is None else list(ablation.hooks())
+    else:
+        raise MismatchError(
+            f"{type(ablation).__name__} is not an ablation; give for example al.Ablation(mask, values) or "
+            'stats.ablation(mask, "peak").'
+        )
+    sums: dict[int, tuple[int, float, int]] = {}
+    splits = 0
+    with torch.inference_mode():
+        for batch in batches:
+            if not isinstance(batch, Batch):
+                raise MismatchError(
+                    f"{type(batch).__name__} does not say what is to be predicted; give batches such as "
+                    "al.Batch.causal(tokens)."
+                )
+            on_device = batch.to(model.cfg.device)
+            correct, loss, splits_here = _score_within_memory(model, on_device, hooks)
+            splits += splits_here
+            _add_rows(sums, batch, correct, loss)
+            if on_batch is not None:
+                on_batch(len(batch.inputs))
+    if not any(count for _, _, count in sums.values()):
+        raise CorpusError("there was nothing to score: the batches hold no scored position.")
+    order = sorted(sums)
+    return Score(
+        documents=tuple(order),
+        correct=torch.tensor([sums[number][0] for number in order]),
+        loss=torch.tensor([sums[number][1] for number in order], dtype=torch.float64),
+        predictions_per_document=torch.tensor([sums[number][2] for number in order]),
+        splits=splits,
+    )
+
+
+def _add_rows(
+    sums: dict[int, tuple[int, float, int]], batch: Batch, correct: Int[Tensor, " row"], loss: Float[Tensor, " row"]
+) -> None:
+    counts = batch.scored.reshape(len(batch.scored), -1).sum(1).tolist()
+    numbers = batch.documents or range(len(sums), len(sums) + len(counts))
+    for number, right, nats, count in zip(numbers, correct.tolist(), loss.tolist(), counts, strict=True):
+        before = sums.get(number, (0, 0.0, 0))
+        sums[number] = (before[0] + right, before[1] + nats, before[2] + count)
+
+
+def _score_within_memory(
+    model: Any, batch: Batch, hooks: Sequence[Hook]
+) -> tuple[Int[Tensor, " row"], Float[Tensor, " row"], int]:
+    """Score a batch; when memory runs out, its halves, padded as before."""
+    try:
+        return (*_score(model, batch, hooks), 0)
+    except torch.OutOfMemoryError:
+        if len(batch.inputs) == 1:
+            raise
+    middle = len(batch.inputs) // 2
+    halves = [_score_within_memory(model, _rows(batch, part), hooks) for part in (slice(middle), slice(middle, None))]
+    first, second = halves
+    return torch.cat([first[0], second[0]]), torch.cat([first[1], second[1]]), 1 + first[2] + second[2]
+
+
+def _rows(batch: Batch, rows: slice) -> Batch:
+    return Batch(
+        batch.inputs[rows], batch.valid[rows], batch.labels[rows], batch.scored[rows], documents=batch.documents[rows]
+    )
+
+
+def _score(model: Any, batch: Batch, hooks: Sequence[Hook]) -> tuple[Int[Tensor, " row"], Float[Tensor, " row"]]:
+    """Right predictions and summed cross-entropy of every row."""
+    labels = batch.labels[batch.scored]
+    if ends_plainly(model, batch):
+        hidden = final_residual(model, batch, hooks)[batch.scored]
+        chunk = max(1, CHUNK_LOGITS // int(model.cfg.d_vocab_out))
+        scored = [
+            _predictions(logits_from(model, rows), right)
+            for rows, right in zip(hidden.split(chunk), labels.split(chunk), strict=True)
+        ]
+    else:
+        scored = [_predictions(logits_everywhere(model, batch, hooks)[batch.scored], labels)]
+    hits = torch.cat([hit for hit, _ in scored]) if scored else labels.new_zeros(0)
+    nats = torch.cat([nat for _, nat in scored]) if scored else labels.new_zeros(0, dtype=torch.float64)
+    if not bool(torch.isfinite(nats).all()):
+        raise NonFiniteError(
+            "the cross-entropy of some prediction is not finite; the ablation's values or the model's dtype overflow. "
+            "Try bfloat16 or float32."
+        )
+    row = batch.scored.reshape(len(batch.scored), -1).nonzero()[:, 0]
+    right = torch.zeros(len(batch.scored), dtype=torch.int64, device=row.device).index_add_(0, row, hits.long())
+    loss = torch.zeros(len(batch.scored), dtype=torch.float64, device=row.device).index_add_(0, row, nats)
+    return right.cpu(), loss.cpu()
+
+
+def _predictions(logits: Float[Tensor, "row out"], labels: Int[Tensor, " row"]) -> tuple[Tensor, Float[Tensor, " row"]]:
+    """Whether each prediction is right, and its negative log-likelihood in float64."""
+    logits = logits.float()
+    return logits.argmax(-1) == labels, F.cross_entropy(logits, labels, reduction="none").double()

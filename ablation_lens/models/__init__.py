@@ -1,0 +1,7 @@
+"""A name becomes a hooked model. With `adapters/` the only place that knows TransformerLens' versions.
+
+- `load`: `load_model`, for every family.
+- `checkpoints`: finding and reading a Hugging Face folder or hub id.
+- `hooked_transformer` (transformer-lens 3.9), `bridge` (4.x): causal models.
+- `fast_attention`: the same hooks and numbers as `HookedTransformer`, without the detours.
+"""

@@ -1,0 +1,187 @@
+"""`load_model`: one call for every family, on both TransformerLens majors.
+
+`hooked_transformer` (3.9) and `bridge` (4.x) do what differs between them; no package above this one knows.
+Weights are never processed: `hook_z` is then the input of the Hugging Face model's output projection, and
+zero ablation means what it says. (TransformerLens' default folds value biases into `b_O`, which shifts z.)
+"""
+
+import os
+from collections.abc import Callable
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ablation_lens.errors import ModelError
+from ablation_lens.hooked import task_of
+from ablation_lens.models.bridge import load_bridge
+from ablation_lens.models.checkpoints import (
+    Checkpoint,
+    find_checkpoint,
+    load_image_processor,
+    load_tokenizer,
+    load_weights,
+    resolve_device,
+    resolve_dtype,
+    unsupported,
+    weights_digest,
+)
+from ablation_lens.models.hooked_transformer import load_hooked_transformer
+from ablation_lens.records import ModelRecord
+
+if TYPE_CHECKING:
+    from ablation_lens.adapters import Family, HookedEncoder
+
+    Encoder = TypeVar("Encoder", bound=HookedEncoder)
+
+ATTENTION = ("fast", "stock")
+
+
+def load_model(
+    name_or_folder: str | os.PathLike[str],
+    *,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    attention: str = "fast",
+    revision: str | None = None,
+) -> Any:
+    """Load a model with TransformerLens hooks and unprocessed weights, frozen and in eval mode.
+
+    Args:
+        name_or_folder: A zoo name (`tiny-opt`, …), a hub id (`facebook/opt-1.3b`, …) or a local folder with
+            config.json and model.safetensors; write `./tiny-opt` for a folder of that name.
+        device: `None` takes the GPU when there is one.
+        dtype: Such as "bfloat16"; `None` means fp32 on a CPU and the checkpoint's own on an accelerator.
+        attention: "fast" computes z by scaled_dot_product_attention whenever no hook listens to the attention
+            scores or pattern; "stock" leaves TransformerLens' own attention in place.
+        revision: A branch, tag or commit of a hub repository.
+
+    Returns:
+        For causal models a `HookedTransformer` (transformer-lens 3.9) or a `TransformerBridge` (4.x); for
+        RoBERTa and ViT the hooked encoders of `ablation_lens.adapters`. All carry `cfg`, `tokenizer`,
+        `image_processor` and `record`, a `ModelRecord`; `hf_tokenizer` is the tokenizer before TransformerLens
+        changed its special tokens.
+
+    >>> import tempfile, torch, transformers
+    >>> config = transformers.OPTConfig(vocab_size=40, hidden_size=12, num_hidden_layers=2, ffn_dim=16,
+    ...     num_attention_heads=3, max_position_embeddings=16, word_embed_proj_dim=12)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     transformers.OPTForCausalLM(config).save_pretrained(folder)
+    ...     model = load_model(folder)
+    >>> logits, cache = model.run_with_cache(torch.tensor([[2, 5, 7]]))
+    >>> tuple(cache["blocks.1.attn.hook_z"].shape), model.record.processing
+    ((1, 3, 3, 4), 'none')
+    """
+    if attention not in ATTENTION:
+        raise ModelError(f"attention={attention!r} is not known; use 'fast' or 'stock'.")
+    from ablation_lens import adapters
+
+    checkpoint = find_checkpoint(name_or_folder, revision)
+    family = adapters.families().get(checkpoint.model_type)
+    if family is not None:
+        return _load_family(family, checkpoint, device=device, dtype=dtype)
+    target = resolve_device(device)
+    return _load_causal(checkpoint, target, resolve_dtype(dtype, checkpoint, target), attention)
+
+
+def task_of_checkpoint(checkpoint: Checkpoint) -> str:
+    """What a model loaded from there will be scored on, known from its config alone.
+
+    >>> task_of_checkpoint(find_checkpoint("tiny-vit"))
+    'image-classification'
+    """
+    from ablation_lens import adapters
+
+    family = adapters.families().get(checkpoint.model_type)
+    return task_of(family and family.wrap)
+
+
+def load_encoder(adapter: "type[Encoder]", name_or_folder: str | os.PathLike[str], **options: Any) -> "Encoder":
+    """What every adapter's `from_pretrained` does: find the checkpoint, check its family, hook it."""
+    from ablation_lens import adapters
+
+    checkpoint = find_checkpoint(name_or_folder, options.pop("revision", None))
+    family = adapters.families().get(checkpoint.model_type)
+    if family is None or family.wrap is not adapter:
+        own = sorted(name for name, other in adapters.families().items() if other.wrap is adapter)
+        raise ModelError(
+            f"{checkpoint.name} is a {checkpoint.model_type} model; {adapter.__name__} loads "
+            f"{' and '.join(own) or 'nothing yet'}. ablation_lens.load_model picks the right class by itself."
+        )
+    return _load_family(family, checkpoint, **options)  # type: ignore[return-value]
+
+
+def _load_family(family: "Family", checkpoint: Checkpoint, *, device: Any = None, dtype: Any = None) -> "HookedEncoder":
+    """Load the weights of a registered family's checkpoint and hook them."""
+    target = resolve_device(device)
+    hf_model = load_weights(
+        checkpoint, family.auto_class, device=target, dtype=resolve_dtype(dtype, checkpoint, target)
+    )
+    model = family.wrap(hf_model)
+    model.cfg.model_name = checkpoint.name
+    model.tokenizer = model.hf_tokenizer = load_tokenizer(checkpoint)
+    model.image_processor = load_image_processor(checkpoint)
+    model.record = ModelRecord.of_cfg(
+        model.cfg,
+        name=checkpoint.name,
+        revision=checkpoint.revision,
+        architecture=type(hf_model).__name__,
+        weights=weights_digest(hf_model),
+    )
+    return model
+
+
+def transformer_lens_major() -> int:
+    """3 where `HookedTransformer` exists, 4 where `TransformerBridge` has replaced it."""
+    return int(version("transformer-lens").split(".")[0])
+
+
+def incremental_logits(model: Any) -> Callable[[Int[Tensor, "1 new"]], Float[Tensor, " d_vocab"]]:
+    """A function that is fed a text piece by piece and gives the logits after it, computing only what is new.
+
+    Keys and values of what came before are kept, in TransformerLens' own cache or Hugging Face's.
+    """
+    kept: Any = None
+    length = 0
+    if not hasattr(model, "original_model"):  # a HookedTransformer, not a bridge
+        from transformer_lens import TransformerLensKeyValueCache
+
+        kept = TransformerLensKeyValueCache.init_cache(model.cfg, model.cfg.device, 1)
+
+    def feed(tokens: Tensor) -> Tensor:
+        nonlocal kept, length
+        length += tokens.shape[1]
+        # Spelled out, or TransformerLens looks for padding among the tokens; it wants the new ones', the bridge all.
+        mask = torch.ones(1, length, dtype=torch.int64, device=tokens.device)
+        if hasattr(model, "original_model"):
+            options = {"attention_mask": mask, "past_key_values": kept, "use_cache": True}
+            logits, kept = model(tokens, return_type="logits_and_cache", **options)
+        else:
+            logits = model(tokens, past_kv_cache=kept, attention_mask=mask[:, : tokens.shape[1]])
+        return logits[0, -1]  # type: ignore[no-any-return]
+
+    return feed
+
+
+def _load_causal(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, attention: str) -> Any:
+    architecture = _causal_architecture(checkpoint)
+    load = load_bridge if transformer_lens_major() >= 4 else load_hooked_transformer
+    model, digest = load(checkpoint, architecture, device, dtype, attention)
+    model.image_processor = None
+    model.hf_tokenizer = load_tokenizer(checkpoint)
+    model.record = ModelRecord.of_cfg(
+        model.cfg, name=checkpoint.name, revision=checkpoint.revision, architecture=architecture, weights=digest
+    )
+    return model
+
+
+def _causal_architecture(checkpoint: Checkpoint) -> str:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    mapped = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(checkpoint.model_type)
+    architecture = checkpoint.architecture or mapped
+    if mapped is None or architecture is None or not architecture.endswith(("ForCausalLM", "LMHeadModel")):
+        raise unsupported(checkpoint, f"{architecture or 'its architecture'} is not a causal language model")
+    return architecture

@@ -1,0 +1,249 @@
+"""Dyadic grids: bins of width 2^k on the multiples of 2^k, and exact arithmetic on them.
+
+Bin `j` of a neuron is `[(offset + j) * 2**exponent, (offset + j + 1) * 2**exponent)`. Scaling by a power
+of two is exact, so no value ever lands in a neighbour's bin, whatever the order or the device.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from ablation_lens.neurons.rows import Rows, Scratch
+
+RESOLUTIONS = {
+    torch.float64: (52, -1074),
+    torch.float32: (23, -149),
+    torch.bfloat16: (7, -133),
+    torch.float16: (10, -24),
+}
+"""dtype → (bits after the leading one, exponent of its smallest number)."""
+
+
+def power_of_two(exponent: Int64[Tensor, "*neurons"]) -> Float[Tensor, "*neurons"]:
+    """`2.0**exponent` for exponents of normal float64 numbers, exact by construction (`pow` need not be).
+
+    >>> power_of_two(torch.tensor([-3, 10])).tolist()
+    [0.125, 1024.0]
+    """
+    return ((exponent + 1023) << 52).view(torch.float64)
+
+
+def scale_by(values: Float[Tensor, "*any"], exponent: Int64[Tensor, "*any"]) -> Float[Tensor, "*any"]:
+    """`values * 2.0**exponent` in float64, in two steps because `2.0**1074` does not exist.
+
+    >>> scale_by(torch.tensor([3.0]), torch.tensor([-1074])).tolist()
+    [1.5e-323]
+    """
+    half = exponent >> 1
+    return values.double() * power_of_two(half) * power_of_two(exponent - half)
+
+
+def scaled_floor(values: Float[Tensor, "*any"], exponent: Int64[Tensor, "*any"]) -> Float[Tensor, "*any"]:
+    """`floor(values * 2**-exponent)` in float64: the grid cell every value lies in.
+
+    >>> scaled_floor(torch.tensor([0.75, -1e-300], dtype=torch.float64), torch.tensor([-2, 1000])).tolist()
+    [3.0, -1.0]
+    """
+    return floor_keeping_sign(scale_by(values, -exponent), values)
+
+
+def floor_keeping_sign(scaled: Float[Tensor, "*any"], values: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
+    """Floor in place; a negative value that underflowed to -0.0 when scaled down still lies below 0."""
+    scaled.floor_()
+    return torch.where(values < 0, scaled.clamp(max=-1), scaled)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Where the bins of some neurons lie: width `2**exponent`, the first one starting at `offset` widths."""
+
+    exponent: Int64[Tensor, "*neurons"]
+    offset: Int64[Tensor, "*neurons"]
+
+    @classmethod
+    def fitting(
+        cls,
+        minimum: Float[Tensor, "*neurons"],
+        maximum: Float[Tensor, "*neurons"],
+        bins: int,
+        resolution: torch.dtype,
+    ) -> "Grid":
+        """The finest grid on which `[minimum, maximum]` fits in `bins` bins: a function of the range alone.
+
+        It is no finer than the spacing of `resolution` at the largest magnitude: finer bins would show the
+        comb of representable numbers. Neurons without values (`minimum > maximum`) get `0, 0`.
+
+        >>> grid = Grid.fitting(torch.tensor([-1.0]), torch.tensor([1.0]), 256, torch.float32)
+        >>> grid.exponent.item(), grid.offset.item()
+        (-6, -64)
+        """
+        empty = minimum > maximum
+        ends = torch.stack([minimum, maximum]).double().masked_fill_(empty, 0)
+        digits, smallest = RESOLUTIONS[resolution]
+        largest = ends.abs().amax(0)
+        exponent = (torch.frexp(largest).exponent.long() - 1 - digits).clamp_(min=smallest)
+        exponent.masked_fill_(largest == 0, smallest)
+        # Half the range, because the range itself may overflow. In [2**(e - 1), 2**e), it needs bins wider than
+        # 2**e / bins; exactly 2**(e - 1) may have been rounded up to that.
+        mantissa, e = torch.frexp(ends[1] * 0.5 - ends[0] * 0.5)
+        least = e.long() + 1 - math.ceil(math.log2(bins)) - (mantissa == 0.5).long()
+        exponent = torch.where(mantissa > 0, torch.maximum(exponent, least), exponent)
+        while True:
+            first, last = scaled_floor(ends, exponent)
+            too_fine = last - first >= bins
+            if not too_fine.any():
+                break
+            exponent = exponent + too_fine.long()
+        return cls(exponent.masked_fill(empty, 0), first.long().masked_fill(empty, 0))
+
+    def __getitem__(self, which: Int64[Tensor, " chosen"]) -> "Grid":
+        return Grid(self.exponent[which], self.offset[which])
+
+    def equals(self, other: "Grid") -> bool:
+        """Whether all bins of both are the same.
+
+        >>> Grid(torch.tensor([0]), torch.tensor([1])).equals(Grid(torch.tensor([0]), torch.tensor([2])))
+        False
+        """
+        return torch.equal(self.exponent, other.exponent) and torch.equal(self.offset, other.offset)
+
+    def rebin(
+        self, counts: Int64[Tensor, "*neurons bin"], coarser: "Grid", bins: int
+    ) -> Int64[Tensor, "*neurons wanted"]:
+        """The same counts on a grid at least as coarse that covers them: neighbours merge, nothing is split.
+
+        >>> fine = Grid(torch.tensor([0]), torch.tensor([-1]))
+        >>> fine.rebin(torch.tensor([[1, 2, 3, 4]]), Grid(torch.tensor([1]), torch.tensor([-1])), 3)
+        tensor([[1, 5, 4]])
+        """
+        shift = (coarser.exponent - self.exponent).clamp(max=62)
+        cell = self.offset.unsqueeze(-1) + torch.arange(counts.shape[-1], device=counts.device)
+        # Bins outside the new grid are empty, wherever their (clamped) cell seems to lie.
+        index = ((cell >> shift.unsqueeze(-1)) - coarser.offset.unsqueeze(-1)).clamp(0, bins - 1)
+        return counts.new_zeros(*counts.shape[:-1], bins).scatter_add_(-1, index, counts)
+
+
+# ---------------------------------------------------------------------- counting
+
+HISTC_BINS, HISTC_VALUES = 2**22, 2**24
+"""Beyond these, float32 `torch.histc` miscounts (it rounds positions) and saturates (it adds ones)."""
+
+
+class Binning:
+    """A layer's grid in the form the counting loop wants: what to multiply by, what to subtract.
+
+    Float32 arithmetic is exact here: the grid is no finer than float32's spacing, so a scaled value is below
+    2**24, scaling it up by a power of two does not round, and neither does the difference of two such integers.
+    Scaling down can underflow and lose a sign, so bins wider than 1 take float64; as do float64 values or grids.
+
+    With `within`, only values between those ends have bins: they start at 1, bin 0 takes what lies below, and
+    bin `bins + 1` what lies above.
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        bins: int,
+        values: torch.dtype,
+        resolution: torch.dtype,
+        *,
+        within: tuple[Float[Tensor, " neuron"], Float[Tensor, " neuron"]] | None = None,
+    ) -> None:
+        self.values = values
+        self._bins = bins
+        self._within = None if within is None else [end.unsqueeze(-1) for end in _ends_as(values, *within)]
+        exponent = grid.exponent
+        narrow = values != torch.float64
+        easy = narrow and resolution != torch.float64 and bool(((exponent >= -126) & (exponent <= 0)).all())
+        self.dtype = torch.float32 if easy else torch.float64
+        # A narrower value scaled in float64 stays far from underflow; a float64 needs a second look at its sign.
+        self._signs = not narrow and bool((exponent > 0).any())
+        half = -exponent >> 1
+        one_step = bool((exponent.abs() <= 1022).all())
+        steps = [power_of_two(-exponent)] if one_step else [power_of_two(half), power_of_two(-exponent - half)]
+        self._scales = [step.to(self.dtype).unsqueeze(-1) for step in steps]
+        self._offset = grid.offset.to(self.dtype).unsqueeze(-1)
+
+    def index(
+        self, values: Float[Tensor, "neuron token"], which: slice, out: Float[Tensor, "neuron token"]
+    ) -> Float[Tensor, "neuron token"]:
+        """The bin of every value of the neurons `which`, as a whole float, written to `out`."""
+        if values.dtype == out.dtype:
+            torch.mul(values, self._scales[0][which], out=out)
+        else:
+            out.copy_(values).mul_(self._scales[0][which])
+        for scale in self._scales[1:]:
+            out.mul_(scale[which])
+        if self._signs:
+            out.copy_(floor_keeping_sign(out, values))
+        else:
+            out.floor_()
+        out.sub_(self._offset[which])
+        if self._within is not None:
+            low, high = self._within
+            out.masked_fill_(values < low[which], -1).masked_fill_(values > high[which], self._bins).add_(1)
+        return out
+
+
+def _ends_as(
+    dtype: torch.dtype, low: Float[Tensor, " neuron"], high: Float[Tensor, " neuron"]
+) -> tuple[Float[Tensor, " neuron"], Float[Tensor, " neuron"]]:
+    """The smallest and largest number of a float32 or float64 between two ends, to compare values with."""
+    if dtype == torch.float64:
+        return low, high
+    low32, high32 = low.float(), high.float()
+    return (
+        torch.where(low32 < low, low32.nextafter(torch.full_like(low32, torch.inf)), low32),
+        torch.where(high32 > high, high32.nextafter(torch.full_like(high32, -torch.inf)), high32),
+    )
+
+
+class Counter:
+    """Adds values to counts."""
+
+    def __init__(self) -> None:
+        self._scratch = Scratch()
+
+    def add(self, counts: Int64[Tensor, "neuron bin"], columns: Rows, binning: Binning) -> None:
+        """Count every value of `columns` into `counts`, in place.
+
+        On a CPU, `scatter_add_` counts straight into the int64 counts, in parallel over neurons, each of whose counts
+        stay in cache; an accelerator uses batched `histc`.
+        """
+        bins = counts.shape[1]
+        for which, values in columns.blocks(at_most=None if columns.on_cpu else max(1, HISTC_BINS // bins)):
+            index = binning.index(values, which, self._scratch.like(values, binning.dtype))
+            if columns.on_cpu:
+                target = self._scratch.like(values, torch.int64).copy_(index)
+                counts[which].scatter_add_(1, target, target.new_ones(()).expand_as(target))
+            else:
+                counts[which] += histc_counts(index.float(), bins)
+
+
+def histc_counts(index: Float[Tensor, "neuron token"], bins: int) -> Int64[Tensor, "neuron bin"]:
+    """Count whole bin indices below `bins` for many neurons with one `torch.histc` per call, on any device.
+
+    >>> histc_counts(torch.tensor([[0.0, 1.0, 1.0], [2.0, 2.0, 0.0]]), 3)
+    tensor([[1, 2, 0],
+            [1, 0, 2]])
+    """
+    neurons, tokens = index.shape
+    counts = torch.zeros(neurons, bins, dtype=torch.int64, device=index.device)
+    width = max(1, HISTC_BINS // bins)
+    for start in range(0, neurons, width):
+        block = index[start : start + width]
+        size = len(block) * bins
+        # Half a bin off the edges, where rounding cannot move a value across.
+        middle = torch.arange(len(block), device=index.device, dtype=torch.float32) * bins + 0.5
+        for first in range(0, tokens, HISTC_VALUES - 1):
+            shifted = block[:, first : first + HISTC_VALUES - 1] + middle[:, None]
+            shifted = (shifted if shifted.is_contiguous() else shifted.T).flatten()  # in the order of memory
+            if torch.are_deterministic_algorithms_enabled():  # histc refuses on CUDA then, although counts are exact
+                counted = torch.bincount(shifted.long(), minlength=size)
+            else:
+                counted = torch.histc(shifted, size, 0, size).long()
+            counts[start : start + width] += counted.view(-1, bins)
+    return counts

@@ -1,0 +1,154 @@
+"""Sums per neuron from which mean, variance and a few means follow: mergeable, in float64.
+
+Sums are taken about a pivot (a value each neuron has really taken), so that a variance survives a mean a
+million times larger. Only sums and counts are kept, never running means.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Self
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+from ablation_lens.errors import FileFormatError, MismatchError
+from ablation_lens.neurons.rows import Rows, Scratch, own_memory
+
+_SUMS = ("deviation", "squared_deviation", "absolute", "root", "positive")
+
+_FIRST = 63
+"""How many of the first values the pivot is chosen from."""
+
+
+class Moments:
+    """Count, mean, variance, mean |x|, mean √|x| and share positive of every neuron `(layer, head, dim)`.
+
+    >>> moments = Moments((1, 1, 1))
+    >>> moments.update_layer(0, torch.tensor([1.0, 4.0, -4.0, 9.0]).view(2, 2, 1, 1))
+    >>> moments.mean.item(), moments.variance.item(), moments.mean_absolute.item(), moments.share_positive.item()
+    (2.5, 22.25, 4.5, 0.75)
+    """
+
+    def __init__(self, shape: Sequence[int], *, device: torch.device | str = "cpu") -> None:
+        self.shape = (int(shape[0]), int(shape[1]), int(shape[2]))
+        with own_memory():
+            self.count: Int64[Tensor, " layer"] = torch.zeros(self.shape[0], dtype=torch.int64, device=device)
+            self.pivot: Float[Tensor, "layer head dim"] = torch.zeros(self.shape, dtype=torch.float64, device=device)
+            self._sums = {name: torch.zeros_like(self.pivot) for name in _SUMS}
+        self._scratch = Scratch()
+
+    def update_layer(
+        self, layer: int, values: Float[Tensor, "*batch head dim"], valid: Bool[Tensor, "*batch"] | None = None
+    ) -> None:
+        """Add values of one layer at the positions where `valid` is true (everywhere when None)."""
+        if tuple(values.shape[-2:]) != self.shape[1:]:
+            raise MismatchError(
+                f"values have shape {tuple(values.shape)}; expected (…, {self.shape[1]}, {self.shape[2]})."
+            )
+        self.add(layer, Rows(values, valid))
+
+    def add(self, layer: int, columns: Rows) -> None:
+        """Add values of one layer that are laid out already, for whoever needs them for more than sums."""
+        if not columns.tokens:
+            return
+        with own_memory():
+            pivot, sums = self.pivot[layer].view(-1), [self._sums[name][layer].view(-1) for name in _SUMS]
+            if not int(self.count[layer]):
+                # The median of a few: the very first is the BOS position's, where many neurons are far off.
+                # Sorted, because torch's own median refuses on CUDA under deterministic algorithms.
+                first = next(iter(columns))[:, :_FIRST].sort(1).values
+                pivot.copy_(first[:, first.shape[1] // 2])
+            for which, values in columns.blocks():
+                for total, part in zip(sums, self._sums_of(values, pivot[which]), strict=True):
+                    total[which] += part
+            self.count[layer] += columns.tokens
+
+    def merge(self, other: Self) -> Self:
+        """New moments that have seen the values of both; the arguments stay as they are.
+
+        >>> one, two = Moments((1, 1, 1)), Moments((1, 1, 1))
+        >>> one.update_layer(0, torch.ones(3, 1, 1)), two.update_layer(0, 5 * torch.ones(1, 1, 1))
+        (None, None)
+        >>> one.merge(two).mean.item()
+        2.0
+        """
+        if self.shape != other.shape:
+            raise MismatchError(f"moments of shapes {self.shape} and {other.shape} do not add up.")
+        merged = type(self)(self.shape, device=self.pivot.device)
+        with own_memory():
+            merged.count = self.count + other.count.to(self.count.device)
+            # A side that has seen nothing has no pivot of its own.
+            seen = (self.count > 0)[:, None, None]
+            theirs = other.pivot.to(self.pivot.device)
+            merged.pivot = torch.where(seen, self.pivot, theirs)
+            for name in _SUMS:
+                merged._sums[name] = self._sums[name] + other._sums[name].to(self.pivot.device)
+            # Their deviations were taken about another pivot.
+            count = other.count.to(self.count.device).double()[:, None, None]
+            shift = torch.where(count > 0, theirs - merged.pivot, 0.0)
+            deviation = other._sums["deviation"].to(self.pivot.device)
+            merged._sums["deviation"] += count * shift
+            merged._sums["squared_deviation"] += shift * (2 * deviation + count * shift)
+        return merged
+
+    def _average(self, name: str) -> Float[Tensor, "layer head dim"]:
+        return self._sums[name] / self.count.double()[:, None, None]  # NaN where nothing was seen
+
+    def _sums_of(
+        self, values: Float[Tensor, "neuron token"], pivot: Float[Tensor, " neuron"]
+    ) -> Iterator[Float[Tensor, " neuron"]]:
+        """The sums of `_SUMS`, in that order."""
+        narrow, wide = self._scratch.like(values, torch.float32), self._scratch.like(values, torch.float64)
+        deviation = wide.copy_(values).sub_(pivot.unsqueeze(-1))
+        yield deviation.sum(1)
+        yield torch.linalg.vector_norm(deviation, dim=1).square_()  # in one reading, without the squares in memory
+        size = wide.copy_(values).abs_()
+        yield size.sum(1)
+        yield size.sqrt_().sum(1)
+        yield torch.gt(values, 0, out=narrow).sum(1)  # exact: a piece has at most 2^24 values
+
+    @property
+    def mean(self) -> Float[Tensor, "layer head dim"]:
+        """Mean value."""
+        return self.pivot + self._average("deviation")
+
+    @property
+    def variance(self) -> Float[Tensor, "layer head dim"]:
+        """Population variance (divided by the count)."""
+        return (self._average("squared_deviation") - self._average("deviation").square()).clamp_min(0.0)
+
+    @property
+    def mean_absolute(self) -> Float[Tensor, "layer head dim"]:
+        """Mean of |x|."""
+        return self._average("absolute")
+
+    @property
+    def mean_root(self) -> Float[Tensor, "layer head dim"]:
+        """Mean of √|x|."""
+        return self._average("root")
+
+    @property
+    def share_positive(self) -> Float[Tensor, "layer head dim"]:
+        """Share of values above zero."""
+        return self._average("positive")
+
+    def state(self) -> dict[str, Tensor]:
+        """Tensors for a file; `from_state` is the inverse."""
+        return {
+            "count": self.count.clone(),
+            "pivot": self.pivot.clone(),
+            **{k: v.clone() for k, v in self._sums.items()},
+        }
+
+    @classmethod
+    def from_state(cls, tensors: Mapping[str, Tensor], shape: Sequence[int]) -> Self:
+        """Moments from what `state` gave."""
+        result = cls(shape)
+        expected = {name: (tensor.shape, tensor.dtype) for name, tensor in result.state().items()}
+        found = {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
+        if expected != found:
+            raise FileFormatError(f"moments of shape {result.shape} need the tensors {expected}, got {found}.")
+        with own_memory():
+            result.count, result.pivot = tensors["count"].clone(), tensors["pivot"].clone()
+            result._sums = {name: tensors[name].clone() for name in _SUMS}
+        return result

@@ -1,0 +1,128 @@
+"""Where a neuron's distribution is highest: the paper's peak, and the top of a smooth density.
+
+Also how this, `shapes` and `centers` see statistics: `NeuronStatistics`.
+"""
+
+import math
+from typing import Protocol
+
+import torch
+from jaxtyping import Float, Float64, Int64
+from torch import Tensor
+
+from ablation_lens.errors import MismatchError
+from ablation_lens.neurons.grid import Grid, scale_by
+from ablation_lens.neurons.grid_counts import GridCounts
+from ablation_lens.neurons.histogram import NeuronHistogram
+from ablation_lens.neurons.trimmed import TrimmedHistogram
+from ablation_lens.sites import neuron_name
+
+
+class NeuronStatistics(Protocol):
+    """What centers and shapes read of collected statistics; `ActivationStatistics` is one."""
+
+    @property
+    def histogram(self) -> NeuronHistogram:
+        """The values of every neuron, counted."""
+
+    @property
+    def trimmed(self) -> TrimmedHistogram | None:
+        """The middle of every neuron's range, counted by a second pass."""
+
+    @property
+    def mean(self) -> Float64[Tensor, "layer head dim"]:
+        """The mean of every neuron, exact."""
+
+    @property
+    def variance(self) -> Float64[Tensor, "layer head dim"]:
+        """The variance of every neuron, exact."""
+
+
+def require_values(histogram: GridCounts) -> None:
+    """Raise for a neuron nothing was counted for: it has no shape and no center."""
+    empty = (histogram.total == 0).nonzero()
+    if len(empty):
+        raise MismatchError(
+            f"{neuron_name(*empty[0].tolist())} has seen no values, so it has no shape and no center; collect over "
+            "some text (or images) first."
+        )
+
+
+# ---------------------------------------------------------------------- the paper's peak
+
+
+def naive_peak(
+    histogram: GridCounts, bins: int = 128, epsilon: float | None = None
+) -> Float64[Tensor, "layer head dim"]:
+    """The middle of the fullest bin, the lower of equals, after merging to at most `bins` bins per neuron.
+
+    With `epsilon`, bins are instead merged to the largest power of two that does not exceed it.
+
+    >>> histogram = NeuronHistogram((1, 1, 1))
+    >>> histogram.update(torch.tensor([0.0, 3.0, 3.25, 3.5, 100.0]).view(5, 1, 1, 1))
+    >>> naive_peak(histogram).item(), naive_peak(histogram, epsilon=5.0).item()
+    (3.5, 2.0)
+    """
+    low, high = histogram.minimum.cpu(), histogram.maximum.cpu()
+    exponent, offset = histogram.exponent.cpu(), histogram.offset.cpu()
+    layers = []
+    for layer in range(histogram.shape[0]):
+        grid = Grid(exponent[layer], offset[layer])
+        wanted = Grid.fitting(low[layer], high[layer], min(bins, histogram.bins), histogram.resolution)
+        if epsilon is not None:
+            coarser = grid.exponent.clamp(min=math.frexp(epsilon)[1] - 1)
+            wanted = Grid(coarser, grid.offset >> (coarser - grid.exponent).clamp(max=62))
+        fullest = grid.rebin(histogram.counts(layer).cpu(), wanted, histogram.bins).argmax(-1)
+        layers.append(scale_by((wanted.offset + fullest).double() + 0.5, wanted.exponent))
+    return torch.where(low == high, low, torch.stack(layers))
+
+
+def at_bins(histogram: GridCounts, index: Int64[Tensor, "layer head dim"]) -> Float64[Tensor, "layer head dim"]:
+    """The middle of one bin per neuron; of a constant neuron the constant, which lies at its bin's edge."""
+    low, high = histogram.minimum.cpu(), histogram.maximum.cpu()
+    return torch.where(low == high, low, histogram.bin_center(index.to(histogram.device)).cpu())
+
+
+# ---------------------------------------------------------------------- a smooth density
+
+
+def kernel_width(statistics: NeuronStatistics, order: int = 0) -> Float64[Tensor, "layer head dim"]:
+    """Standard deviation, in bins, of the Gaussian that is best to smooth a normal neuron's counts with.
+
+    `order` 0 is best for the density (Silverman's rule), 1 for its slope, and so for where the slope is zero. The
+    spread it goes by is the smaller of σ and IQR/1.34. At most an eighth of all bins, and at least one: rounding to
+    bfloat16 leaves a bin a quarter empty where its spacing doubles, which would pass for a valley.
+    """
+    factor, power = ((0.9, -1 / 5), (0.97, -1 / 7))[order]
+    histogram = statistics.histogram
+    quartiles = histogram.quantile([0.25, 0.75]).cpu()
+    spread = torch.minimum(statistics.variance.double().cpu().sqrt(), (quartiles[1] - quartiles[0]) / 1.34)
+    width = factor * spread * histogram.total.cpu().double() ** power / histogram.epsilon.cpu()
+    return width.clamp(1, histogram.bins / 8)
+
+
+def smoothed(
+    counts: Int64[Tensor, "*neurons bin"], width: Float[Tensor, "*neurons"]
+) -> Float64[Tensor, "*neurons bin"]:
+    """Counts averaged under a Gaussian of standard deviation `width` bins, normalised at the ends of the range.
+
+    The Gaussian is Lindeberg's discrete one: it is never negative and never makes a peak that was not there.
+    Bins above the highest value are outside the range, and zero.
+
+    >>> smoothed(torch.tensor([[8, 8, 8, 0], [0, 4, 0, 4]]), torch.tensor([1.0, 0.0])).round().tolist()
+    [[8.0, 8.0, 8.0, 0.0], [0.0, 4.0, 0.0, 4.0]]
+    """
+    bins = counts.shape[-1]
+    place = torch.arange(bins)
+    inside = place <= (place * (counts > 0)).amax(-1, keepdim=True)
+    # Twice as long, so that what runs over one end does not come back at the other.
+    angle = 2 * math.pi * torch.fft.rfftfreq(2 * bins, dtype=torch.float64)
+    transfer = (width.double().unsqueeze(-1).square() * (angle.cos() - 1)).exp()
+    both = torch.stack([counts.double(), inside.double()])
+    averaged: Tensor = torch.fft.irfft(torch.fft.rfft(both, 2 * bins) * transfer, 2 * bins)[..., :bins]
+    return (averaged[0] / averaged[1]).clamp(min=0).masked_fill(~inside, 0)
+
+
+def highest(heights: Float[Tensor, "*neurons bin"]) -> Int64[Tensor, "*neurons"]:
+    """The lowest bin whose height is the greatest, up to rounding in the smoothing."""
+    return (heights >= heights.amax(-1, keepdim=True) * (1 - 1e-9)).byte().argmax(-1)

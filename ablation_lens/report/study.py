@@ -1,0 +1,207 @@
+"""A finished study as one page: what was run, what came out, and how the models' neurons are distributed.
+
+`make_report(folder)` gathers; `page.py` writes it as HTML and as Markdown. Nothing is in it that was not measured.
+"""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from ablation_lens import plots
+from ablation_lens.neurons.shapes import LABELS
+from ablation_lens.neurons.statistics import ActivationStatistics
+from ablation_lens.records import CorpusRecord, ModelRecord
+from ablation_lens.report.page import Figure, Heading, Notes, Page, Paragraph, Table
+from ablation_lens.study.cells import BASELINE
+from ablation_lens.study.paper import is_of_the_paper
+from ablation_lens.study.results import Results
+from ablation_lens.study.table2 import fractions_shown, make_table2
+
+SEEDS_OF_INPUTS = 3
+"""How many random inputs of each kind are shown; all of them are in the folder."""
+
+
+def make_report(folder: str | Path) -> Page:
+    """Everything a person wants to know of a run folder; `.html()` and `.markdown()` write it."""
+    results = Results.load(folder)
+    page = Page("What attention neurons are set to when they are ablated, and what is lost")
+    page.add(Paragraph(_summary(results)))
+    _add_outcome(page, results)
+    page.add(Heading("Top-1 and cross-entropy as neurons go (Figures 2 and 3 of the paper)"))
+    page.add(Figure("figure-2", plots.figure_2(results), "Lines: mean over seeds; bands: one standard deviation."))
+    for group, label in results.groups.items():
+        _add_neurons(page, results, group, label)
+    _add_inputs(page, results)
+    _add_settings(page, results)
+    return page
+
+
+def _summary(results: Results) -> str:
+    frame = results.frame
+    ablated = frame[frame["method"] != BASELINE]
+    seeds, methods, fractions = (int(ablated[column].nunique()) for column in ("seed", "method", "fraction"))
+    return (
+        f"{len(results.groups)} model{_s(len(results.groups))}, {methods} method{_s(methods)}, "
+        f"{fractions} fraction{_s(fractions)}, {seeds} seed{_s(seeds)}: {len(frame):,} evaluations of "
+        f"{int(frame['predictions'].sum()):,} predictions in all, {_duration(frame['seconds'].sum())} of computing."
+    )
+
+
+def _add_outcome(page: Page, results: Results) -> None:
+    fractions = fractions_shown(results)
+    page.add(Heading("In short"))
+    summary = results.summary(fractions)
+    rows = []
+    for _, here in summary.groupby(["group", "fraction"], sort=False):
+        ranked = here.sort_values("cross_entropy")
+        best, worst = ranked.iloc[0], ranked.iloc[-1]
+        alike = [name for name in ranked.loc[ranked["cross_entropy_as_best"], "method"] if name != best["method"]]
+        rows.append(
+            (
+                results.groups[str(best["group"])],
+                f"{100 * best['fraction']:g} %",
+                f"{best['method']} ({_change(best)})",
+                ", ".join(alike) or "–",
+                f"{worst['method']} ({_change(worst)})",
+            )
+        )
+    heads = ("model", "ablated", "least harm (change of CE)", "cannot be told from it", "most harm")
+    page.add(Table(heads, tuple(rows)))
+    page.add(Heading("Table 2"))
+    made = make_table2(results, fractions)
+    page.add(
+        Table(
+            ("", "", *made.groups.values()),
+            [(section, name, *texts) for section, name, texts in made.texts()],
+            numbers=len(made.groups),
+        )
+    )
+    page.add(Notes(made.notes))
+    if not any(is_of_the_paper(str(model)) for model in results.frame["model"].unique()):
+        page.add(Paragraph("None of these models is one of the paper's four, so its figures do not stand beside ours."))
+
+
+def _change(row: Any) -> str:
+    return f"{row['cross_entropy'] - row['baseline_cross_entropy']:+.2f} nats"
+
+
+def _add_neurons(page: Page, results: Results, group: str, label: str) -> None:
+    paths = [results.folder.statistics(key) for key in results.facts(group)["statistics"]]
+    found = [path for path in paths if path.exists()]
+    page.add(Heading(f"Neurons of {label}"))
+    if not found:
+        page.add(Paragraph("No statistics were collected."))
+        return
+    statistics = ActivationStatistics.load(found[-1])
+    shapes = statistics.shapes()
+    total = shapes.label.numel()
+    counts = Counter(LABELS[code] for code in shapes.label.flatten().tolist())
+    unresolved = counts["unresolved"]
+    far = float((shapes.mean_to_peak_over_sigma > 0.5).double().mean())
+    off = float((shapes.peak_over_sigma > 0.5).double().mean())
+    page.add(
+        Paragraph(
+            f"{total:,} neurons over {statistics.provenance.tokens:,} positions. The peak is more than σ/2 from zero "
+            f"in {100 * off:.1f} % of them, and more than σ/2 from the mean in {100 * far:.1f} %. "
+            + (
+                f"{unresolved:,} {'is' if unresolved == 1 else 'are'} unresolved: a few far values make the bins wider "
+                "than what they would show."
+                if unresolved
+                else "All are resolved: every histogram has at least eight bins between its quartiles."
+            )
+        )
+    )
+    page.add(Figure(f"figure-1-{group}", plots.figure_1(statistics), "Figure 1 of the paper, for this model."))
+    shares = [(name, f"{counts[name]:,}", f"{100 * counts[name] / total:.1f} %") for name in LABELS if counts[name]]
+    page.add(Table(("shape", "neurons", "share"), tuple(shares), numbers=2))
+
+
+def _add_inputs(page: Page, results: Results) -> None:
+    """The paper's Table 3."""
+    rows, left = [], 0
+    seen: Counter[tuple[str, str]] = Counter()
+    for drawn in sorted(results.folder.inputs(), key=lambda drawn: (drawn["kind"], drawn["seed"])):
+        if drawn["group"] not in results.groups:
+            continue
+        kind = (drawn["group"], drawn["kind"])
+        seen[kind] += 1
+        if seen[kind] > SEEDS_OF_INPUTS:
+            left += 1
+            continue
+        by = f" by {drawn['generator']}" if drawn["generator"] else ""
+        place = list(results.groups).index(drawn["group"])
+        label = results.groups[drawn["group"]]
+        rows.append((place, drawn["kind"] + by, drawn["seed"], label, drawn["extract"]))
+    if rows:
+        page.add(Heading("Inputs of resampling (Table 3 of the paper)"))
+        shown = [(label, kind, str(seed), begins) for _, kind, seed, label, begins in sorted(rows)]
+        page.add(Table(("model", "kind", "seed", "begins"), shown))
+        if left:
+            page.add(Paragraph(f"{left} more are in the folder, each whole, under inputs/."))
+
+
+def _add_settings(page: Page, results: Results) -> None:
+    page.add(Heading("What was run"))
+    rows = []
+    for group, label in results.groups.items():
+        facts = results.facts(group)
+        model = ModelRecord.from_dict(facts["model"])
+        cells = results.frame[results.frame["group"] == group]
+        rows.append(
+            (
+                label,
+                f"{model.architecture}, {model.n_layers} layers × {model.n_heads} heads × {model.d_head} dims, "
+                f"{model.dtype}, weights {(model.weights or 'unknown')[:12]}",
+                _corpus(facts["collect"]),
+                _corpus(facts["evaluate"]) + ("" if facts["count"] == "all" else f", {facts['count']}"),
+                f"{facts['predictions']:,}",
+                f"{len(cells):,}",
+                _duration(cells["seconds"].sum()),
+            )
+        )
+    heads = ("model", "weights", "statistics of", "scores of", "predictions", "cells", "computing")
+    page.add(Table(heads, tuple(rows)))
+    versions: dict[str, set[str]] = {
+        name: set() for name in ("ablation_lens", "python", "torch", "transformers", "transformer_lens")
+    }
+    devices = set()
+    for group in results.groups:
+        facts = results.facts(group)
+        devices.add(facts["facts"]["device"])
+        for name, held in versions.items():
+            held.add(facts["versions"][name])
+    named = ", ".join(f"{name.replace('_', '-')} {' and '.join(sorted(held))}" for name, held in versions.items())
+    page.add(Paragraph(f"{named}; on {' and '.join(sorted(devices))}."))
+    splits = int(results.frame["splits"].sum())
+    if splits:
+        page.add(Paragraph(f"Memory ran out {splits} times and a batch was split; such scores agree to 1e-6."))
+    failures = results.folder.failures()
+    if failures:
+        page.add(Heading("What failed"))
+        rows_failed = [(f["model"], f.get("cell", "–"), f"{f['error']}: {f['message']}") for f in failures]
+        page.add(Table(("model", "cell", "error"), tuple(rows_failed)))
+
+
+def _corpus(values: dict[str, Any]) -> str:
+    record = CorpusRecord.from_dict(values)
+    source = "" if record.source == record.name else f" ({record.source})"
+    return (
+        f"{record.name}/{record.split}{source}: {record.size_obtained:,} {record.unit} in {record.documents:,} "
+        f"documents, digest {record.digest[:12]}"
+    )
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def _s(count: int) -> str:
+    return "" if count == 1 else "s"
+
+
+def write_report(folder: str | Path, out: str | Path | None = None) -> tuple[Path, Path]:
+    """Write report.html and report.md, into the run folder unless told otherwise."""
+    target = Path(folder if out is None else out)
+    return make_report(folder).write(target / "report.html", target / "report.md")

@@ -1,0 +1,210 @@
+"""A run folder: named files under content keys, each whole or absent, safe to share between processes and machines.
+
+    cells/<key>.safetensors        a finished piece of work
+    failures/<key>.json            a piece that failed, and why; gone once it has succeeded
+    statistics/, inputs/           what pieces are made from, under keys of their own
+    groups/<group>.json            what a group of comparable pieces shares
+    studies/<digest>.json          the settings of everything that ran here
+
+Keys are digests of everything that determines a file's content, so nothing is ever overwritten by something
+different, and folders are merged by copying one into the other. What a file means is its writer's business.
+"""
+
+import hashlib
+import json
+import re
+import time
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any, Self
+
+from torch import Tensor
+
+from ablation_lens.errors import AblationLensError, FileFormatError
+from ablation_lens.files import load_tensors, save_tensors, write_text, writing
+from ablation_lens.runs.locks import KeyLocks
+
+FORMAT_VERSION = 1
+MARKER = "ablation-lens.json"
+PARTS = ("cells", "failures", "groups", "inputs", "statistics", "studies")
+LOCKS = "locks"
+ABANDONED = 24 * 3600.0
+"""Seconds after which a half-written file is nobody's."""
+
+_AGAIN = "To have it made again, delete it and run the study again; the rest is kept."
+
+
+def key_of(facts: Mapping[str, Any]) -> str:
+    """The digest of plain JSON values.
+
+    >>> key_of({"a": 1, "b": 2}) == key_of({"b": 2, "a": 1})
+    True
+    """
+    text = json.dumps(facts, sort_keys=True, allow_nan=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+
+class RunFolder:
+    """Where finished work is kept; made by `create`, or opened to be read."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        marker = self.path / MARKER
+        if not marker.is_file():
+            raise FileFormatError(
+                f"{self.path} is not a run folder (it has no {MARKER}); `ablation-lens study` makes one."
+            )
+        try:
+            version = json.loads(marker.read_text(encoding="utf-8"))["format"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise damaged(marker) from error
+        if version != FORMAT_VERSION:
+            raise FileFormatError(
+                f"{self.path} has format version {version}, this ablation-lens reads {FORMAT_VERSION}; use the version "
+                "that wrote it, or another folder."
+            )
+        self._locks = KeyLocks(self.path / LOCKS)
+
+    @classmethod
+    def create(cls, path: str | Path) -> Self:
+        """Open a run folder for writing; made where it does not exist."""
+        path = Path(path)
+        if path.exists() and not path.is_dir():
+            raise AblationLensError(f"{path} is a file; give a folder for the run.")
+        marked = (path / MARKER).exists()
+        if not marked and path.is_dir():
+            others = {entry.name for entry in path.iterdir() if not entry.name.startswith(".")} - {*PARTS, LOCKS}
+            if others:
+                raise AblationLensError(
+                    f"{path} holds other files ({min(others)}) and is not a run folder; give an empty or a new one."
+                )
+        run = cls(path) if marked else None  # another format's folder is left as it is
+        with keeping(path):
+            for name in PARTS:
+                (path / name).mkdir(parents=True, exist_ok=True)
+            if not marked:
+                write_text(path / MARKER, _as_json({"format": FORMAT_VERSION}))
+        for left in path.glob("*/.*tmp*"):  # by a process that was killed; another may still be at a younger one
+            with suppress(OSError):
+                if time.time() - left.stat().st_mtime > ABANDONED:
+                    left.unlink()
+        return run or cls(path)
+
+    # ------------------------------------------------------------------ tensors under keys
+
+    def file(self, part: str, key: Any) -> Path:
+        """The file of a key; a key that no writer of ours gives is refused, as it may come out of a file."""
+        return self.path / part / f"{plain_name(key)}.safetensors"
+
+    def has(self, part: str, key: str) -> bool:
+        """Whether a file is there; files appear only when they are whole."""
+        return self.file(part, key).exists()
+
+    def keys(self, part: str) -> list[str]:
+        """The keys of all finished files of a part, in order."""
+        return sorted(path.stem for path in (self.path / part).glob("[!.]*.safetensors"))
+
+    def write(self, part: str, key: str, kind: str, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        """Keep a piece of work; `kind` says what it is, and must be said again to read it."""
+        with keeping(self.path):
+            save_tensors(self.file(part, key), kind, header, tensors)
+
+    def read(self, part: str, key: str, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """What `write` kept; a file that was copied in part, or changed, is an error that says the way out."""
+        with mending():
+            return load_tensors(self.file(part, key), kind)
+
+    @contextmanager
+    def locked(self, key: str, *, wait: bool) -> Iterator[bool]:
+        """`with folder.locked(key, wait=…) as mine`: whether nobody else, here or elsewhere, works on this key."""
+        with ExitStack() as stack:
+            with keeping(self.path):
+                mine = stack.enter_context(self._locks.holding(key, wait=wait))
+            yield mine
+
+    # ------------------------------------------------------------------ JSON beside them
+
+    def write_once(self, part: str, name: str, values: Mapping[str, Any]) -> None:
+        """Keep values under a name of which they are the content: what is there already is the same."""
+        path = self._json(part, name)
+        if not path.exists():
+            with keeping(self.path):
+                write_text(path, _as_json(values))
+
+    def read_once(self, part: str, name: Any, *needed: str) -> dict[str, Any]:
+        """What `write_once` kept, with at least the fields that are needed."""
+        return _read_json(self._json(part, plain_name(name)), *needed)
+
+    def read_all(self, part: str, *needed: str) -> list[dict[str, Any]]:
+        """Everything that `write_once` kept in a part, the oldest first."""
+        found = (self.path / part).glob("[!.]*.json")
+        paths = sorted(found, key=lambda path: (path.stat().st_mtime, path.name))
+        return [_read_json(path, *needed) for path in paths]
+
+    def record_failure(self, key: str, facts: Mapping[str, Any], error: BaseException) -> None:
+        """Keep why something failed."""
+        told = {"error": type(error).__name__, "message": str(error), "traceback": traceback.format_exception(error)}
+        with keeping(self.path):
+            write_text(self._json("failures", key), _as_json({**facts, **told}))
+
+    def forget_failure(self, key: str) -> None:
+        """What failed before has worked now."""
+        path = self._json("failures", key)
+        if path.exists():  # asked first, as a finished run may lie on a disk that is read-only
+            with keeping(self.path):
+                path.unlink(missing_ok=True)
+
+    def failures(self) -> list[dict[str, Any]]:
+        """What failed and has not succeeded since."""
+        paths = sorted((self.path / "failures").glob("[!.]*.json"))
+        return [_read_json(path, "model", "error", "message") for path in paths]
+
+    def _json(self, part: str, name: str) -> Path:
+        return self.path / part / f"{name}.json"
+
+
+@contextmanager
+def keeping(path: Path) -> Iterator[None]:
+    """As `files.writing`, for what can be gone on with after the disk has been made room on."""
+    with writing(path, "make room or give another folder, and run the same command again: finished cells are kept."):
+        yield
+
+
+@contextmanager
+def mending() -> Iterator[None]:
+    """Say what to do about a file that was copied in part, or changed."""
+    try:
+        yield
+    except FileFormatError as error:
+        raise FileFormatError(f"{error} {_AGAIN}") from error
+
+
+def damaged(path: Path) -> FileFormatError:
+    """The error for a file of the folder that does not hold what it should."""
+    return FileFormatError(f"{path} is missing or damaged. {_AGAIN}")
+
+
+def plain_name(name: Any) -> str:
+    """A name that a file gives to another, if it is one that we give: it goes into paths and pages."""
+    if not isinstance(name, str) or not re.fullmatch(r"[\w-]+", name, re.ASCII):
+        raise FileFormatError(
+            f"{name!r}, which a file of the run folder refers to, is not a name that a study gives; take a copy of the "
+            "folder that nobody has changed."
+        )
+    return name
+
+
+def _read_json(path: Path, *needed: str) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise damaged(path) from error
+    if not isinstance(values, dict) or not set(needed) <= set(values):
+        raise damaged(path)
+    return values
+
+
+def _as_json(values: Mapping[str, Any]) -> str:
+    return json.dumps(values, indent=1, sort_keys=True) + "\n"

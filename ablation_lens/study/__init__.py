@@ -1,0 +1,6 @@
+"""The paper's experiment: every method at every fraction with every seed, for every model.
+
+- `study`: `Study`, its settings; `paper`: presets, and every constant of the paper; `methods`: ways of ablating.
+- `run`: measuring, model by model; `model_run`: one model's cells; `cells`: a cell, and how it lies in a run folder.
+- `results`: `Results`, a row per cell, and a summary; `table2`: the paper's table; `group_labels`: names of groups.
+"""

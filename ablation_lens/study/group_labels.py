@@ -1,0 +1,67 @@
+"""What groups of cells are called: by their model, and by whatever tells the groups of one model apart."""
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import Any
+
+_DIFFERENCES: tuple[Callable[[Mapping[str, Any]], str], ...] = (
+    lambda group: str(group["model"]["dtype"]),
+    lambda group: str(group["facts"]["site"]),
+    lambda group: f"{group['evaluate']['size_obtained']:,} {group['evaluate']['unit']}",
+    lambda group: {"all": "all predictions"}.get(group["count"], str(group["count"])),
+    lambda group: f"context {group['context']}",
+    lambda group: f"statistics of {group['collect']['size_obtained']:,} {group['collect']['unit']}",
+    lambda group: f"{group['facts']['bins']} bins",
+    lambda group: "with BOS" if group["facts"]["include_bos"] else "without BOS",
+    lambda group: f"one input (seed {shared})" if (shared := _shared(group)) is not None else "an input per seed",
+    lambda group: f"text by {group['facts']['generator']}",
+    lambda group: f"masks of seed {group['mask_seed']}",
+    lambda group: f"batches of {group['batch_size']}",
+    lambda group: str(group["facts"]["device"]),
+    lambda group: f"weights {str(group['model']['weights'])[:6]}",
+    lambda group: f"ablation-lens {group['versions']['ablation_lens']}",
+    lambda group: f"transformer-lens {group['versions']['transformer_lens']}",
+    lambda group: f"transformers {group['versions']['transformers']}",
+    lambda group: f"torch {group['versions']['torch']}",
+)
+"""What two groups may differ in, as a person would say it; what matters most comes first."""
+
+
+def _shared(group: Mapping[str, Any]) -> Any:
+    shared = group["facts"]["shared_input"]
+    return None if shared is False else shared
+
+
+def label_groups(groups: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Group → label, from what each group's cells share.
+
+    >>> one = {"model": {"name": "tiny-opt", "dtype": "float32"}, "evaluate": {"name": "stdlib"}}
+    >>> other = {"model": {"name": "tiny-opt", "dtype": "bfloat16"}, "evaluate": {"name": "stdlib"}}
+    >>> list(label_groups({"a": one, "b": other}).values())
+    ['tiny-opt on stdlib (float32)', 'tiny-opt on stdlib (bfloat16)']
+    """
+    models = Counter(str(group["model"]["name"]) for group in groups.values())
+    labels = {}
+    for key, group in groups.items():
+        name = str(group["model"]["name"])
+        labels[key] = name if models[name] == 1 else f"{name} on {group['evaluate']['name']}"
+    for alike in {label: [key for key in labels if labels[key] == label] for label in labels.values()}.values():
+        told = _told_apart({key: groups[key] for key in alike})
+        labels |= {key: f"{labels[key]} ({told[key]})" for key in alike if told[key]}
+    return labels
+
+
+def _told_apart(groups: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """What differs between these; their digests where nothing that is known does."""
+    told = dict.fromkeys(groups, "")
+    for difference in _DIFFERENCES:
+        texts = {}
+        for key, group in groups.items():
+            with suppress(KeyError, TypeError, ValueError):  # written by an earlier version, or by hand
+                texts[key] = difference(group)
+        further = {key: ", ".join(filter(None, (told[key], texts.get(key)))) for key in groups}
+        if len(set(further.values())) > len(set(told.values())):
+            told = further
+    same = Counter(told.values())
+    return {key: text if same[text] == 1 else ", ".join(filter(None, (text, key[:6]))) for key, text in told.items()}

@@ -1,0 +1,112 @@
+"""The ways of ablating that a study compares: every center, and resampling from a random input.
+
+A new center is a method as soon as it is registered; a method that is neither needs its own branch in
+`model_run.py`, where values are made.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from ablation_lens.errors import MismatchError, NonFiniteError
+from ablation_lens.measure import resampling
+from ablation_lens.names import require_known
+from ablation_lens.neurons import centers
+from ablation_lens.neurons.histogram import NeuronHistogram
+from ablation_lens.neurons.moments import Moments
+from ablation_lens.neurons.trimmed import TrimmedHistogram
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method and its parameters; written `peak`, or `peak bins=64`.
+
+    >>> Method.parse("peak bins=64")
+    Method(name='peak', parameters={'bins': 64})
+    >>> Method.parse("resample-tokens").draws
+    True
+    """
+
+    name: str
+    parameters: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+    def __post_init__(self) -> None:
+        if self.draws:
+            if self.parameters:
+                raise MismatchError(f"{self.name} takes no parameters, got {', '.join(self.parameters)}.")
+            return
+        if self.name not in centers.names():
+            require_known(self.name, names(), "method")
+        centers.require_parameters(self.name, self.parameters)
+
+    def require_possible(self, bins: int) -> None:
+        """Refuse parameters that no statistics of so many bins have an answer for, by trying them on a neuron.
+
+        >>> Method.parse("peak bins=1").require_possible(256)
+        Traceback (most recent call last):
+        ablation_lens.errors.MismatchError: peak bins=1: bins=1; expected a whole number from 2 to 256, the bins that \
+were collected. Collect with more to see finer.
+        """
+        if self.draws:
+            return
+        values = torch.linspace(-1, 1, 99).view(-1, 1, 1, 1)
+        histogram, moments = NeuronHistogram((1, 1, 1), bins), Moments((1, 1, 1))
+        histogram.update(values)
+        moments.update_layer(0, values[:, 0])
+        trimmed = TrimmedHistogram.around(histogram)
+        trimmed.update(values)
+        neuron = SimpleNamespace(histogram=histogram, trimmed=trimmed, mean=moments.mean, variance=moments.variance)
+        try:
+            centers.center(self.name, neuron, **self.parameters)
+        except (MismatchError, NonFiniteError) as error:
+            raise MismatchError(f"{self.label}: {error}") from error
+        except Exception:
+            pass
+
+    @classmethod
+    def parse(cls, text: str) -> "Method":
+        """Read what `label` writes."""
+        name, *rest = text.split() or [""]
+        parameters: dict[str, Any] = {}
+        for part in rest:
+            key, sign, value = part.partition("=")
+            if key in parameters:
+                raise MismatchError(f"{text!r} gives {key} twice; give it once.")
+            try:
+                parameters[key] = int(value) if value.lstrip("+-").isdigit() else float(value)
+            except ValueError:
+                sign = ""
+            if not sign or not key:
+                raise MismatchError(f"{part!r} in {text!r} is not a parameter; write for example 'peak bins=64'.")
+        return cls(name, parameters)
+
+    @property
+    def label(self) -> str:
+        """How people and tables write it."""
+        return " ".join([self.name, *(f"{key}={value!r}" for key, value in sorted(self.parameters.items()))])
+
+    @property
+    def draws(self) -> bool:
+        """Whether its values are drawn: they then differ between seeds, also when everything is ablated."""
+        return self.name in resampling.METHODS
+
+    @property
+    def passes(self) -> int:
+        """Passes over the corpus that its statistics need."""
+        return 2 if self.name == "peak-trimmed" else 1
+
+    def suits(self, task: str) -> bool:
+        """Whether it can be applied to a model of this task (`causal-lm`, …)."""
+        return not self.draws or (self.name == "resample-pixels") == (task == "image-classification")
+
+
+def names() -> tuple[str, ...]:
+    """All methods.
+
+    >>> names()[:2], names()[-1]
+    (('zero', 'mean'), 'resample-pixels')
+    """
+    return (*centers.names(), *resampling.METHODS)

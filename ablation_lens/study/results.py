@@ -1,0 +1,184 @@
+"""The results of a run folder: a row per cell, a summary per method and fraction, exports."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ablation_lens.errors import AblationLensError, FileFormatError, MismatchError
+from ablation_lens.files import write_atomically, writing
+from ablation_lens.measure.intervals import Interval, difference
+from ablation_lens.measure.score import Score
+from ablation_lens.study.cells import BASELINE, StudyFolder, plain_share
+from ablation_lens.study.group_labels import label_groups
+
+METRICS = ("top1", "cross_entropy")
+
+
+class Results:
+    """What a run folder holds; cells are comparable within a *group*: one model, one plan, one set of versions.
+
+    Attributes:
+        frame: one row per cell, indexed by the cell's key. `seed` is missing where a cell does not depend on one.
+        failed: what went wrong in the run that gave these results.
+        left_out: methods of that run that apply to none of its models.
+    """
+
+    def __init__(self, folder: StudyFolder, failed: Sequence[str] = (), left_out: Sequence[str] = ()) -> None:
+        self.folder, self.failed, self.left_out = folder, list(failed), list(left_out)
+        self._scores: dict[str, Score] = {}
+        self._groups: dict[str, dict[str, Any]] = {}
+        rows = [self._row(key) for key in folder.keys("cells")]
+        if not rows:
+            raise AblationLensError(f"{folder.path} holds no finished cell yet; run the study first.")
+        order = {name: place for place, name in enumerate(self._model_order())}
+        frame = pd.DataFrame(rows).set_index("key")
+        frame["seed"] = frame["seed"].astype("Int64")
+        methods = {name: place for place, name in enumerate(dict.fromkeys([BASELINE, *self._method_order()]))}
+        frame = frame.assign(
+            _model=frame["model"].map(lambda name: order.get(name, len(order))),
+            _method=frame["method"].map(lambda name: methods.get(name, len(methods))),
+        ).sort_values(["_model", "model", "group", "fraction", "_method", "method", "seed"], kind="stable")
+        self.frame = self._with_baselines(frame.drop(columns=["_model", "_method"]))
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "Results":
+        """Read a run folder, finished or not."""
+        return cls(StudyFolder(folder))
+
+    def _row(self, key: str) -> dict[str, Any]:
+        header, score = self.folder.read_cell(key)
+        self._scores[key] = score
+        try:
+            name = str(header["group"])
+            if name not in self._groups:
+                self._groups[name] = self.folder.group(name)
+            group = self._groups[name]
+            return {
+                "key": key,
+                "model": group["model"]["name"],
+                "corpus": group["evaluate"]["name"],
+                "group": name,
+                "task": group["task"],
+                "method": header["method"],
+                "fraction": header["fraction"],
+                "seed": header["seed"],
+                "top1": score.top1,
+                "cross_entropy": score.cross_entropy,
+                "predictions": score.predictions,
+                "splits": score.splits,
+                "seconds": header["seconds"],
+            }
+        except (KeyError, TypeError) as error:
+            raise FileFormatError(
+                f"{self.folder.file('cells', key)} lacks {error}; delete it and run the study again."
+            ) from error
+
+    def _model_order(self) -> list[str]:
+        return [name for study in self.folder.studies() for name in study["models"]]
+
+    def _method_order(self) -> list[str]:
+        return [name for study in self.folder.studies() for name in study["methods"]]
+
+    def _with_baselines(self, frame: pd.DataFrame) -> pd.DataFrame:
+        twice = frame[frame.duplicated(["group", "method", "fraction", "seed"], keep=False)]
+        if len(twice):
+            row = twice.iloc[0]
+            raise MismatchError(
+                f"{self.folder.path} holds two different cells for {row['model']}, {row['method']} at "
+                f"{row['fraction']:g}; delete one of {', '.join(twice.index[:2])}."
+            )
+        baselines = frame[frame["method"] == BASELINE].set_index("group")[list(METRICS)].add_prefix("baseline_")
+        return frame.join(baselines, on="group")
+
+    @property
+    def groups(self) -> dict[str, str]:
+        """Group → its label: the model's name, and what tells groups of one model apart."""
+        return label_groups({str(group): self._groups[group] for group in self.frame["group"].unique()})
+
+    @property
+    def ablated(self) -> pd.DataFrame:
+        """The cells in which something is ablated, with groups by their label: what figures are drawn from."""
+        cells = self.frame[self.frame["method"] != BASELINE]
+        return cells.assign(group=cells["group"].map(self.groups))
+
+    def facts(self, group: str) -> dict[str, Any]:
+        """Model, corpora, sizes and versions of a group."""
+        return self._groups[group]
+
+    def _sums(self, rows: pd.DataFrame, metric: str) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """`[seed document]`, in the order of the rows."""
+        scores = [self._scores[str(key)] for key in rows.index]
+        return np.stack([(score.correct if metric == "top1" else score.loss).numpy() for score in scores]).astype(float)
+
+    def difference(self, group: str, fraction: float, first: str, second: str, metric: str) -> Interval:
+        """How much two methods differ, paired by mask and document."""
+        one, two = (self._of(group, method, fraction) for method in (first, second))
+        drawn = [set(rows["seed"].dropna()) for rows in (one, two)]
+        if all(drawn):
+            common = drawn[0] & drawn[1]
+            one, two = (rows[rows["seed"].isin(common)] for rows in (one, two))
+        if one.empty or two.empty:
+            raise MismatchError(f"{first} and {second} have no seed in common at {100 * fraction:g} %.")
+        sums = np.broadcast_arrays(self._sums(one, metric), self._sums(two, metric))
+        predictions = self._scores[str(one.index[0])].predictions_per_document.numpy()
+        interval = difference(sums[0], sums[1], predictions)
+        # Where every neuron is ablated there is one mask, and nothing that the interval is conditional on.
+        return interval if any(drawn) else dataclasses.replace(interval, conditional=False)
+
+    def _of(self, group: str, method: str, fraction: float) -> pd.DataFrame:
+        frame = self.frame
+        chosen = (frame["group"] == group) & (frame["method"] == method) & (frame["fraction"] == plain_share(fraction))
+        return frame[chosen].sort_values("seed")
+
+    def summary(self, fractions: Sequence[float] | None = None) -> pd.DataFrame:
+        """One row per group, fraction and method: mean and sd (ddof=1) over seeds, and who is as good as the best.
+
+        `…_as_best` marks the methods that cannot be told from the best one (95 % interval of the difference);
+        `conditional` says that with so few seeds this holds for the masks drawn.
+        """
+        frame = self.frame[self.frame["method"] != BASELINE]
+        wanted = sorted(set(frame["fraction"] if fractions is None else map(plain_share, fractions)))
+        rows = []
+        for group in self.groups:
+            for fraction in wanted:
+                here = frame[(frame["group"] == group) & (frame["fraction"] == fraction)]
+                if here.empty:
+                    continue
+                methods = {str(name): rows for name, rows in here.groupby("method", sort=False)}
+                best = {
+                    "top1": max(methods, key=lambda name: methods[name]["top1"].mean()),
+                    "cross_entropy": min(methods, key=lambda name: methods[name]["cross_entropy"].mean()),
+                }
+                for method, cells in methods.items():
+                    row: dict[str, Any] = {"group": group, "model": here["model"].iloc[0], "fraction": fraction}
+                    row |= {"method": method, "seeds": len(cells)}
+                    for metric in METRICS:
+                        row[metric], row[f"{metric}_sd"] = cells[metric].mean(), cells[metric].std(ddof=1)
+                        row[f"baseline_{metric}"] = float(here[f"baseline_{metric}"].iloc[0])
+                        interval = self.difference(group, fraction, method, best[metric], metric)
+                        row[f"{metric}_to_best"] = interval.difference
+                        row[f"{metric}_low"], row[f"{metric}_high"] = interval.low, interval.high
+                        row[f"{metric}_as_best"] = method == best[metric] or not interval.excludes_zero
+                        row["conditional"] = interval.conditional
+                    rows.append(row)
+        if not rows:
+            asked = ", ".join(f"{100 * fraction:g} %" for fraction in wanted) or "any fraction"
+            raise MismatchError(f"{self.folder.path} holds no cell that was measured at {asked}.")
+        return pd.DataFrame(rows)
+
+    def export(self, path: str | Path) -> None:
+        """Write the frame as CSV or Parquet, by the file's suffix."""
+        path = Path(path)
+        writers: dict[str, Callable[[Path], Any]] = {".csv": self.frame.to_csv, ".parquet": self.frame.to_parquet}
+        if path.suffix not in writers:
+            raise AblationLensError(f"{path} must end in {' or '.join(writers)}.")
+        with writing(path.parent):
+            write_atomically(path, writers[path.suffix])
+
+    def __repr__(self) -> str:
+        groups = ", ".join(self.groups.values())
+        return f"Results({len(self.frame)} cells of {groups} in {self.folder.path})"

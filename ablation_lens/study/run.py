@@ -1,0 +1,94 @@
+"""How a study is measured: model by model, each cell kept as soon as it is done."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ablation_lens.corpora import open_corpus
+from ablation_lens.errors import AblationLensError, MismatchError
+from ablation_lens.files import CannotWrite
+from ablation_lens.models.checkpoints import find_checkpoint
+from ablation_lens.models.load import task_of_checkpoint
+from ablation_lens.progress import progress_over_cells
+from ablation_lens.runs.folder import key_of
+from ablation_lens.study.cells import StudyFolder
+from ablation_lens.study.methods import Method
+from ablation_lens.study.model_run import load_model_run, without_frames
+from ablation_lens.study.results import Results
+
+if TYPE_CHECKING:
+    from ablation_lens.study.study import Study
+
+
+class StudyInterrupted(KeyboardInterrupt):
+    """Ctrl-C during a study: every finished cell is in the folder."""
+
+
+def run_study(study: "Study", folder: str | Path, *, progress: bool = True) -> Results:
+    """Measure the cells of `study` that `folder` lacks. What failed is in the results' `failed`."""
+    _require_possible(study)
+    kept = StudyFolder.create(folder)
+    settings = study.to_dict()
+    kept.write_once("studies", key_of(settings), settings)
+    failed: dict[str, Exception] = {}
+    tasks: set[str] = set()
+    expected = [len(study.cells("causal-lm"))] * len(study.models)  # until a model's task is known
+    with progress_over_cells(progress) as shown:
+        try:
+            for place, name in enumerate(study.models):
+                shown.expect(sum(expected))
+                shown.describe(f"{name}: loading")
+                key = key_of({"model": name})  # until it can be measured, by whatever settings
+                try:
+                    model_run = load_model_run(study, name, kept)
+                except CannotWrite:
+                    raise
+                except Exception as error:
+                    kept.record_failure(key, {"model": name}, error)
+                    failed[name] = without_frames(error)
+                    expected[place] = 0
+                    continue
+                kept.forget_failure(key)
+                tasks.add(model_run.task.name)
+                expected[place] = len(model_run.cells)
+                shown.expect(sum(expected))
+                failed |= model_run.measure(shown)
+                del model_run  # two models need not fit in memory
+        except KeyboardInterrupt:
+            raise StudyInterrupted(
+                f"interrupted: {shown.done:,} of {sum(expected):,} cells are in {folder}. Run the same again to go on."
+            ) from None
+    if failed and not shown.done:  # nothing could be measured at all: that is not a study with gaps
+        first = next(iter(failed.values()))
+        if isinstance(first, AblationLensError | OSError):
+            raise first
+        raise AblationLensError(f"{type(first).__name__}: {first} (the traceback is in {kept.path / 'failures'})")
+    return Results(
+        kept,
+        failed=[f"{what}: {error}" for what, error in failed.items()],
+        left_out=[m for m in study.methods if not any(Method.parse(m).suits(task) for task in tasks)],
+    )
+
+
+def _require_possible(study: "Study") -> None:
+    """What can be known to be wrong before anything is loaded."""
+    tasks = {name: _task_of(name) for name in study.models}
+    written = "resample-generated" in study.methods and "masked-lm" in tasks.values()
+    writer = _task_of(study.generator) if written else None
+    if writer not in ("causal-lm", None):
+        raise MismatchError(f"generator={study.generator!r} is a model for {writer}; give one that writes text.")
+    methods = [Method.parse(method) for method in study.methods]
+    for name, task in tasks.items():
+        if task is not None and not any(method.suits(task) for method in methods):
+            raise MismatchError(f"{', '.join(study.methods)} cannot be applied to {name}, a model for {task}.")
+    for kind in ("text", "image"):
+        if kind in study.corpora and not _may_be_on_the_hub(study.corpora[kind]):
+            open_corpus(study.corpora[kind], kind=kind)
+
+
+def _task_of(name: str) -> str | None:
+    """What a model is for; None where only the hub knows."""
+    return None if _may_be_on_the_hub(name) else task_of_checkpoint(find_checkpoint(name))
+
+
+def _may_be_on_the_hub(name: str) -> bool:
+    return name.count("/") == 1 and not name.startswith((".", "~", "/")) and not Path(name).exists()

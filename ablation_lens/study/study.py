@@ -1,0 +1,239 @@
+"""`Study`: the paper's experiment, from Python, a preset or a TOML file. `run.py` measures it."""
+
+import dataclasses
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from numbers import Integral, Real
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from ablation_lens.errors import AblationLensError, MismatchError
+from ablation_lens.names import require_known
+from ablation_lens.sites import Site
+from ablation_lens.study import paper
+from ablation_lens.study.cells import Cell, plain_share
+from ablation_lens.study.methods import Method
+from ablation_lens.tasks.tasks import COUNTS
+
+if TYPE_CHECKING:
+    from ablation_lens.study.results import Results
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """Every method at every fraction with every seed, for every model.
+
+    Attributes:
+        models: zoo names, hub ids or folders.
+        methods: centers and resamplings, such as "peak", "peak bins=64", "resample-tokens".
+        fractions: shares of every layer's neurons that are ablated.
+        seeds: draw the neurons, and the random inputs of resampling.
+        corpora: what "text" and "image" models read.
+        collect_tokens: size of the corpus that statistics are of; None for the paper's 100,000 tokens, or all there is.
+        evaluate_tokens: size of the corpus that scores are of; likewise.
+        collect_images: as collect_tokens, for image models; None for 1,000, or all there is.
+        evaluate_images: likewise.
+        count: "all" predictions, or "skip-common".
+        context: positions a document is truncated to; None for the paper's.
+        batch_size: documents per batch; None chooses.
+        bins: most bins per neuron.
+        include_bos: whether BOS, CLS and EOS positions count in the statistics.
+        site: "z", or "mlp".
+        mask_seed: draws the masked tokens of masked models, the same for all cells.
+        shared_input: resample from one input for all seeds, as the paper did, instead of one per seed.
+        generator: the causal model that writes the text a masked model is resampled from.
+        labels: a CSV file,label for a folder of images.
+        dtype: for all models, or by model; None for float32 on a CPU and the checkpoint's own elsewhere.
+        device: None takes the GPU when there is one.
+
+    >>> study = Study(models=["tiny-vit"], methods=["zero", "peak"], fractions=[0.5, 1.0], seeds=[1, 2])
+    >>> [str(cell) for cell in study.cells("image-classification")]
+    ['baseline', 'zero, 50 %, seed 1', 'peak, 50 %, seed 1', 'zero, 50 %, seed 2', 'peak, 50 %, seed 2', \
+'zero, 100 %', 'peak, 100 %']
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     small = Study(models=["tiny-vit"], methods=["zero", "peak"], fractions=[0.5], seeds=[42], collect_images=64)
+    ...     results = small.run(folder, progress=False)
+    >>> results.frame[["method", "fraction", "predictions"]].values.tolist()
+    [['none', 0.0, 233], ['zero', 0.5, 233], ['peak', 0.5, 233]]
+    """
+
+    models: Sequence[str]
+    methods: Sequence[str] = ("zero", "mean", "peak")
+    fractions: Sequence[float] = paper.FRACTIONS
+    seeds: Sequence[int] = paper.SEEDS
+    corpora: Mapping[str, str] = field(default_factory=lambda: {"text": "stdlib", "image": "digits"})
+    collect_tokens: int | None = None
+    evaluate_tokens: int | None = None
+    collect_images: int | None = None
+    evaluate_images: int | None = None
+    count: str = "all"
+    context: int | None = None
+    batch_size: int | None = None
+    bins: int = 256
+    include_bos: bool = True
+    site: str = Site.Z.value
+    mask_seed: int = 42
+    shared_input: bool = False
+    generator: str = "tiny-opt"
+    labels: str | None = None
+    dtype: str | Mapping[str, str] | None = None
+    device: str | None = None
+
+    def __post_init__(self) -> None:
+        for name, (possible, wanted) in _LISTS.items():
+            given = getattr(self, name)
+            if isinstance(given, str) or not isinstance(given, Sequence):
+                raise MismatchError(f"{name}={given!r} must be a list.")
+            if not given:
+                raise MismatchError(f"a study needs at least one of {name}.")
+            for value in given:
+                if not possible(value):
+                    raise MismatchError(f"{name.removesuffix('s')} {value!r} is not possible; give {wanted}.")
+            object.__setattr__(self, name, tuple(dict.fromkeys(map(_PLAIN.get(name, str), given))))
+        for name, (possible, wanted) in _VALUES.items():
+            if not possible(value := getattr(self, name)):
+                raise MismatchError(f"{name}={value!r} is not possible; give {wanted}.")
+            if isinstance(value, Integral) and not isinstance(value, bool):
+                object.__setattr__(self, name, int(value))  # NumPy's are not JSON
+        unknown = set(self.corpora) - {"text", "image"}
+        if unknown:
+            raise MismatchError(f"corpora are for 'text' and 'image', not for {', '.join(sorted(unknown))}.")
+        require_known(self.count, COUNTS, "count")
+        require_known(self.site, [site.value for site in Site], "site")
+        if isinstance(self.dtype, Mapping):
+            for model in self.dtype:
+                require_known(model, self.models, "model in dtype")
+        methods = [Method.parse(method) for method in self.methods]
+        for method in methods:
+            method.require_possible(self.bins)
+        object.__setattr__(self, "methods", tuple(dict.fromkeys(method.label for method in methods)))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        plain = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+        return {name: dict(value) if isinstance(value, Mapping) else value for name, value in plain.items()}
+
+    def cells(self, task: str) -> list[Cell]:
+        """The cells of a model of this task: the baseline first, and as soon as possible a bit of everything."""
+        methods = [method for method in map(Method.parse, self.methods) if method.suits(task)]
+        cells = [Cell(None, 0.0, None)]
+        partial = [fraction for fraction in self.fractions if 0 < fraction < 1]
+        whole = [fraction for fraction in self.fractions if fraction == 1]
+        for seed in self.seeds:
+            cells += [Cell(method, fraction, seed) for fraction in partial for method in methods]
+            cells += [Cell(method, fraction, seed) for fraction in whole for method in methods if self._differs(method)]
+        # With every neuron gone, only what is drawn differs between seeds.
+        alike = [method for method in methods if not self._differs(method)]
+        return cells + [Cell(method, fraction, None) for fraction in whole for method in alike]
+
+    def _differs(self, method: Method) -> bool:
+        """Whether the method's values differ between seeds."""
+        return method.draws and not self.shared_input
+
+    def dtype_of(self, model: str) -> str | None:
+        """The dtype a model is loaded in."""
+        return self.dtype.get(model) if isinstance(self.dtype, Mapping) else self.dtype
+
+    @classmethod
+    def preset(cls, name: str, **changes: Any) -> Self:
+        """A study by name — "paper", "tiny" or "quick" — with some settings changed.
+
+        >>> Study.preset("quick", seeds=[7]).seeds
+        (7,)
+        """
+        require_known(name, paper.PRESETS, "preset")
+        settings = {**paper.PRESETS[name], **changes}
+        if "dtype" not in changes and isinstance(settings["models"], Sequence):
+            dtypes = paper.PRESETS[name].get("dtype", {})
+            settings["dtype"] = {model: dtypes[model] for model in dtypes if model in settings["models"]} or None
+        study = cls(**settings)
+        return study.with_corpora({**paper.PRESETS[name].get("corpora", {}), **study.corpora})
+
+    @classmethod
+    def from_toml(cls, path: str | Path, **changes: Any) -> Self:
+        """A study from a TOML file with these attributes as keys; `preset = "tiny"` starts from a preset."""
+        try:
+            with Path(path).open("rb") as file:
+                settings = tomllib.load(file)
+        except OSError as error:
+            raise AblationLensError(f"cannot read {path} ({error.strerror}).") from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise AblationLensError(f"{path} is not TOML ({error}).") from error
+        preset = settings.pop("preset", None)
+        names = [field.name for field in dataclasses.fields(cls)]
+        for key in settings:
+            require_known(key, names, f"setting in {path}")
+        settings |= changes
+        if preset is not None:
+            return cls.preset(preset, **settings)
+        if "models" not in settings:
+            raise MismatchError(f'{path} names no models; add for example models = ["tiny-opt"].')
+        return cls(**settings)
+
+    def with_corpora(self, corpora: Mapping[str, str]) -> Self:
+        """The same study on other documents, such as `{"text": "wikitext"}`."""
+        return dataclasses.replace(self, corpora={**self.corpora, **corpora})
+
+    def run(self, folder: str | Path, *, progress: bool = True) -> "Results":
+        """Measure what is not in the folder yet, cell by cell, and give the results.
+
+        Ctrl-C (`StudyInterrupted`) or a crash loses the cell at hand only; running again goes on. Several processes
+        and machines may run the same study in one folder: they share the work.
+        """
+        # Here, because measuring needs models and everything that runs them, and settings do not.
+        from ablation_lens.study.run import run_study
+
+        return run_study(self, folder, progress=progress)
+
+
+# ---------------------------------------------------------------------- what settings may be
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool) and abs(int(value)) < 2**63
+
+
+def _is_share(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and 0 <= float(value) <= 1
+
+
+def _is_size(value: Any) -> bool:
+    return value is None or (_is_whole(value) and value > 0)
+
+
+def _is_flag(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+def _is_text_by_name(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(_is_text(part) for pair in value.items() for part in pair)
+
+
+_Check = tuple[Callable[[Any], bool], str]
+
+_LISTS: dict[str, _Check] = {
+    "models": (_is_text, "names"),
+    "methods": (_is_text, "names"),
+    "fractions": (_is_share, "numbers from 0 to 1"),
+    "seeds": (_is_whole, "whole numbers"),
+}
+_PLAIN: dict[str, Callable[[Any], Any]] = {"fractions": plain_share, "seeds": int}
+_SIZES = ("collect_tokens", "evaluate_tokens", "collect_images", "evaluate_images", "context", "batch_size")
+_VALUES: dict[str, _Check] = {
+    **dict.fromkeys(_SIZES, (_is_size, "a positive whole number")),
+    **dict.fromkeys(("include_bos", "shared_input"), (_is_flag, "true or false")),
+    **dict.fromkeys(("labels", "device"), (lambda value: value is None or _is_text(value), "text")),
+    "corpora": (_is_text_by_name, 'a table such as {text = "stdlib"}'),
+    "bins": (lambda value: _is_whole(value) and 2 <= value <= 2**16, "a whole number from 2 to 65536"),
+    "mask_seed": (_is_whole, "a whole number"),
+    "generator": (_is_text, "a model's name"),
+    "dtype": (lambda value: value is None or _is_text(value) or _is_text_by_name(value), "a name, or a table by model"),
+}

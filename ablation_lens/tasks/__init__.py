@@ -1,0 +1,5 @@
+"""What is read, and which predictions of it are scored.
+
+- `tasks`: `task_for`; causal and masked language modelling, image classification.
+- `plans`: `Batch` and `BatchPlan`, documents and batches fixed before anything runs.
+"""

@@ -1,0 +1,264 @@
+"""The batch plan: which documents, in which order, truncated and padded how, cut into which batches.
+
+A plan is fixed before anything runs, and every cell of a study shares it. It is a value: made of integers and
+strings, equal on every run and machine, with a digest that says so.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from ablation_lens.errors import MismatchError
+from ablation_lens.records import CorpusRecord
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Inputs, and what is known about every position of them.
+
+    Attributes:
+        inputs: token ids [batch pos], or images [batch channel height width].
+        valid: [batch pos], the positions that are real: not padding.
+        labels: what is predicted *at* each position [batch pos], or for each image [batch].
+        scored: which predictions count; shaped like `labels`.
+        special: [batch pos], real positions that hold BOS, CLS, EOS and the like; None when there are none.
+        documents: the plan's number of each row's document.
+
+    >>> batch = Batch.causal(torch.tensor([[5, 6, 7], [8, 9, 0]]), valid=torch.tensor([[1, 1, 1], [1, 1, 0]]).bool())
+    >>> batch.labels.tolist(), batch.scored.tolist()
+    ([[6, 7, 0], [9, 0, 0]], [[True, True, False], [True, False, False]])
+    """
+
+    inputs: Tensor
+    valid: Bool[Tensor, "batch pos"]
+    labels: Int[Tensor, "batch *pos"]
+    scored: Bool[Tensor, "batch *pos"]
+    special: Bool[Tensor, "batch pos"] | None = None
+    documents: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        batch = self.inputs.shape[0]
+        shapes = {"valid": self.valid.shape[:1], "labels": self.labels.shape[:1], "scored": self.scored.shape[:1]}
+        wrong = [name for name, shape in shapes.items() if tuple(shape) != (batch,)]
+        if wrong or self.labels.shape != self.scored.shape or self.valid.ndim != 2:
+            raise MismatchError(
+                f"a batch of {batch} inputs needs valid [batch pos], and labels and scored of one shape; got "
+                f"{tuple(self.valid.shape)}, {tuple(self.labels.shape)} and {tuple(self.scored.shape)}."
+            )
+        if self.scored.dtype != torch.bool or self.valid.dtype != torch.bool:
+            raise MismatchError(f"valid and scored must be boolean, got {self.valid.dtype} and {self.scored.dtype}.")
+
+    @classmethod
+    def causal(cls, tokens: Int[Tensor, "batch pos"], valid: Bool[Tensor, "batch pos"] | None = None) -> "Batch":
+        """A batch of your own tokens, every next token scored; `valid` marks what is not padding."""
+        valid = torch.ones_like(tokens, dtype=torch.bool) if valid is None else valid
+        labels = torch.zeros_like(tokens)
+        scored = torch.zeros_like(valid)
+        scored[:, :-1] = valid[:, 1:] & valid[:, :-1]
+        labels[:, :-1] = torch.where(scored[:, :-1], tokens[:, 1:], 0)
+        return cls(tokens, valid, labels, scored)
+
+    @classmethod
+    def images(cls, pixels: Float[Tensor, "batch channel height width"], positions: int) -> "Batch":
+        """A batch of your own images, none of them scored; a model makes so many `positions` of each (`cfg.n_ctx`)."""
+        rows = len(pixels)
+        valid = torch.ones(rows, positions, dtype=torch.bool)
+        return cls(pixels, valid, torch.zeros(rows, dtype=torch.int64), torch.zeros(rows, dtype=torch.bool))
+
+    @property
+    def size(self) -> int:
+        """Real positions in the batch."""
+        return int(self.valid.sum())
+
+    def arguments(self) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+        """How the model is called: positional and keyword arguments.
+
+        The mask is left out when nothing is padded, so that any hooked model can be fed.
+        """
+        if self.inputs.ndim > 2 or bool(self.valid.all()):
+            return (self.inputs,), {}
+        return (self.inputs,), {"attention_mask": self.valid.long()}
+
+    def to(self, device: str | torch.device) -> "Batch":
+        """The same batch on another device."""
+        return replace(
+            self,
+            inputs=self.inputs.to(device),
+            valid=self.valid.to(device),
+            labels=self.labels.to(device),
+            scored=self.scored.to(device),
+            special=None if self.special is None else self.special.to(device),
+        )
+
+
+@dataclass(frozen=True)
+class TextItem:
+    """A document as the model will read it.
+
+    `tokens` is the text, `inputs` what is fed (with masks, for a masked model), `scored` the positions whose
+    prediction counts, and `special` those of BOS, EOS and the like.
+    """
+
+    id: str
+    tokens: tuple[int, ...]
+    inputs: tuple[int, ...]
+    scored: tuple[int, ...]
+    special: tuple[int, ...]
+
+    @property
+    def length(self) -> int:
+        """Positions."""
+        return len(self.inputs)
+
+    def facts(self) -> list[Any]:
+        """What the plan's digest covers."""
+        return [list(self.inputs), list(self.tokens), list(self.scored)]
+
+
+@dataclass(frozen=True)
+class ImageItem:
+    """An image as the model will see it; the digest covers its content and label, not its place."""
+
+    id: str
+    content: str
+    label: int
+    length: int
+    pixels: Float[Tensor, "channel height width"] = field(compare=False, repr=False)
+
+    def facts(self) -> list[Any]:
+        """What the plan's digest covers."""
+        return [self.content, self.label, self.length]
+
+
+Item = TextItem | ImageItem
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """The fixed list of documents of a task, and how they are batched.
+
+    Attributes:
+        task: `causal-lm`, `masked-lm` or `image-classification`.
+        corpus: where the documents are from.
+        context: the longest document, in positions; longer ones were truncated.
+        count: "all" or "skip-common".
+        seed: drew the masks; None where nothing is drawn.
+        items: the documents in corpus order.
+        batches: item numbers of each batch; rows are padded to their batch's longest item.
+        pad_token: what padding is filled with.
+    """
+
+    task: str
+    corpus: CorpusRecord
+    context: int
+    count: str
+    seed: int | None
+    items: tuple[Item, ...]
+    batches: tuple[tuple[int, ...], ...]
+    pad_token: int = 0
+
+    @property
+    def size(self) -> int:
+        """Tokens (special ones included), or images."""
+        texts = [item.length for item in self.items if isinstance(item, TextItem)]
+        return sum(texts) if texts else len(self.items)
+
+    @property
+    def predictions(self) -> int:
+        """How many predictions are scored."""
+        return sum(len(item.scored) if isinstance(item, TextItem) else 1 for item in self.items)
+
+    @property
+    def padding(self) -> float:
+        """Share of the batches' positions that is padding."""
+        padded = sum(len(batch) * max(self.items[number].length for number in batch) for batch in self.batches)
+        return 1 - sum(item.length for item in self.items) / padded if padded else 0.0
+
+    @property
+    def digest(self) -> str:
+        """A digest of everything a model's score over this plan depends on, besides the model."""
+        facts = {
+            "task": self.task,
+            "count": self.count,
+            "items": [item.facts() for item in self.items],
+            "batches": [list(batch) for batch in self.batches],
+            "pad": self.pad_token,
+        }
+        return hashlib.sha256(json.dumps(facts, separators=(",", ":"), sort_keys=True).encode()).hexdigest()[:16]
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for numbers in self.batches:
+            yield self._batch(numbers)
+
+    def _batch(self, numbers: tuple[int, ...]) -> Batch:
+        items = [self.items[number] for number in numbers]
+        if self.task == "image-classification":
+            return _image_batch([item for item in items if isinstance(item, ImageItem)], numbers)
+        return _text_batch([item for item in items if isinstance(item, TextItem)], numbers, self)
+
+    def __repr__(self) -> str:
+        unit = "images" if self.task == "image-classification" else "tokens"
+        return (
+            f"BatchPlan({self.task} on {self.corpus.name}/{self.corpus.split}: {self.size:,} {unit} in "
+            f"{len(self.items)} documents, {len(self.batches)} batches, {self.predictions:,} predictions)"
+        )
+
+
+def cut_batches(lengths: Sequence[int], batch_size: int) -> tuple[tuple[int, ...], ...]:
+    """Batches of documents of similar length, the longest first: little padding, and memory peaks at once.
+
+    >>> cut_batches([3, 9, 4, 8], batch_size=2)
+    ((1, 3), (2, 0))
+    """
+    order = sorted(range(len(lengths)), key=lambda number: (-lengths[number], number))
+    return tuple(tuple(order[start : start + batch_size]) for start in range(0, len(order), batch_size))
+
+
+def _text_batch(items: list[TextItem], numbers: tuple[int, ...], plan: BatchPlan) -> Batch:
+    length = max(item.length for item in items)
+
+    def rows(fill: int, values: Callable[[TextItem], Sequence[int]]) -> Tensor:
+        return torch.tensor([[*values(item), *[fill] * (length - item.length)] for item in items])
+
+    def marks(positions: Callable[[TextItem], Sequence[int]]) -> Tensor:
+        marked = torch.zeros(len(items), length, dtype=torch.bool)
+        for row, item in enumerate(items):
+            marked[row, list(positions(item))] = True
+        return marked
+
+    valid = marks(lambda item: range(item.length))
+    scored = marks(lambda item: item.scored)
+    labels = rows(0, lambda item: item.tokens)
+    if plan.task == "causal-lm":  # the prediction at a position is of the token after it
+        labels = torch.cat([labels[:, 1:], torch.zeros_like(labels[:, :1])], dim=1)
+    return Batch(
+        inputs=rows(plan.pad_token, lambda item: item.inputs),
+        valid=valid,
+        labels=torch.where(scored, labels, 0),
+        scored=scored,
+        special=marks(lambda item: item.special),
+        documents=numbers,
+    )
+
+
+def _image_batch(items: list[ImageItem], numbers: tuple[int, ...]) -> Batch:
+    valid = torch.ones(len(items), items[0].length, dtype=torch.bool)
+    special = torch.zeros_like(valid)
+    special[:, 0] = True  # CLS
+    return Batch(
+        inputs=torch.stack([item.pixels for item in items]),
+        valid=valid,
+        labels=torch.tensor([item.label for item in items]),
+        scored=torch.ones(len(items), dtype=torch.bool),
+        special=special,
+        documents=numbers,
+    )

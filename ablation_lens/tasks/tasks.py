@@ -1,0 +1,314 @@
+"""What a model is asked to do: which documents it reads and which of its predictions are scored.
+
+`task_for(model)` picks the task; `task.batches(...)` makes a `BatchPlan`, which is iterated for its batches.
+"""
+
+import hashlib
+import random
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+
+from ablation_lens.corpora import Corpus, ImageDocument, TextDocument, open_corpus, warn_when_short
+from ablation_lens.errors import CorpusError, ModelError
+from ablation_lens.hooked import task_of, tokenizer_of
+from ablation_lens.tasks.plans import Batch, BatchPlan, ImageItem, Item, TextItem, cut_batches
+
+__all__ = ["Batch", "BatchPlan", "CausalLM", "ImageClassification", "MaskedLM", "Task", "task_for"]
+
+COUNTS = ("all", "skip-common")
+COMMON_TOKENS = 50
+_COMMON_SAMPLE = 100_000
+"""How many tokens of the collect split the commonest tokens are counted on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task(ABC):
+    """What the three tasks share: turning a corpus into a plan."""
+
+    name: ClassVar[str]
+    unit: ClassVar[str]
+    corpus: Corpus
+
+    @abstractmethod
+    def _items(self, corpus_split: Corpus, size: int | None, seed: int, count: str) -> tuple[list[Item], Any]:
+        """The planned documents and the reading they came from."""
+
+    @property
+    @abstractmethod
+    def context(self) -> int:
+        """Positions of the longest document."""
+
+    @property
+    def pad_token(self) -> int:
+        """What padding is filled with; its value is never scored."""
+        return 0
+
+    @property
+    def _draws(self) -> bool:
+        return False
+
+    def batches(
+        self,
+        *,
+        split: str = "evaluate",
+        tokens: int | None = None,
+        images: int | None = None,
+        batch_size: int | None = None,
+        seed: int = 42,
+        count: str = "all",
+    ) -> BatchPlan:
+        """Plan the batches of a split: fixed before anything runs, the same on every run and machine.
+
+        Args:
+            split: "collect" or "evaluate" (embedded corpora also "train").
+            tokens: how many tokens, special ones included; None for the whole split. Images: `images`.
+            images: how many images.
+            batch_size: documents per batch; None chooses about 8192 positions.
+            seed: draws the masks of a masked model.
+            count: "all" predictions, or "skip-common": those of the 50 commonest tokens are not scored.
+
+        >>> from ablation_lens import load_model
+        >>> plan = task_for(load_model("tiny-opt")).batches(split="evaluate", tokens=1000)
+        >>> plan.size, plan.predictions + len(plan.items), next(iter(plan)).inputs.ndim
+        (1000, 1000, 2)
+        """
+        size = self._size(tokens, images)
+        if count not in COUNTS:
+            raise CorpusError(f"count={count!r} is not known; use 'all' or 'skip-common'.")
+        if batch_size is not None and batch_size < 1:
+            raise CorpusError(f"batch_size={batch_size} is not possible; use 1 or more.")
+        items, reading = self._items(self.corpus.restricted_to(split), size, seed, count)
+        obtained = len(items) if self.unit == "images" else sum(item.length for item in items)
+        record = reading.record(size_requested=size, size_obtained=obtained, unit=self.unit)
+        if not items:
+            raise CorpusError(f"no document of {record.name}/{record.split} is long enough to be scored.")
+        if size is not None and size - obtained >= 2:  # a single token left over cannot be scored
+            warn_when_short(record)
+        lengths = [item.length for item in items]
+        return BatchPlan(
+            task=self.name,
+            corpus=record,
+            context=self.context,
+            count=count,
+            seed=seed if self._draws else None,
+            items=tuple(items),
+            batches=cut_batches(lengths, batch_size or max(1, 8192 // max(lengths))),
+            pad_token=self.pad_token,
+        )
+
+    def _size(self, tokens: int | None, images: int | None) -> int | None:
+        size, other = (images, tokens) if self.unit == "images" else (tokens, images)
+        if other is not None:
+            raise CorpusError(f"{self.name} is measured in {self.unit}; give {self.unit}=…")
+        if size is not None and size < 2:
+            raise CorpusError(f"{self.unit}={size} is too few; give at least 2, or None for the whole split.")
+        return size
+
+
+@dataclass(frozen=True, kw_only=True)
+class _TextTask(Task):
+    unit: ClassVar[str] = "tokens"
+    tokenizer: Any
+    max_context: int
+
+    @property
+    def context(self) -> int:
+        """Tokens of the longest document; longer ones are truncated."""
+        return self.max_context
+
+    @property
+    def pad_token(self) -> int:
+        return int(self.tokenizer.pad_token_id or 0)
+
+    def _items(self, corpus_split: Corpus, size: int | None, seed: int, count: str) -> tuple[list[Item], Any]:
+        common = self._common() if count == "skip-common" else frozenset[int]()
+        reading = iter(corpus_split)
+        items: list[Item] = []
+        left = size
+        for text_id, tokens, special in self._tokenized(reading):
+            tokens, special = tokens[:left], special[:left]
+            item = self._plan(text_id, tokens, special, seed, common)
+            if item is None:
+                continue
+            items.append(item)
+            if left is not None:
+                left -= len(tokens)
+                if left < 2:
+                    break
+        return items, reading
+
+    def _tokenized(self, reading: Any) -> Iterator[tuple[str, tuple[int, ...], tuple[int, ...]]]:
+        for document in reading:
+            if not isinstance(document, TextDocument):
+                raise CorpusError(f"{self.corpus.name} holds images; {self.name} reads text.")
+            encoded = self.tokenizer(
+                document.text, truncation=True, max_length=self.context, return_special_tokens_mask=True
+            )
+            yield document.id, tuple(encoded["input_ids"]), tuple(encoded["special_tokens_mask"])
+
+    def _common(self) -> frozenset[int]:
+        """The corpus' commonest tokens, counted on its collect split; of equals, the lower id."""
+        counts: Counter[int] = Counter()
+        for _, tokens, _ in self._tokenized(iter(self.corpus.restricted_to("collect"))):
+            counts.update(tokens)
+            if counts.total() >= _COMMON_SAMPLE:
+                break
+        ranked = sorted(counts, key=lambda token: (-counts[token], token))
+        return frozenset(ranked[:COMMON_TOKENS])
+
+    @abstractmethod
+    def _plan(
+        self, text_id: str, tokens: tuple[int, ...], special: tuple[int, ...], seed: int, common: frozenset[int]
+    ) -> TextItem | None:
+        """The planned document; None when nothing of it can be scored."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CausalLM(_TextTask):
+    """Predict every next token."""
+
+    name: ClassVar[str] = "causal-lm"
+
+    def _plan(
+        self, text_id: str, tokens: tuple[int, ...], special: tuple[int, ...], seed: int, common: frozenset[int]
+    ) -> TextItem | None:
+        if len(tokens) < 2:
+            return None
+        scored = tuple(place for place in range(len(tokens) - 1) if tokens[place + 1] not in common)
+        return TextItem(text_id, tokens, tokens, scored, _places(special))
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskedLM(_TextTask):
+    """Restore masked tokens: 15 % of the ordinary positions, of which 80 % masked, 10 % random, 10 % left alone."""
+
+    name: ClassVar[str] = "masked-lm"
+    ordinary_ids: tuple[int, ...]
+
+    @property
+    def _draws(self) -> bool:
+        return True
+
+    def _plan(
+        self, text_id: str, tokens: tuple[int, ...], special: tuple[int, ...], seed: int, common: frozenset[int]
+    ) -> TextItem | None:
+        ordinary = [place for place, flag in enumerate(special) if not flag]
+        if not ordinary:
+            return None
+        # Python's own generator: its `random()` is promised to be the same everywhere and for ever.
+        drawn = hashlib.sha256(f"{seed} {' '.join(map(str, tokens))}".encode()).digest()
+        generator = random.Random(int.from_bytes(drawn, "big"))
+        keys = {place: generator.random() for place in ordinary}
+        chosen = sorted(sorted(ordinary, key=keys.__getitem__)[: max(1, round(0.15 * len(ordinary)))])
+        inputs = list(tokens)
+        for place in chosen:
+            fate = generator.random()
+            if fate < 0.8:
+                inputs[place] = int(self.tokenizer.mask_token_id)
+            elif fate < 0.9:
+                inputs[place] = self.ordinary_ids[int(generator.random() * len(self.ordinary_ids))]
+        scored = tuple(place for place in chosen if tokens[place] not in common)
+        return TextItem(text_id, tokens, tuple(inputs), scored, _places(special))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageClassification(Task):
+    """Name the class of every image."""
+
+    name: ClassVar[str] = "image-classification"
+    unit: ClassVar[str] = "images"
+    image_processor: Any
+    positions: int
+    n_labels: int
+
+    @property
+    def context(self) -> int:
+        """Positions of an image: its patches, and CLS."""
+        return self.positions
+
+    def _items(self, corpus_split: Corpus, size: int | None, seed: int, count: str) -> tuple[list[Item], Any]:
+        if count != "all":
+            raise CorpusError("count='skip-common' is about tokens; images are all counted.")
+        reading = iter(corpus_split)
+        items: list[Item] = []
+        for document in reading:
+            if not isinstance(document, ImageDocument):
+                raise CorpusError(f"{self.corpus.name} holds text; {self.name} reads images.")
+            if document.label is None or not 0 <= document.label < self.n_labels:
+                raise CorpusError(
+                    f"{document.id} has the label {document.label}; the model knows 0 to {self.n_labels - 1}. "
+                    "Give a CSV with file,label (labels=…)."
+                )
+            prepared = self.image_processor(document.image, return_tensors="pt")["pixel_values"]
+            content = f"{document.image.size} ".encode() + document.image.tobytes()
+            items.append(
+                ImageItem(
+                    document.id,
+                    hashlib.sha256(content).hexdigest()[:16],
+                    document.label,
+                    self.positions,
+                    torch.as_tensor(prepared)[0],
+                )
+            )
+            if size is not None and len(items) == size:
+                break
+        return items, reading
+
+
+CONTEXTS = {"causal-lm": 1000, "masked-lm": 512}
+"""Positions a document is truncated to, by task; the paper's, as are the other defaults here."""
+
+
+def task_for(model: Any, corpus: "str | Corpus | None" = None, *, context: int | None = None, **options: Any) -> Task:
+    """The task a model is scored on, reading `corpus` (a name, path, hub id, or an opened corpus).
+
+    Args:
+        model: from `load_model`, or any hooked model with a tokenizer.
+        corpus: None takes the embedded `stdlib` for text, and `digits` for a model of ten digits.
+        context: positions a document is truncated to; None takes the paper's (causal 1000, masked 512)
+            or the model's own limit where that is less.
+        options: for `open_corpus`: `labels`, `column`, `block`, `errors`.
+    """
+    kind = task_of(model)
+    if kind == "image-classification":
+        return _image_task(model, corpus, options)
+    tokenizer = tokenizer_of(model)
+    if tokenizer is None:
+        raise ModelError(
+            "this model has no tokenizer, so it cannot read a corpus; feed it your own Batch.causal(tokens)."
+        )
+    if kind == "masked-lm" and tokenizer.mask_token_id is None:
+        raise ModelError("this model's tokenizer has no mask token, which masked-language scoring needs.")
+    limit = min(int(model.cfg.n_ctx), context or CONTEXTS[kind])
+    opened = _opened("stdlib" if corpus is None else corpus, "text", options)
+    if kind == "causal-lm":
+        return CausalLM(corpus=opened, tokenizer=tokenizer, max_context=limit)
+    special = set(tokenizer.all_special_ids)
+    ordinary = tuple(token for token in range(len(tokenizer)) if token not in special)
+    return MaskedLM(corpus=opened, tokenizer=tokenizer, max_context=limit, ordinary_ids=ordinary)
+
+
+def _image_task(model: Any, corpus: "str | Corpus | None", options: dict[str, Any]) -> ImageClassification:
+    if model.image_processor is None:
+        raise ModelError(
+            "this model has no image processor to read a corpus with; put preprocessor_config.json beside its weights."
+        )
+    if corpus is None and {str(label) for label in model.id2label.values()} != {str(digit) for digit in range(10)}:
+        raise CorpusError("this image model needs a corpus=: a folder of images, or imagenet-1k.")
+    opened = _opened("digits" if corpus is None else corpus, "image", {"id2label": model.id2label, **options})
+    return ImageClassification(
+        corpus=opened, image_processor=model.image_processor, positions=model.cfg.n_ctx, n_labels=len(model.id2label)
+    )
+
+
+def _opened(corpus: "str | Corpus", kind: Any, options: dict[str, Any]) -> Corpus:
+    return corpus if isinstance(corpus, Corpus) else open_corpus(corpus, kind=kind, **options)
+
+
+def _places(flags: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(place for place, flag in enumerate(flags) if flag)

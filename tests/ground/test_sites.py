@@ -1,0 +1,40 @@
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from ablation_lens.errors import MismatchError
+from ablation_lens.sites import Site, neuron_name, parse_neuron
+
+CFG = SimpleNamespace(n_layers=3, n_heads=4, d_head=5, d_mlp=7)
+
+
+def test_shapes_count_the_mlp_as_one_head():
+    assert Site.Z.shape(CFG) == (3, 4, 5)
+    assert Site.MLP.shape(CFG) == (3, 1, 7)
+    assert len(Site.MLP.hook_names(CFG)) == 3
+
+
+@pytest.mark.parametrize(("site", "shape"), [(Site.Z, (2, 6, 4, 5)), (Site.MLP, (2, 6, 7))])
+def test_heads_there_and_back_is_the_identity_and_copies_nothing(site, shape):
+    activation = torch.randn(shape)
+    heads = site.to_heads(activation)
+    assert heads.ndim == 4
+    back = site.from_heads(heads)
+    assert back.shape == activation.shape
+    assert back.data_ptr() == activation.data_ptr()
+
+
+def test_a_site_of_another_shape_is_a_clear_error():
+    with pytest.raises(MismatchError, match="expected 4 axes"):
+        Site.Z.to_heads(torch.zeros(2, 6, 20))
+
+
+def test_neuron_names_round_trip_and_are_checked():
+    assert parse_neuron(neuron_name(10, 0, 63)) == (10, 0, 63)
+    assert parse_neuron(" L1.H2.D3 ", shape=(2, 3, 4)) == (1, 2, 3)
+    for wrong in ("L1.H2", "1.2.3", "L-1.H2.D3", "L1.H2.D3; drop table"):
+        with pytest.raises(MismatchError, match=r"L3\.H5\.D17"):
+            parse_neuron(wrong)
+    with pytest.raises(MismatchError, match="2 layers, 3 heads and 4 dims"):
+        parse_neuron("L2.H0.D0", shape=(2, 3, 4))

@@ -1,0 +1,84 @@
+"""Example contexts against a plain search over all values."""
+
+import pytest
+import torch
+
+import ablation_lens as al
+from ablation_lens.errors import MismatchError
+from ablation_lens.measure.contexts import WINDOW, examples
+from ablation_lens.tasks.plans import Batch
+
+NEURON = (2, 1, 7)
+
+
+@pytest.fixture(scope="module")
+def collected():
+    model = al.load_model("tiny-opt")
+    plan = al.task_for(model).batches(split="collect", tokens=4000, batch_size=5)
+    return model, plan, al.collect(model, plan, progress=False)
+
+
+def test_examples_are_the_best_place_of_the_best_documents(collected):
+    model, plan, statistics = collected
+    found = examples(model, plan, statistics, [NEURON, "L0.H0.D0"], k=3)
+    assert list(found) == ["L2.H1.D7", "L0.H0.D0"]
+    values = {}
+    for number, item in enumerate(plan.items):
+        seen = []
+        hook = (al.Site.Z.hook_name(2), lambda z, hook, seen=seen: seen.append(z[0, :, 1, 7]))
+        model.run_with_hooks(torch.tensor([item.inputs]), fwd_hooks=[hook])
+        values[number] = seen[0].double()
+    peak = statistics.center("peak")[NEURON].item()
+    measures = {"low": lambda v: v, "peak": lambda v: (v - peak).abs(), "high": lambda v: -v}
+    for where, measure in measures.items():
+        ranked = sorted((measure(v).min().item(), number) for number, v in values.items())[:3]
+        chosen = [example for example in found["L2.H1.D7"] if example.where == where]
+        assert len({example.document for example in chosen}) == 3
+        for (badness, _), example in zip(ranked, chosen, strict=True):
+            at = values[example.document][example.position]
+            assert abs(example.value - at.item()) <= 1e-5
+            assert abs(measure(at).item() - badness) <= 1e-5
+
+
+def test_an_example_shows_its_context(collected):
+    model, plan, statistics = collected
+    for example in examples(model, plan, statistics, [NEURON])["L2.H1.D7"]:
+        item = plan.items[example.document]
+        assert example.id == item.id
+        assert example.tokens[example.offset] == item.inputs[example.position]
+        assert len(example.tokens) <= 2 * WINDOW + 1
+        before, here, after = example.text(model.hf_tokenizer)
+        assert before + here + after == model.hf_tokenizer.decode(list(example.tokens))
+
+
+def test_padding_and_left_out_positions_are_never_examples(collected):
+    model, plan, _ = collected
+    statistics = al.collect(model, plan, include_bos=False, progress=False)
+    for example in examples(model, plan, statistics, [NEURON], k=50)["L2.H1.D7"]:
+        assert 1 <= example.position < plan.items[example.document].length
+
+
+def test_ones_own_batches_and_images_work(collected):
+    model, _, statistics = collected
+    tokens = torch.randint(5, 500, (3, 20))
+    found = examples(model, [Batch.causal(tokens), Batch.causal(tokens + 1)], statistics, [NEURON], k=9)["L2.H1.D7"]
+    assert {example.document for example in found} == set(range(6))
+    assert found[0].id.startswith("row ")
+    vit = al.load_model("tiny-vit")
+    plan = al.task_for(vit).batches(split="collect", images=6)
+    (one,) = examples(vit, plan, al.collect(vit, plan, progress=False), ["L1.H0.D0"], k=1).values()
+    assert [example.tokens for example in one] == [()] * 3
+    assert all(0 <= example.position < 65 for example in one)
+
+
+def test_wrong_requests_are_one_clear_error(collected):
+    model, plan, statistics = collected
+    for neurons, k, message in (
+        (["L9.H0.D0"], 1, "does not exist"),
+        (["neuron 3"], 1, r"L3\.H5\.D17"),
+        ([NEURON], 0, "k=0"),
+    ):
+        with pytest.raises(MismatchError, match=message):
+            examples(model, plan, statistics, neurons, k)
+    with pytest.raises(MismatchError, match="not the same model"):
+        examples(al.load_model("tiny-roberta"), plan, statistics, [NEURON])

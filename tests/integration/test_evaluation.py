@@ -1,0 +1,164 @@
+"""Scores against Hugging Face and NumPy, in every family, whole or in chunks."""
+
+import numpy as np
+import pytest
+import torch
+
+import ablation_lens.measure.evaluation as evaluation
+from ablation_lens import load_model
+from ablation_lens.errors import CorpusError, MismatchError, NonFiniteError
+from ablation_lens.measure.evaluation import evaluate
+from ablation_lens.measure.forward import ends_plainly, final_residual, logits_from
+from ablation_lens.models.load import transformer_lens_major
+from ablation_lens.tasks.plans import Batch
+from tests.tiny_models import BY_NAME, VARIANTS, reference
+
+
+def oracle(logits, batch):
+    """Top-1 hits, summed negative log-likelihood and count per row, in NumPy and float64."""
+    rows = []
+    for row in range(len(batch.inputs)):
+        scored = batch.scored[row].reshape(-1).numpy()
+        values = logits[row].reshape(len(scored), -1).double().numpy()[scored]
+        labels = batch.labels[row].reshape(-1).numpy()[scored]
+        shifted = values - values.max(-1, keepdims=True)
+        nats = np.log(np.exp(shifted).sum(-1)) - shifted[np.arange(len(labels)), labels]
+        rows.append((int((values.argmax(-1) == labels).sum()), nats.sum(), len(labels)))
+    return np.array(rows)
+
+
+def batch_for(tiny):
+    inputs, mask = tiny.inputs()
+    if mask is None:
+        valid = torch.ones(len(inputs), 10, dtype=torch.bool)
+        return Batch(inputs, valid, torch.tensor([0, 3, 6]), torch.ones(3, dtype=torch.bool))
+    batch = Batch.causal(inputs, mask.bool())
+    if tiny.name.endswith("roberta"):
+        scored = mask.bool() & (torch.rand(inputs.shape) < 0.3)
+        batch = Batch(inputs, mask.bool(), torch.where(scored, inputs, 0), scored)
+    return batch
+
+
+@pytest.mark.parametrize("chunk", [2**25, 61 * 4])
+@pytest.mark.parametrize("tiny", VARIANTS, ids=lambda tiny: tiny.name)
+def test_scores_equal_hugging_face_and_numpy(tiny, chunk, tmp_path, monkeypatch):
+    if transformer_lens_major() not in tiny.majors:
+        pytest.skip("transformer-lens has no such model")
+    monkeypatch.setattr(evaluation, "CHUNK_LOGITS", chunk)  # four positions at a time
+    hf_model = tiny.model()
+    batch = batch_for(tiny)
+    logits, _ = reference(hf_model, tiny, batch.inputs, None if batch.inputs.ndim > 2 else batch.valid.long())
+    expected = oracle(logits, batch)
+    hf_model.save_pretrained(tmp_path)
+    score = evaluate(load_model(tmp_path), [batch])
+    assert score.correct.tolist() == expected[:, 0].tolist()
+    assert score.predictions_per_document.tolist() == expected[:, 2].tolist()
+    assert np.abs(score.loss.numpy() - expected[:, 1]).max() <= 1e-4
+    assert score.top1 == expected[:, 0].sum() / expected[:, 2].sum()
+    assert abs(score.cross_entropy - expected[:, 1].sum() / expected[:, 2].sum()) <= 1e-5
+
+
+@pytest.fixture
+def opt(tmp_path):
+    BY_NAME["opt"].model().save_pretrained(tmp_path)
+    return load_model(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["opt", "mistral", "roberta"])
+def test_the_chunked_path_is_really_taken_and_skips_what_is_not_scored(name, tmp_path):
+    BY_NAME[name].model().save_pretrained(tmp_path)
+    model = load_model(tmp_path)
+    batch = batch_for(BY_NAME[name])
+    assert ends_plainly(model, batch)
+    residual = final_residual(model, batch)
+    assert residual.shape == (3, 12, model.cfg.d_model)
+    assert logits_from(model, residual[batch.scored]).shape == (int(batch.scored.sum()), 61)
+
+
+def test_a_model_that_ends_in_another_way_is_run_whole(opt):
+    class Scaled:  # its own logits are not norm and unembedding of the last residual, but a third of that
+        cfg, ln_final, run_with_hooks = opt.cfg, opt.ln_final, staticmethod(opt.run_with_hooks)
+
+        def unembed(self, residual):
+            return 3 * opt.unembed(residual)
+
+    batch = batch_for(BY_NAME["opt"])
+    assert ends_plainly(opt, batch)
+    assert not ends_plainly(Scaled(), batch)
+    assert torch.allclose(evaluate(Scaled(), [batch]).loss, evaluate(opt, [batch]).loss, atol=1e-4)
+
+
+def test_documents_are_added_in_their_own_order_whatever_the_batches(opt):
+    tokens = torch.randint(3, 61, (6, 9))
+    whole = evaluate(opt, [Batch.causal(tokens)])
+    order = [4, 2, 0, 5, 1, 3]
+    parts = []
+    for rows in (order[:3], order[3:]):
+        part = Batch.causal(tokens[rows])
+        parts.append(Batch(part.inputs, part.valid, part.labels, part.scored, documents=tuple(rows)))
+    shuffled = evaluate(opt, parts)
+    assert shuffled.documents == whole.documents == tuple(range(6))
+    assert shuffled.correct.tolist() == whole.correct.tolist()
+    assert torch.allclose(shuffled.loss, whole.loss, atol=1e-5)
+
+
+def test_hooks_of_an_ablation_are_in_place_and_gone_afterwards(opt):
+    from ablation_lens.sites import Site
+
+    class Zero:
+        def hooks(self):
+            return [(name, lambda z, hook: torch.zeros_like(z)) for name in Site.Z.hook_names(opt.cfg)]
+
+    batch = batch_for(BY_NAME["opt"])
+    before = evaluate(opt, [batch])
+    ablated = evaluate(opt, [batch], Zero())
+    assert ablated.cross_entropy != before.cross_entropy
+    assert torch.equal(evaluate(opt, [batch]).loss, before.loss)
+
+
+def test_out_of_memory_splits_the_batch_and_keeps_its_padding(opt):
+    batch = batch_for(BY_NAME["opt"])
+    expected = evaluate(opt, [batch])
+    shapes = []
+    run = opt.run_with_hooks
+
+    def limited(tokens, **options):
+        shapes.append(tuple(tokens.shape))
+        if len(tokens) > 1:
+            raise torch.OutOfMemoryError("planted")
+        return run(tokens, **options)
+
+    opt.run_with_hooks = limited
+    score = evaluate(opt, [batch])
+    assert score.splits == 2  # 3 rows → 1 + 2 → 1 + (1 + 1)
+    assert {shape[1] for shape in shapes} == {12}
+    assert score.correct.tolist() == expected.correct.tolist()
+    assert torch.allclose(score.loss, expected.loss, atol=1e-6 * expected.loss.abs().max())
+
+    def hopeless(tokens, **options):
+        raise torch.OutOfMemoryError("planted")
+
+    opt.run_with_hooks = hopeless
+    with pytest.raises(torch.OutOfMemoryError):
+        evaluate(opt, [batch])
+
+
+def test_bare_tokens_and_bare_names_are_answered_with_what_to_give(opt):
+    with pytest.raises(MismatchError, match=r"Tensor does not say .* give batches such as al.Batch.causal"):
+        evaluate(opt, [torch.ones(1, 5, dtype=torch.int64)])
+    with pytest.raises(MismatchError, match=r"str is not an ablation; give for example"):
+        evaluate(opt, [batch_for(BY_NAME["opt"])], "peak")
+
+
+def test_nothing_to_score_and_numbers_that_overflow_are_errors(opt):
+    batch = batch_for(BY_NAME["opt"])
+    nothing = Batch(batch.inputs, batch.valid, batch.labels, torch.zeros_like(batch.scored))
+    with pytest.raises(CorpusError, match="nothing to score"):
+        evaluate(opt, [nothing])
+
+    class Overflow:
+        def hooks(self):
+            return [("blocks.0.hook_resid_post", lambda value, hook: value * float("inf"))]
+
+    with pytest.raises(NonFiniteError, match="not finite"):
+        evaluate(opt, [batch], Overflow())

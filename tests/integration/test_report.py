@@ -1,0 +1,135 @@
+"""A report says what was measured, nothing else, and what is foreign in it stays text."""
+
+import json
+import re
+
+import pytest
+
+import ablation_lens as al
+from ablation_lens.errors import AblationLensError
+from ablation_lens.report.page import Figure, Heading, Paragraph, Table
+from ablation_lens.report.study import SEEDS_OF_INPUTS, make_report, write_report
+from ablation_lens.study.cells import StudyFolder
+
+HOSTILE = "<img src=x onerror=alert(1)>"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A study with resampling over more seeds than a report shows inputs of."""
+    path = tmp_path_factory.mktemp("runs") / "run"
+    al.Study(
+        models=["tiny-vit", "tiny-opt"],
+        methods=["zero", "peak", "resample-pixels", "resample-tokens"],
+        fractions=[0.5, 1.0],
+        seeds=[1, 2, 3, 4],
+        collect_tokens=500,
+        evaluate_tokens=300,
+        collect_images=40,
+        evaluate_images=30,
+    ).run(path, progress=False)
+    return path
+
+
+@pytest.fixture(scope="module")
+def page(folder):
+    return make_report(folder)
+
+
+def blocks(page, kind):
+    return [block for block in page.blocks if isinstance(block, kind)]
+
+
+def under(page, title):
+    """The blocks from a heading to the next one."""
+    start = next(i for i, block in enumerate(page.blocks) if isinstance(block, Heading) and title in block.text)
+    rest = page.blocks[start + 1 :]
+    return rest[: next((i for i, block in enumerate(rest) if isinstance(block, Heading)), len(rest))]
+
+
+def test_it_begins_with_how_much_was_measured(page, folder):
+    frame = al.Results.load(folder).frame
+    first = blocks(page, Paragraph)[0].text
+    # 2 models: a baseline, 4 seeds × 3 methods at half, 2 constants and 4 drawn ones at all.
+    assert len(frame) == 2 * (1 + 12 + 2 + 4)
+    assert "2 models, 4 methods, 2 fractions, 4 seeds: 38 evaluations" in first
+    assert f"{frame['predictions'].sum():,} predictions" in first
+
+
+def test_in_short_names_the_best_and_the_worst_method(page, folder):
+    (table,) = [block for block in under(page, "In short") if isinstance(block, Table)]
+    summary = al.Results.load(folder).summary([0.5])
+    for model, ablated, best, _, worst in table.rows:
+        assert ablated == "50 %"
+        here = summary[summary["model"] == model].sort_values("cross_entropy")
+        assert best.startswith(here.iloc[0]["method"])
+        assert worst.startswith(here.iloc[-1]["method"])
+        change = here.iloc[0]["cross_entropy"] - here.iloc[0]["baseline_cross_entropy"]
+        assert f"({change:+.2f} nats)" in best
+
+
+def test_every_model_has_its_neurons_counted_by_shape_and_its_figure_1(page, folder):
+    results = al.Results.load(folder)
+    for group, label in results.groups.items():
+        found = under(page, f"Neurons of {label}")
+        (table,) = [block for block in found if isinstance(block, Table)]
+        statistics = al.ActivationStatistics.load(StudyFolder(folder).statistics(results.facts(group)["statistics"][0]))
+        counts = statistics.table()["shape"].value_counts()
+        assert {row[0]: int(row[1].replace(",", "")) for row in table.rows} == counts.to_dict()
+        (figure,) = [block for block in found if isinstance(block, Figure)]
+        assert label in figure.figure.layout.title.subtitle.text
+        text = " ".join(block.text for block in found if isinstance(block, Paragraph))
+        assert f"{statistics.count.numel():,} neurons" in text
+        assert ("unresolved" in text) == ("unresolved" in counts)
+
+
+def test_inputs_of_resampling_are_shown_for_some_seeds_and_counted_for_the_others(page, folder):
+    found = under(page, "Inputs of resampling")
+    (table,) = [block for block in found if isinstance(block, Table)]
+    assert len(table.rows) == 2 * SEEDS_OF_INPUTS
+    kept = {(drawn["kind"], str(drawn["seed"])): drawn["extract"] for drawn in StudyFolder(folder).inputs()}
+    assert len(kept) == 8
+    for _, kind, seed, extract in table.rows:
+        assert kept[kind, seed] == extract
+    assert any("2 more are in the folder" in block.text for block in found if isinstance(block, Paragraph))
+
+
+def test_what_was_run_names_corpora_with_digests_and_versions(page, folder):
+    found = under(page, "What was run")
+    (table,) = [block for block in found if isinstance(block, Table)]
+    results = al.Results.load(folder)
+    for row, group in zip(table.rows, results.groups, strict=True):
+        facts = results.facts(group)
+        assert facts["evaluate"]["digest"][:12] in row[3]
+        assert facts["collect"]["digest"][:12] in row[2]
+        assert row[4] == f"{facts['predictions']:,}"
+    text = " ".join(block.text for block in found if isinstance(block, Paragraph))
+    assert f"torch {facts['versions']['torch']}" in text
+
+
+def test_what_failed_and_foreign_names_are_shown_as_text(folder, tmp_path):
+    import shutil
+
+    copied = tmp_path / "run"
+    shutil.copytree(folder, copied)
+    run = StudyFolder(copied)
+    for path in (copied / "groups").iterdir():
+        facts = json.loads(path.read_text())
+        if facts["model"]["name"] == "tiny-opt":
+            facts["model"]["name"] = HOSTILE
+            path.write_text(json.dumps(facts))
+    run.record_failure("x" * 24, {"model": HOSTILE, "cell": "peak, 50 %"}, ValueError(f"{HOSTILE} </script>"))
+    made, text = write_report(copied)
+    written = made.read_text(encoding="utf-8")
+    assert made.parent == copied
+    assert HOSTILE not in written
+    assert "&lt;img src=x onerror=alert(1)&gt;" in written
+    assert len(re.findall("</script", written)) == len(re.findall("<script", written))
+    assert "ValueError" in text.read_text(encoding="utf-8")
+    assert HOSTILE not in text.read_text(encoding="utf-8").replace("\\<", "")
+
+
+def test_a_folder_without_cells_is_refused(tmp_path):
+    StudyFolder.create(tmp_path / "run")
+    with pytest.raises(AblationLensError, match="no finished cell"):
+        make_report(tmp_path / "run")

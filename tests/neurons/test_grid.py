@@ -1,0 +1,103 @@
+import math
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ablation_lens.neurons.grid import Grid, power_of_two, scale_by, scaled_floor
+
+DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+
+
+def floor_of(value: float, exponent: int) -> int:
+    """floor(value / 2**exponent) in exact rational arithmetic."""
+    return math.floor(Fraction(value) / Fraction(2) ** exponent)
+
+
+def finest_exponent(low: float, high: float, bins: int, resolution: torch.dtype) -> int:
+    """The definition, tried exponent by exponent."""
+    spacing = {torch.float64: 52, torch.float32: 23, torch.bfloat16: 7, torch.float16: 10}[resolution]
+    smallest = {torch.float64: -1074, torch.float32: -149, torch.bfloat16: -133, torch.float16: -24}[resolution]
+    largest = max(abs(low), abs(high))
+    exponent = smallest if largest == 0 else max(math.frexp(largest)[1] - 1 - spacing, smallest)
+    while floor_of(high, exponent) - floor_of(low, exponent) + 1 > bins:
+        exponent += 1
+    return exponent
+
+
+def nasty(width: int) -> st.SearchStrategy[float]:
+    """Floats on bin edges, beside them, subnormal, huge, and ordinary."""
+    smallest, top = (-149, 120) if width == 32 else (-1074, 1000)
+    powers = st.integers(smallest, top).map(lambda exponent: math.ldexp(1.0, exponent))
+    rounded = np.float32 if width == 32 else np.float64
+    beside = powers.map(lambda x: float(np.nextafter(rounded(x), rounded(0))))
+    some = st.one_of(
+        powers, beside, st.sampled_from([0.0, 1e-30, 1e30, 1.0, 0.75, 255.0, 256.0, 3e-45 if width == 32 else 5e-324])
+    )
+    signed = st.tuples(some, st.sampled_from([-1.0, 1.0])).map(lambda pair: pair[0] * pair[1])
+    bounds = 2.0**120 if width == 32 else 1e300
+    free = st.floats(-bounds, bounds, width=width, allow_nan=False)
+    return st.one_of(signed, free, st.floats(-4.0, 4.0, width=width))
+
+
+@pytest.mark.parametrize("exponent", [-1022, -1000, -1, 0, 1, 52, 1000, 1023])
+def test_powers_of_two_are_exact(exponent):
+    assert power_of_two(torch.tensor([exponent])).item() == math.ldexp(1.0, exponent)
+
+
+@given(value=nasty(64), exponent=st.integers(-1074, 1023))
+@settings(deadline=None)
+def test_scaling_rounds_only_what_float64_cannot_hold(value, exponent):
+    try:
+        expected = math.ldexp(value, exponent)
+    except OverflowError:
+        expected = math.copysign(math.inf, value)
+    got = scale_by(torch.tensor([value], dtype=torch.float64), torch.tensor([exponent])).item()
+    if abs(expected) >= 2.0**-1022:
+        assert got == expected
+    else:  # two roundings among the subnormals may differ by one step from a single rounding
+        assert abs(got - expected) <= 2.0**-1074
+
+
+@given(value=nasty(64), shift=st.integers(-52, 2000))
+@settings(deadline=None)
+def test_the_cell_of_a_value_is_exact_also_when_scaling_underflows(value, shift):
+    exponent = min(max((math.frexp(value)[1] if value else 0) + shift - 1, -1074), 1023)
+    got = scaled_floor(torch.tensor([value], dtype=torch.float64), torch.tensor([exponent])).item()
+    assert got == floor_of(value, exponent)
+
+
+@pytest.mark.parametrize("resolution", DTYPES, ids=str)
+@given(ends=st.tuples(nasty(64), nasty(64)), bins=st.sampled_from([2, 3, 5, 100, 255, 256, 257, 6000]))
+@settings(deadline=None)
+def test_a_grid_is_the_finest_that_fits(resolution, ends, bins):
+    low, high = sorted(ends)
+    grid = Grid.fitting(
+        torch.tensor([low], dtype=torch.float64), torch.tensor([high], dtype=torch.float64), bins, resolution
+    )
+    exponent = finest_exponent(low, high, bins, resolution)
+    assert (grid.exponent.item(), grid.offset.item()) == (exponent, floor_of(low, exponent))
+
+
+def test_a_range_that_overflows_float64_still_has_a_grid():
+    low, high = torch.tensor([-1.7e308], dtype=torch.float64), torch.tensor([1.7e308], dtype=torch.float64)
+    grid = Grid.fitting(low, high, 256, torch.float64)
+    assert grid.exponent.item() == finest_exponent(-1.7e308, 1.7e308, 256, torch.float64)
+
+
+@given(
+    counts=st.lists(st.integers(0, 2**40), min_size=4, max_size=4),
+    offset=st.integers(-(2**53), 2**53),
+    shift=st.integers(0, 1100),
+)
+@settings(deadline=None)
+def test_coarser_grids_merge_neighbours_and_lose_nothing(counts, offset, shift):
+    first = offset >> shift
+    fine, coarse = (Grid(torch.tensor([k]), torch.tensor([o])) for k, o in ((-3, offset), (shift - 3, first)))
+    expected = [0] * 4
+    for bin_, count in enumerate(counts):
+        expected[((offset + bin_) >> shift) - first] += count
+    assert fine.rebin(torch.tensor([counts]), coarse, 4).tolist() == [expected]
