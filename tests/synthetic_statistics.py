@@ -4,7 +4,7 @@ import numpy as np
 import pandas
 import torch
 
-from ablation_lens.neurons.histogram import NeuronHistogram
+from ablation_lens.neurons.histogram_file import histogram_from_file, to_file
 from ablation_lens.neurons.moments import Moments
 from ablation_lens.neurons.statistics import ActivationStatistics, Provenance
 from ablation_lens.records import ModelRecord, Versions
@@ -45,21 +45,7 @@ def draw(tokens, shape, seed=0):
 
 def statistics_of(values, bins=256, name="synthetic"):
     """What `collect` would have made of `[token layer head dim]` values."""
-    shape = tuple(values.shape[1:])
-    histogram, moments = NeuronHistogram(shape, bins, resolution=values.dtype), Moments(shape)
-    histogram.update(values)
-    for layer in range(shape[0]):
-        moments.update_layer(layer, values[:, layer])
-    provenance = Provenance(
-        model=record(shape, name),
-        site="z",
-        include_bos=True,
-        tokens=len(values),
-        corpora=(),
-        plans=(),
-        versions=Versions.current(),
-    )
-    return ActivationStatistics(histogram, moments, provenance)
+    return ActivationStatistics.of_values(values, model=record(tuple(values.shape[1:]), name), bins=bins)
 
 
 def large_statistics(shape=(24, 32, 64), tokens=2048, scale=50):
@@ -69,7 +55,7 @@ def large_statistics(shape=(24, 32, 64), tokens=2048, scale=50):
     sample used; moments stay the sample's.
     """
     parts = [statistics_of(draw(tokens, (1, *shape[1:]), seed=layer)) for layer in range(shape[0])]
-    tensors = [part.histogram.state()[0] for part in parts]
+    tensors = [to_file(part.histogram)[0] for part in parts]
     state = {name: torch.cat([each[name] for each in tensors]) for name in tensors[0]}
     counts = state["counts"].double()
     kernel = torch.tensor([1.0, 2.0, 3.0, 2.0, 1.0], dtype=torch.float64)[None, None] / 9
@@ -80,7 +66,7 @@ def large_statistics(shape=(24, 32, 64), tokens=2048, scale=50):
     drawn = torch.where((place == 0) | (place == last), drawn.clamp(min=1), drawn)
     state |= {"counts": drawn, "total": drawn.sum(-1)}
     header = {"kind": "NeuronHistogram", "shape": list(shape), "bins": counts.shape[-1], "resolution": "float32"}
-    histogram = NeuronHistogram.from_state(state, header)
+    histogram = histogram_from_file(state, header)
     moments = [part.moments.state() for part in parts]
     provenance = Provenance(
         model=record(shape, "synthetic-1.3b"),

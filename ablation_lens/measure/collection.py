@@ -12,16 +12,17 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from ablation_lens.errors import CorpusError, MismatchError, ModelError
-from ablation_lens.measure.forward import final_residual
+from ablation_lens.measure.forward import watch
 from ablation_lens.neurons.histogram import NeuronHistogram
 from ablation_lens.neurons.moments import Moments
+from ablation_lens.neurons.positions import Positions
 from ablation_lens.neurons.rows import Rows, Scratch
-from ablation_lens.neurons.statistics import ActivationStatistics, Provenance
+from ablation_lens.neurons.statistics import ActivationStatistics, PlanReading, Provenance
 from ablation_lens.neurons.trimmed import TrimmedHistogram
 from ablation_lens.progress import progress_over
 from ablation_lens.records import Versions, record_of
-from ablation_lens.sites import Hook, Site
-from ablation_lens.tasks.plans import Batch, BatchPlan
+from ablation_lens.sites import Site
+from ablation_lens.tasks.plans import Batch, BatchPlan, PlanPart
 
 
 class CollectionInterrupted(KeyboardInterrupt):
@@ -34,7 +35,7 @@ class CollectionInterrupted(KeyboardInterrupt):
 
 def collect(
     model: Any,
-    batches: "BatchPlan | Iterable[Batch | Tensor]",
+    batches: "BatchPlan | PlanPart | Iterable[Batch | Tensor]",
     *,
     site: Site = Site.Z,
     bins: int = 256,
@@ -50,7 +51,7 @@ def collect(
 
     Args:
         model: any model with TransformerLens hooks.
-        batches: a `BatchPlan`, your own `Batch`es, or plain tensors of inputs without padding.
+        batches: a `BatchPlan` or a part of one, your own `Batch`es, or plain tensors of inputs without padding.
         site: which neurons.
         bins: most bins per neuron; between half of them and all are used.
         passes: 2 adds a histogram trimmed to the 0.1–99.9 % range, which resolves neurons with outliers.
@@ -73,7 +74,7 @@ def collect(
         raise MismatchError(
             "passes=2 reads the batches twice, and an iterator is used up after one; give a list or a plan."
         )
-    first = _Pass(model, site, include_bos, bins=bins, positions=positions)
+    first = _Pass(model, site, include_bos, bins=bins, wants_positions=positions)
     _run(first, batches, "collecting", progress)
     if first.histogram is None or not first.tokens:
         raise CorpusError("there was nothing to collect: the batches hold no real position.")
@@ -88,20 +89,22 @@ def collect(
     return first.statistics(batches)
 
 
+_Counter = NeuronHistogram | TrimmedHistogram | Moments | Positions
+
+
 @dataclass
 class _Pass:
-    """The growing state of one pass, and the hooks that feed it."""
+    """One pass over batches: it turns every layer's activation into rows, and feeds them to all that counts or sums."""
 
     model: Any
     site: Site
     include_bos: bool
     bins: int = 256
-    positions: bool = False
+    wants_positions: bool = False
     trimmed: TrimmedHistogram | None = None
     histogram: NeuronHistogram | None = None
     moments: Moments | None = None
-    position_sums: Tensor | None = None
-    position_counts: Tensor | None = None
+    positions: Positions | None = None
     tokens: int = 0
     scratch: Scratch = field(default_factory=Scratch)
 
@@ -110,74 +113,59 @@ class _Pass:
         batch = item if isinstance(item, Batch) else _plain(item, self.model)
         batch = batch.to(self.model.cfg.device)
         counted = batch.valid if self.include_bos or batch.special is None else batch.valid & ~batch.special
-        final_residual(self.model, batch, self._hooks(counted))
-        count = int(counted.sum())
-        self.tokens += count
-        if self.positions:
-            self._count_positions(counted)
-        return count
-
-    def _hooks(self, counted: Bool[Tensor, "batch pos"]) -> list[Hook]:
         valid = None if bool(counted.all()) else counted
         thread = threading.get_ident()
 
-        def hook_for(layer: int) -> Callable[..., None]:
-            def look(value: Tensor, hook: Any) -> None:
-                # A model has one set of hooks: without this, what another thread feeds it would be counted here.
-                if threading.get_ident() != thread:
-                    raise ModelError("this model is collecting in another thread; give every thread its own copy.")
-                self._add(layer, self.site.to_heads(value.detach()), counted, valid)
+        def see(layer: int, values: Tensor) -> None:
+            # A model has one set of hooks: without this, what another thread feeds it would be counted here.
+            if threading.get_ident() != thread:
+                raise ModelError("this model is collecting in another thread; give every thread its own copy.")
+            self._feed(layer, values, counted, valid)
 
-            return look
+        watch(self.model, batch, self.site, see)
+        count = int(counted.sum())
+        self.tokens += count
+        return count
 
-        return [(name, hook_for(layer)) for layer, name in enumerate(self.site.hook_names(self.model.cfg))]
-
-    def _add(self, layer: int, values: Tensor, counted: Tensor, valid: Tensor | None) -> None:
+    def _feed(
+        self, layer: int, values: Tensor, counted: Bool[Tensor, "batch pos"], valid: Bool[Tensor, "batch pos"] | None
+    ) -> None:
         if tuple(values.shape[:2]) != tuple(counted.shape):
             raise MismatchError(
                 f"{self.site.hook_name(layer)} has {tuple(values.shape[:2])} positions, "
                 f"the batch says {tuple(counted.shape)}; valid must be [batch pos] of what the model computes."
             )
+        counters = self._counters(values)
+        device = self._device  # a model may be spread over several
+        rows = Rows(values.to(device), None if valid is None else valid.to(device), self.scratch)
+        for counter in counters:
+            counter.add(layer, rows)
+
+    def _counters(self, values: Tensor) -> "list[_Counter]":
+        """What this pass feeds, the one that refuses NaN first; made when the first activation shows its shape."""
         if self.trimmed is not None:
-            self.trimmed.update_layer(layer, values, valid)
-            return
+            return [self.trimmed]
         if self.histogram is None or self.moments is None:
             shape = (self.model.cfg.n_layers, *values.shape[2:])
             self.histogram = NeuronHistogram(shape, self.bins, resolution=values.dtype, device=values.device)
             self.moments = Moments(shape, device=values.device)
-        device = self.histogram.device  # a model may be spread over several
-        columns = Rows(values.to(device), None if valid is None else valid.to(device), self.scratch)
-        self.histogram.add(layer, columns)
-        self.moments.add(layer, columns)
-        if self.positions:
-            self._add_positions(layer, values, counted)
+            self.positions = Positions(shape) if self.wants_positions else None
+        return [self.histogram, self.moments, *([] if self.positions is None else [self.positions])]
 
-    def _add_positions(self, layer: int, values: Tensor, counted: Tensor) -> None:
-        # Filled, not multiplied by 0: what lies at padding may be NaN.
-        sums = values.double().masked_fill(~counted[:, :, None, None], 0.0).sum(0).cpu()
-        if self.position_sums is None:
-            self.position_sums = torch.zeros(self.model.cfg.n_layers, *sums.shape, dtype=torch.float64)
-        missing = len(sums) - self.position_sums.shape[1]
-        if missing > 0:
-            self.position_sums = torch.nn.functional.pad(self.position_sums, (0, 0, 0, 0, 0, missing))
-        self.position_sums[layer, : len(sums)] += sums
-
-    def _count_positions(self, counted: Tensor) -> None:
-        counts = counted.sum(0).cpu()
-        known = self.position_counts if self.position_counts is not None else counts.new_zeros(0)
-        length = max(len(known), len(counts))
-        self.position_counts = sum(
-            (torch.nn.functional.pad(part, (0, length - len(part))) for part in (known, counts)),
-            counts.new_zeros(length),
-        )
+    @property
+    def _device(self) -> torch.device:
+        held = self.trimmed or self.histogram
+        assert held is not None
+        return held.device
 
     def statistics(self, batches: Any, finished: int | None = None) -> ActivationStatistics:
         """What was collected so far, with its provenance; `finished` batches, or None for all of them."""
         assert self.histogram is not None
         assert self.moments is not None
-        plan = batches if isinstance(batches, BatchPlan) else None
+        plan, start = (batches.plan, batches.start) if isinstance(batches, PlanPart) else (batches, 0)
+        known = isinstance(plan, BatchPlan)
         # A plan that was not read to its end must not pass for one that was.
-        part = "" if plan is None or finished in (None, len(plan)) else f" (first {finished} of {len(plan)} batches)"
+        stop = start + (len(batches) if finished is None else finished) if known else 0
         return ActivationStatistics(
             histogram=self.histogram,
             moments=self.moments,
@@ -186,18 +174,18 @@ class _Pass:
                 site=self.site.value,
                 include_bos=self.include_bos,
                 tokens=self.tokens,
-                corpora=() if plan is None else (plan.corpus,),
-                plans=() if plan is None else (plan.digest + part,),
+                corpora=(plan.corpus,) if known else (),
+                plans=(PlanReading(plan.digest, len(plan), ((start, stop),)),) if known else (),
                 versions=Versions.current(),
             ),
             trimmed=self.trimmed,
-            position_sums=self.position_sums,
-            position_counts=self.position_counts,
+            positions=self.positions,
         )
 
 
 def _run(running: _Pass, batches: Any, title: str, progress: bool) -> None:
-    total = batches.size if isinstance(batches, BatchPlan) and batches.task != "image-classification" else None
+    plan = batches.plan if isinstance(batches, PlanPart) else batches
+    total = batches.size if isinstance(plan, BatchPlan) and plan.task != "image-classification" else None
     with (
         torch.inference_mode(),
         _ctrl_c_between_batches() as interrupted,
@@ -208,7 +196,7 @@ def _run(running: _Pass, batches: Any, title: str, progress: bool) -> None:
             if interrupted():
                 held = running.histogram is not None
                 raise CollectionInterrupted(running.statistics(batches, number) if held else None)
-    if interrupted() and running.histogram is not None:  # behind the last batch
+    if interrupted() and running.histogram is not None:  # after the last batch
         raise CollectionInterrupted(running.statistics(batches))
 
 
@@ -246,5 +234,4 @@ def _plain(inputs: Tensor, model: Any) -> Batch:
         return Batch.causal(inputs)
     if inputs.ndim != 4:
         raise MismatchError(f"inputs of shape {tuple(inputs.shape)} are neither token ids [batch pos] nor images.")
-    valid = torch.ones(len(inputs), model.cfg.n_ctx, dtype=torch.bool)
-    return Batch(inputs, valid, torch.zeros(len(inputs), dtype=torch.int64), torch.zeros(len(inputs), dtype=torch.bool))
+    return Batch.images(inputs, model.cfg.n_ctx)

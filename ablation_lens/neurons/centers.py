@@ -13,6 +13,7 @@ from torch import Tensor
 from ablation_lens.errors import MismatchError, NonFiniteError
 from ablation_lens.names import nearest
 from ablation_lens.neurons.peaks import (
+    PEAK_BINS,
     NeuronStatistics,
     at_bins,
     highest,
@@ -40,7 +41,7 @@ def register(name: str) -> Callable[[_Center], _Center]:
     ...     return statistics.histogram.quantile(0.25)
     >>> names()[-1], describe("first-quartile")
     ('first-quartile', 'The value a quarter of all values lies below, to ± ε.')
-    >>> _ = _CENTERS.pop("first-quartile")  # an example leaves nothing behind
+    >>> unregister("first-quartile")
     """
 
     def add(function: _Center) -> _Center:
@@ -54,6 +55,16 @@ def register(name: str) -> Callable[[_Center], _Center]:
         return function
 
     return add
+
+
+def unregister(name: str) -> None:
+    """Forget a center again."""
+    _CENTERS.pop(name, None)
+
+
+def is_ours(name: str) -> bool:
+    """Whether a center is one of this package's, not a user's."""
+    return name in _CENTERS and _CENTERS[name].__module__ == __name__
 
 
 def names() -> tuple[str, ...]:
@@ -148,7 +159,7 @@ def _bins(histogram_bins: int, bins: int | None) -> int:
             f"bins={bins!r}; expected a whole number from 2 to {histogram_bins}, the bins that were collected. "
             "Collect with more to see finer."
         )
-    return 128 if bins is None else bins
+    return PEAK_BINS if bins is None else bins
 
 
 # ---------------------------------------------------------------------- the centers
@@ -186,6 +197,9 @@ def peak(
     if bins is not None and epsilon is not None:
         raise MismatchError(f"bins={bins} and epsilon={epsilon} both set the width of a bin; give one of them.")
     width = None if epsilon is None else _positive("epsilon", epsilon)
+    if width is not None and width > torch.finfo(torch.float16).max:
+        # The middle of such a bin is a value that no model survives, and it would say so in its cells only.
+        raise MismatchError(f"epsilon={epsilon} is wider than any activation; expected at most 65504.")
     return naive_peak(statistics.histogram, _bins(statistics.histogram.bins, bins), width)
 
 
@@ -275,10 +289,10 @@ def peak_trimmed(statistics: NeuronStatistics, *, bins: int | None = None) -> Fl
             "center 'peak-trimmed' needs the trimmed histogram of a second pass, and these statistics have seen one "
             "pass; collect them with collect(..., passes=2)."
         )
-    outside = (trimmed.total == trimmed.underflow + trimmed.overflow).nonzero()
+    outside = (trimmed.inside.total == 0).nonzero()
     if len(outside):
         raise MismatchError(
             f"the second pass saw no value of {neuron_name(*outside[0].tolist())} in its trimmed range; it was "
             "interrupted, or ran over another corpus than the first: collect again."
         )
-    return naive_peak(trimmed, _bins(trimmed.bins, bins))
+    return naive_peak(trimmed.inside, _bins(trimmed.bins, bins))

@@ -1,10 +1,11 @@
-"""Dyadic grids: bins of width 2^k on the multiples of 2^k, and exact arithmetic on them.
+"""Dyadic grids: bins of width 2^k on the multiples of 2^k, exact arithmetic on them, and counting into them.
 
 Bin `j` of a neuron is `[(offset + j) * 2**exponent, (offset + j + 1) * 2**exponent)`. Scaling by a power
 of two is exact, so no value ever lands in a neighbour's bin, whatever the order or the device.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -126,6 +127,44 @@ class Grid:
         return counts.new_zeros(*counts.shape[:-1], bins).scatter_add_(-1, index, counts)
 
 
+# ---------------------------------------------------------------------- reading counts
+
+
+def value_at(
+    counts: Int64[Tensor, "*neurons bin"], grid: Grid, index: Int64[Tensor, "*neurons q"]
+) -> Float[Tensor, "*neurons q"]:
+    """The `index`-th smallest of the counted values (from 0), supposing that a bin's values lie evenly in it.
+
+    >>> value_at(torch.tensor([[1, 2]]), Grid(torch.tensor([0]), torch.tensor([5])), torch.tensor([[0, 1, 2]])).tolist()
+    [[5.5, 6.25, 6.75]]
+    """
+    cumulative = counts.cumsum(-1)
+    place = torch.searchsorted(cumulative, index, right=True).clamp(max=counts.shape[-1] - 1)
+    count = counts.gather(-1, place)
+    share = (index - (cumulative.gather(-1, place) - count) + 0.5) / count
+    return scale_by((grid.offset.unsqueeze(-1) + place).double() + share, grid.exponent.unsqueeze(-1))
+
+
+def quantiles(
+    wanted: Float[Tensor, " q"],
+    total: Int64[Tensor, "*neurons"],
+    ordered: Callable[[Int64[Tensor, "*neurons q"]], Float[Tensor, "*neurons q"]],
+) -> Float[Tensor, "q *neurons"]:
+    """NumPy's linear interpolation between the ordered values; `ordered(index)` gives those. NaN without any.
+
+    >>> quantiles(torch.tensor([0.0, 0.25]), torch.tensor([3]), lambda index: 10.0 * index).tolist()
+    [[0.0], [5.0]]
+    """
+    last = total.unsqueeze(-1) - 1
+    rank = wanted * last.clamp(min=0)
+    below = rank.floor()
+    weight = rank - below
+    low = ordered(below.long())
+    high = ordered(torch.minimum(below.long() + 1, last.clamp(min=0)))
+    values = torch.where(weight > 0, low + (high - low) * weight, low)
+    return values.masked_fill(last < 0, torch.nan).movedim(-1, 0)
+
+
 # ---------------------------------------------------------------------- counting
 
 HISTC_BINS, HISTC_VALUES = 2**22, 2**24
@@ -207,23 +246,25 @@ class Counter:
     def __init__(self) -> None:
         self._scratch = Scratch()
 
-    def add(self, counts: Int64[Tensor, "neuron bin"], columns: Rows, binning: Binning) -> None:
-        """Count every value of `columns` into `counts`, in place.
+    def add(self, counts: Int64[Tensor, "neuron bin"], rows: Rows, binning: Binning) -> None:
+        """Count every value of `rows` into `counts`, in place.
 
         On a CPU, `scatter_add_` counts straight into the int64 counts, in parallel over neurons, each of whose counts
         stay in cache; an accelerator uses batched `histc`.
         """
         bins = counts.shape[1]
-        for which, values in columns.blocks(at_most=None if columns.on_cpu else max(1, HISTC_BINS // bins)):
+        for which, values in rows.blocks(at_most=None if rows.on_cpu else max(1, HISTC_BINS // bins)):
             index = binning.index(values, which, self._scratch.like(values, binning.dtype))
-            if columns.on_cpu:
+            if rows.on_cpu:
                 target = self._scratch.like(values, torch.int64).copy_(index)
                 counts[which].scatter_add_(1, target, target.new_ones(()).expand_as(target))
             else:
                 counts[which] += histc_counts(index.float(), bins)
 
 
-def histc_counts(index: Float[Tensor, "neuron token"], bins: int) -> Int64[Tensor, "neuron bin"]:
+def histc_counts(
+    index: Float[Tensor, "neuron token"], bins: int, *, most_bins: int = HISTC_BINS, most_values: int = HISTC_VALUES
+) -> Int64[Tensor, "neuron bin"]:
     """Count whole bin indices below `bins` for many neurons with one `torch.histc` per call, on any device.
 
     >>> histc_counts(torch.tensor([[0.0, 1.0, 1.0], [2.0, 2.0, 0.0]]), 3)
@@ -232,14 +273,14 @@ def histc_counts(index: Float[Tensor, "neuron token"], bins: int) -> Int64[Tenso
     """
     neurons, tokens = index.shape
     counts = torch.zeros(neurons, bins, dtype=torch.int64, device=index.device)
-    width = max(1, HISTC_BINS // bins)
+    width = max(1, most_bins // bins)
     for start in range(0, neurons, width):
         block = index[start : start + width]
         size = len(block) * bins
         # Half a bin off the edges, where rounding cannot move a value across.
         middle = torch.arange(len(block), device=index.device, dtype=torch.float32) * bins + 0.5
-        for first in range(0, tokens, HISTC_VALUES - 1):
-            shifted = block[:, first : first + HISTC_VALUES - 1] + middle[:, None]
+        for first in range(0, tokens, most_values - 1):
+            shifted = block[:, first : first + most_values - 1] + middle[:, None]
             shifted = (shifted if shifted.is_contiguous() else shifted.T).flatten()  # in the order of memory
             if torch.are_deterministic_algorithms_enabled():  # histc refuses on CUDA then, although counts are exact
                 counted = torch.bincount(shifted.long(), minlength=size)

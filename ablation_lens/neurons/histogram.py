@@ -6,7 +6,7 @@ merge pairwise, which loses nothing because the grids nest. So the state is a fu
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Self
 
 import torch
@@ -14,13 +14,14 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from ablation_lens.errors import MismatchError, NonFiniteError
-from ablation_lens.neurons.grid import RESOLUTIONS, Binning, Grid, scaled_floor
-from ablation_lens.neurons.grid_counts import GridCounts, dtype_name
+from ablation_lens.neurons.grid import RESOLUTIONS, Binning, Counter, Grid, quantiles, scale_by, value_at
 from ablation_lens.neurons.rows import Rows, Scratch, own_memory
 from ablation_lens.sites import neuron_name
 
+RESOLUTION_NAMES = {str(dtype).removeprefix("torch."): dtype for dtype in RESOLUTIONS}
 
-class NeuronHistogram(GridCounts):
+
+class NeuronHistogram:
     """Histograms of all neurons of a site, `(layer, head, dim)`, each with its own bin width.
 
     `resolution` is the dtype the values were computed in: bins are no finer than its spacing at a neuron's
@@ -42,7 +43,37 @@ class NeuronHistogram(GridCounts):
         resolution: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
-        self._allocate(shape, bins, resolution, device)
+        if len(shape) != 3 or min(shape) < 1:
+            raise MismatchError(
+                f"shape {tuple(shape)} is not a site's shape; expected three sizes, (layer, head, dim)."
+            )
+        if not 2 <= bins <= 2**16:
+            raise MismatchError(f"bins={bins}, but a histogram has 2 to 65536 bins; leave it out for 256.")
+        if resolution not in RESOLUTIONS:
+            raise MismatchError(
+                f"resolution is {resolution}; expected a dtype of activations: {', '.join(RESOLUTION_NAMES)}."
+            )
+        self.shape = (shape[0], shape[1], shape[2])
+        self.bins = bins
+        self.resolution = resolution
+        with own_memory():
+            self._counts = torch.zeros(*self.shape, bins, dtype=torch.int64, device=device)
+            self._exponent = torch.zeros(self.shape, dtype=torch.int64, device=device)
+            self._offset = torch.zeros_like(self._exponent)
+            self._minimum = torch.full(self.shape, torch.inf, dtype=torch.float64, device=device)
+            self._maximum = -self._minimum
+        self._binnings: list[Binning | None] = [None] * self.shape[0]
+        self._counter = Counter()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The state itself, not a copy: what a file holds."""
+        return {
+            "counts": self._counts,
+            "exponent": self._exponent,
+            "offset": self._offset,
+            "minimum": self._minimum,
+            "maximum": self._maximum,
+        }
 
     # ------------------------------------------------------------------ adding values
 
@@ -58,19 +89,16 @@ class NeuronHistogram(GridCounts):
         >>> histogram.total.flatten().tolist()
         [3, 3]
         """
-        if tuple(values.shape[-3:]) != self.shape:
-            raise MismatchError(
-                f"values have shape {tuple(values.shape)}; expected (…, layer, head, dim) = (…, {self.shape})."
-            )
+        require_layers(values, self.shape)
         with own_memory():
             scratch = Scratch()  # so only one layer is laid out at a time
 
-            def columns(layer: int) -> Rows:
-                return self._columns(values[..., layer, :, :], valid, scratch)
+            def rows(layer: int) -> Rows:
+                return rows_for(self.shape, self.device, values[..., layer, :, :], valid, scratch)
 
-            ranges = [self._range_of(layer, columns(layer)) for layer in range(self.shape[0])]
+            ranges = [finite_range(layer, rows(layer), self.shape) for layer in range(self.shape[0])]
             for layer, (low, high) in enumerate(ranges):
-                self._absorb(layer, columns(layer), low, high)
+                self._absorb(layer, rows(layer), low, high)
 
     def update_layer(
         self, layer: int, values: Float[Tensor, "*batch head dim"], valid: Bool[Tensor, "*batch"] | None = None
@@ -83,72 +111,54 @@ class NeuronHistogram(GridCounts):
         [0, 28]
         """
         with own_memory():
-            self.add(layer, self._columns(values, valid))
+            self.add(layer, rows_for(self.shape, self.device, values, valid))
 
-    def add(self, layer: int, columns: Rows) -> None:
+    def add(self, layer: int, rows: Rows) -> None:
         """Count values of one layer that are laid out already, for whoever needs them for more than counting."""
         with own_memory():
-            self._absorb(layer, columns, *self._range_of(layer, columns))
+            self._absorb(layer, rows, *finite_range(layer, rows, self.shape))
 
-    def _columns(
-        self,
-        values: Float[Tensor, "*batch head dim"],
-        valid: Bool[Tensor, "*batch"] | None,
-        scratch: Scratch | None = None,
-    ) -> Rows:
-        if tuple(values.shape[-2:]) != self.shape[1:] or values.dtype not in RESOLUTIONS:
-            raise MismatchError(
-                f"values are {values.dtype} of shape {tuple(values.shape)}; expected a floating dtype and "
-                f"(…, head, dim) = (…, {self.shape[1]}, {self.shape[2]})."
-            )
-        return Rows(values.to(self.device), None if valid is None else valid.to(self.device), scratch)
+    def add_counts(self, layer: int, counts: Int64[Tensor, "neuron bin"]) -> None:
+        """Add counts that are on this histogram's own grid."""
+        self._flat_counts(layer).add_(counts)
 
-    def _range_of(self, layer: int, columns: Rows) -> tuple[Float[Tensor, " neuron"], Float[Tensor, " neuron"]]:
-        """The range of the values; everything that can be wrong with them is found here."""
-        if not 0 <= layer < self.shape[0]:
-            raise MismatchError(
-                f"layer {layer} does not exist: this histogram has {self.shape[0]} layers, counted from 0."
-            )
-        if columns.shape != self.shape[1:]:
-            raise MismatchError(f"columns are of {columns.shape} (head, dim); expected {self.shape[1:]}.")
-        low, high = columns.range()
-        # NaN propagates through both ends. Both ends are infinite the other way round when there are no values.
-        bad = (low.isnan() | (low == -torch.inf) | (high == torch.inf)).nonzero()
-        if len(bad):
-            first = int(bad[0])
-            value = low[first].item() if not math.isfinite(low[first].item()) else high[first].item()
-            raise NonFiniteError(
-                f"{neuron_name(layer, *divmod(first, self.shape[2]))} is {value} somewhere in this batch; statistics "
-                "count finite values only, so nothing of it was counted. Look for overflow: float16 often needs "
-                "bfloat16 or float32."
-            )
-        return low, high
-
-    def _absorb(self, layer: int, columns: Rows, low: Float[Tensor, " neuron"], high: Float[Tensor, " neuron"]) -> None:
+    def _absorb(self, layer: int, rows: Rows, low: Float[Tensor, " neuron"], high: Float[Tensor, " neuron"]) -> None:
         self._widen(layer, low, high)
         binning = self._binnings[layer]
-        if binning is None or binning.values != columns.dtype:
-            binning = self._binnings[layer] = self._binning(layer, columns.dtype)
-        self._counter.add(self._flat_counts(layer), columns, binning)
+        if binning is None or binning.values != rows.dtype:
+            binning = self._binnings[layer] = self._binning(layer, rows.dtype)
+        self._counter.add(self._flat_counts(layer), rows, binning)
 
     def _binning(self, layer: int, values: torch.dtype) -> Binning:
         # Nothing but zeros counts alike on any grid, and their own (2^-149) would need float64 for the whole layer.
         dead = (self._minimum[layer] == 0) & (self._maximum[layer] == 0)
-        grid = self._grid(layer)
+        grid = self.grid(layer)
         grid = Grid(grid.exponent.masked_fill(dead.flatten(), 0), grid.offset)
         return Binning(grid, self.bins, values, self.resolution)
 
     def _widen(self, layer: int, low: Float[Tensor, " neuron"], high: Float[Tensor, " neuron"]) -> None:
         """Make room for values between `low` and `high`."""
-        known_low, known_high = self._range(layer)
+        known_low, known_high = self.ends(layer)
         low, high = torch.minimum(low, known_low), torch.maximum(high, known_high)
         if torch.equal(low, known_low) and torch.equal(high, known_high):
             return
         old = Grid(self._exponent[layer].flatten().clone(), self._offset[layer].flatten().clone())
-        self._place(layer, low, high)
-        new, counts = self._grid(layer), self._flat_counts(layer)
+        self.place(layer, low, high)
+        new, counts = self.grid(layer), self._flat_counts(layer)
         moved = ((old.exponent != new.exponent) | (old.offset != new.offset)).nonzero().flatten()
         counts[moved] = old[moved].rebin(counts[moved], new[moved], self.bins)
+
+    def place(self, layer: int, low: Float[Tensor, " neuron"], high: Float[Tensor, " neuron"]) -> None:
+        """Set the range of a layer that has no counts yet, and with it the grid."""
+        grid = Grid.fitting(low, high, self.bins, self.resolution)
+        for state, part in (
+            (self._minimum, low),
+            (self._maximum, high),
+            (self._exponent, grid.exponent),
+            (self._offset, grid.offset),
+        ):
+            state[layer] = part.view(self.shape[1:])
+        self._binnings[layer] = None
 
     # ------------------------------------------------------------------ combining
 
@@ -173,23 +183,13 @@ class NeuronHistogram(GridCounts):
         Traceback (most recent call last):
         ablation_lens.errors.MismatchError: histograms of unlike bins do not add up: 256 and 100; coarsen the finer one.
         """
-        self._require_like(other)
+        require_like(self, other)
         other = other if other.device == self.device else other.to(self.device)
         with own_memory():
             for layer in range(self.shape[0]):
-                self._widen(layer, *other._range(layer))
-                counts, theirs, ours = other._flat_counts(layer), other._grid(layer), self._grid(layer)
-                self._flat_counts(layer).add_(counts if theirs.equals(ours) else theirs.rebin(counts, ours, self.bins))
-
-    def _require_like(self, other: GridCounts) -> None:
-        for what, mine, theirs, advice in (
-            ("kind", type(self).__name__, type(other).__name__, "merge like with like"),
-            ("shape", self.shape, other.shape, "collect both from the same model and site"),
-            ("bins", self.bins, other.bins, "coarsen the finer one"),
-            ("resolution", dtype_name(self.resolution), dtype_name(other.resolution), "collect both in the same dtype"),
-        ):
-            if mine != theirs:
-                raise MismatchError(f"histograms of unlike {what} do not add up: {mine} and {theirs}; {advice}.")
+                self._widen(layer, *other.ends(layer))
+                counts, theirs, ours = other._flat_counts(layer), other.grid(layer), self.grid(layer)
+                self.add_counts(layer, counts if theirs.equals(ours) else theirs.rebin(counts, ours, self.bins))
 
     def copy(self) -> Self:
         """An independent copy, on the same device.
@@ -223,33 +223,220 @@ class NeuronHistogram(GridCounts):
                 f"max_bins={max_bins}, but this histogram has {self.bins} bins; it can only be made coarser."
             )
         result = self._like(max_bins, self.device)
-        inner, outer = self._inner(self._counts), result._inner(result._counts)
         with own_memory():
-            if self._margin:
-                result._counts[..., 0], result._counts[..., -1] = self._counts[..., 0], self._counts[..., -1]
             for layer in range(self.shape[0]):
-                mine = inner[layer].reshape(-1, self.bins)
-                outer[layer] = self._grid(layer).rebin(mine, result._grid(layer), max_bins).view(*self.shape[1:], -1)
+                result.add_counts(layer, self.grid(layer).rebin(self._flat_counts(layer), result.grid(layer), max_bins))
         return result
 
     def _like(self, bins: int, device: torch.device) -> Self:
         """No counts yet, but the same range on its grid of `bins` bins."""
-        result = object.__new__(type(self))
-        result._allocate(self.shape, bins, self.resolution, device)
+        result = type(self)(self.shape, bins, resolution=self.resolution, device=device)
         with own_memory():
             for layer in range(self.shape[0]):
-                low, high = self._range(layer)
-                result._place(layer, low.to(device), high.to(device))
+                low, high = self.ends(layer)
+                result.place(layer, low.to(device), high.to(device))
         return result
 
-    def _flaws(self, total: Int64[Tensor, "layer head dim"]) -> Iterator[tuple[str, Bool[Tensor, "layer head dim"]]]:
-        yield from super()._flaws(total)
-        low, high = self._minimum, self._maximum
-        empty = total == 0
-        yield "a range without values, or values without a range", empty != (low > high)
-        yield "one value, but a minimum below its maximum", (total == 1) & (low < high)
-        last = (scaled_floor(high, self._exponent).masked_fill(empty, 0)).long() - self._offset
-        ends = self._counts.gather(-1, torch.stack([torch.zeros_like(last), last], -1))
-        yield "no value in the bin of its minimum or maximum", ~empty & (ends == 0).any(-1)
-        beyond = torch.arange(self.bins, device=self.device) > last.unsqueeze(-1)
-        yield "values beyond its maximum", (self._counts * beyond > 0).any(-1)
+    # ------------------------------------------------------------------ reading
+
+    @property
+    def device(self) -> torch.device:
+        """Where the counts are kept, and values are counted."""
+        return self._counts.device
+
+    @property
+    def total(self) -> Int64[Tensor, "layer head dim"]:
+        """How many values each neuron has seen."""
+        return self._counts.sum(-1)
+
+    @property
+    def exponent(self) -> Int64[Tensor, "layer head dim"]:
+        """k of every neuron: its bins are 2^k wide."""
+        return self._exponent.clone()
+
+    @property
+    def offset(self) -> Int64[Tensor, "layer head dim"]:
+        """o of every neuron: its first bin starts at o·2^k."""
+        return self._offset.clone()
+
+    @property
+    def epsilon(self) -> Float[Tensor, "layer head dim"]:
+        """The bin width of every neuron; NaN where nothing was counted."""
+        return self._known(scale_by(torch.ones_like(self._minimum), self._exponent))
+
+    @property
+    def minimum(self) -> Float[Tensor, "layer head dim"]:
+        """The smallest value of every neuron, exact; NaN where nothing was counted."""
+        return self._known(self._minimum)
+
+    @property
+    def maximum(self) -> Float[Tensor, "layer head dim"]:
+        """The largest value of every neuron, exact; NaN where nothing was counted."""
+        return self._known(self._maximum)
+
+    def _known(self, values: Float[Tensor, "layer head dim"]) -> Float[Tensor, "layer head dim"]:
+        return values.masked_fill(self._minimum > self._maximum, torch.nan)
+
+    def grid(self, layer: int) -> Grid:
+        """Where the bins of a layer's neurons lie."""
+        return Grid(self._exponent[layer].flatten(), self._offset[layer].flatten())
+
+    def ends(self, layer: int) -> tuple[Float[Tensor, " neuron"], Float[Tensor, " neuron"]]:
+        """The smallest and largest value of a layer's neurons; `inf, -inf` where nothing was counted."""
+        return self._minimum[layer].flatten(), self._maximum[layer].flatten()
+
+    def _flat_counts(self, layer: int) -> Int64[Tensor, "neuron bin"]:
+        return self._counts[layer].view(-1, self.bins)
+
+    def counts(self, neuron: tuple[int, ...] | int = ()) -> Int64[Tensor, "*rest bin"]:
+        """The counts of a neuron `(layer, head, dim)`, of a layer, or of all neurons; a copy.
+
+        >>> NeuronHistogram((2, 3, 4), bins=8).counts(1).shape
+        torch.Size([3, 4, 8])
+        """
+        return self._counts[self._checked(neuron)].clone()
+
+    def edges(self, neuron: tuple[int, ...] | int = ()) -> Float[Tensor, "*rest edge"]:
+        """The edges of the bins, one more than bins, of a neuron, of a layer, or of all neurons.
+
+        >>> histogram = NeuronHistogram((1, 1, 1), bins=2)
+        >>> histogram.update(torch.tensor([0.0, 1.5]).view(2, 1, 1, 1))
+        >>> histogram.edges((0, 0, 0)).tolist()
+        [0.0, 1.0, 2.0]
+        """
+        which = self._checked(neuron)
+        cells = self._offset[which].unsqueeze(-1) + torch.arange(self.bins + 1, device=self.device)
+        edges = scale_by(cells, self._exponent[which].unsqueeze(-1))
+        return edges.masked_fill((self._minimum > self._maximum)[which].unsqueeze(-1), torch.nan)
+
+    def bin_center(self, index: Int64[Tensor, "*many layer head dim"]) -> Float[Tensor, "*many layer head dim"]:
+        """The middle of one bin per neuron: with the argmax of the counts, the paper's peak.
+
+        >>> histogram = NeuronHistogram((1, 1, 1), bins=4)
+        >>> histogram.update(torch.tensor([0.0, 2.5, 2.75, 3.5]).view(4, 1, 1, 1))
+        >>> histogram.bin_center(histogram.counts().argmax(-1)).item()
+        2.5
+        """
+        return self._known(scale_by((self._offset + index).double() + 0.5, self._exponent))
+
+    def quantile(self, q: float | Sequence[float]) -> Float[Tensor, "*q layer head dim"]:
+        """The value below which a share `q` of a neuron's values lies, within one ε of NumPy's answer.
+
+        The values of a bin are taken to lie evenly in it; minimum and maximum are exact, and between two
+        values NumPy's linear interpolation applies. NaN where nothing was counted.
+
+        >>> histogram = NeuronHistogram((1, 1, 1))
+        >>> histogram.update(torch.arange(101.0).view(101, 1, 1, 1))
+        >>> histogram.quantile([0.0, 0.25, 1.0]).flatten().tolist()
+        [0.0, 25.25, 100.0]
+        """
+        wanted = shares(q, self.device)
+        with own_memory():
+            layers = [self._quantiles(layer, wanted.flatten()) for layer in range(self.shape[0])]
+        return torch.stack(layers, 1).view(*wanted.shape, *self.shape)
+
+    def _quantiles(self, layer: int, wanted: Float[Tensor, " q"]) -> Float[Tensor, "q neuron"]:
+        counts, grid = self._flat_counts(layer), self.grid(layer)
+        low, high = (end.unsqueeze(-1) for end in self.ends(layer))
+        total = counts.sum(-1)
+
+        def ordered(index: Int64[Tensor, "neuron q"]) -> Float[Tensor, "neuron q"]:
+            inside = value_at(counts, grid, index).clamp(low, high)
+            return torch.where(index == 0, low, torch.where(index == total.unsqueeze(-1) - 1, high, inside))
+
+        return quantiles(wanted, total, ordered)
+
+    def _checked(self, neuron: tuple[int, ...] | int) -> tuple[int, ...]:
+        place = (neuron,) if isinstance(neuron, int) else tuple(neuron)
+        if len(place) > 3 or not all(0 <= at < size for at, size in zip(place, self.shape, strict=False)):
+            raise MismatchError(
+                f"{place} is not a neuron or layer here: shape is {self.shape} (layer, head, dim), counted from 0."
+            )
+        return place
+
+    def __repr__(self) -> str:
+        return describe_counts(type(self).__name__, self.shape, self.bins, self.total)
+
+
+# ---------------------------------------------------------------------- shared with trimmed histograms
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """`torch.float32` → `float32`."""
+    return str(dtype).removeprefix("torch.")
+
+
+def require_layers(values: Float[Tensor, "*batch layer head dim"], shape: tuple[int, int, int]) -> None:
+    """Raise unless these are values of all layers of a site of this shape."""
+    if tuple(values.shape[-3:]) != shape:
+        raise MismatchError(f"values have shape {tuple(values.shape)}; expected (…, layer, head, dim) = (…, {shape}).")
+
+
+def rows_for(
+    shape: tuple[int, int, int],
+    device: torch.device,
+    values: Float[Tensor, "*batch head dim"],
+    valid: Bool[Tensor, "*batch"] | None,
+    scratch: Scratch | None = None,
+) -> Rows:
+    """One layer's values, where a histogram of this shape on this device can count them."""
+    if tuple(values.shape[-2:]) != shape[1:] or values.dtype not in RESOLUTIONS:
+        raise MismatchError(
+            f"values are {values.dtype} of shape {tuple(values.shape)}; expected a floating dtype and "
+            f"(…, head, dim) = (…, {shape[1]}, {shape[2]})."
+        )
+    return Rows(values.to(device), None if valid is None else valid.to(device), scratch)
+
+
+def finite_range(
+    layer: int, rows: Rows, shape: tuple[int, int, int]
+) -> tuple[Float[Tensor, " neuron"], Float[Tensor, " neuron"]]:
+    """The range of the values; everything that can be wrong with them is found here, before any is counted."""
+    if not 0 <= layer < shape[0]:
+        raise MismatchError(f"layer {layer} does not exist: this histogram has {shape[0]} layers, counted from 0.")
+    if rows.shape != shape[1:]:
+        raise MismatchError(f"rows are of {rows.shape} (head, dim); expected {shape[1:]}.")
+    low, high = rows.range()
+    # NaN propagates through both ends. Both ends are infinite the other way round when there are no values.
+    bad = (low.isnan() | (low == -torch.inf) | (high == torch.inf)).nonzero()
+    if len(bad):
+        first = int(bad[0])
+        value = low[first].item() if not math.isfinite(low[first].item()) else high[first].item()
+        raise NonFiniteError(
+            f"{neuron_name(layer, *divmod(first, shape[2]))} is {value} somewhere in this batch; statistics "
+            "count finite values only, so nothing of it was counted. Look for overflow: float16 often needs "
+            "bfloat16 or float32."
+        )
+    return low, high
+
+
+def require_like(mine: object, theirs: object) -> None:
+    """Raise unless two histograms are of one kind, shape, number of bins and resolution."""
+    for what, advice in (
+        ("kind", "merge like with like"),
+        ("shape", "collect both from the same model and site"),
+        ("bins", "coarsen the finer one"),
+        ("resolution", "collect both in the same dtype"),
+    ):
+        one, two = (type(each).__name__ if what == "kind" else getattr(each, what, None) for each in (mine, theirs))
+        if one != two:
+            one, two = (dtype_name(each) if isinstance(each, torch.dtype) else each for each in (one, two))
+            raise MismatchError(f"histograms of unlike {what} do not add up: {one} and {two}; {advice}.")
+
+
+def shares(q: float | Sequence[float], device: torch.device) -> Float[Tensor, "*q"]:
+    """Shares between 0 and 1, as quantiles want them."""
+    wanted = torch.as_tensor(q, dtype=torch.float64, device=device)
+    if not bool(((wanted >= 0) & (wanted <= 1)).all()):
+        raise MismatchError(f"quantile {q} is not between 0 and 1.")
+    return wanted
+
+
+def describe_counts(kind: str, shape: tuple[int, int, int], bins: int, total: Int64[Tensor, "layer head dim"]) -> str:
+    """`NeuronHistogram(4 layers × 8 heads × 16 dims, 256 bins, 20 480 values per neuron)`."""
+    low, high = (f"{int(end):,}".replace(",", " ") for end in (total.min(), total.max()))
+    seen = "no values" if high == "0" else f"{low if low == high else f'{low}–{high}'} values per neuron"
+    sizes = " × ".join(
+        f"{size} {word}{'' if size == 1 else 's'}" for size, word in zip(shape, ("layer", "head", "dim"), strict=True)
+    )
+    return f"{kind}({sizes}, {bins} bins, {seen})"

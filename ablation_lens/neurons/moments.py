@@ -47,21 +47,21 @@ class Moments:
             )
         self.add(layer, Rows(values, valid))
 
-    def add(self, layer: int, columns: Rows) -> None:
+    def add(self, layer: int, rows: Rows) -> None:
         """Add values of one layer that are laid out already, for whoever needs them for more than sums."""
-        if not columns.tokens:
+        if not rows.tokens:
             return
         with own_memory():
             pivot, sums = self.pivot[layer].view(-1), [self._sums[name][layer].view(-1) for name in _SUMS]
             if not int(self.count[layer]):
                 # The median of a few: the very first is the BOS position's, where many neurons are far off.
                 # Sorted, because torch's own median refuses on CUDA under deterministic algorithms.
-                first = next(iter(columns))[:, :_FIRST].sort(1).values
+                first = next(iter(rows))[:, :_FIRST].sort(1).values
                 pivot.copy_(first[:, first.shape[1] // 2])
-            for which, values in columns.blocks():
+            for which, values in rows.blocks():
                 for total, part in zip(sums, self._sums_of(values, pivot[which]), strict=True):
                     total[which] += part
-            self.count[layer] += columns.tokens
+            self.count[layer] += rows.tokens
 
     def merge(self, other: Self) -> Self:
         """New moments that have seen the values of both; the arguments stay as they are.

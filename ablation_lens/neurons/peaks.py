@@ -12,10 +12,12 @@ from torch import Tensor
 
 from ablation_lens.errors import MismatchError
 from ablation_lens.neurons.grid import Grid, scale_by
-from ablation_lens.neurons.grid_counts import GridCounts
 from ablation_lens.neurons.histogram import NeuronHistogram
 from ablation_lens.neurons.trimmed import TrimmedHistogram
 from ablation_lens.sites import neuron_name
+
+PEAK_BINS = 128
+"""Most bins per neuron that the paper's peak is looked for in."""
 
 
 class NeuronStatistics(Protocol):
@@ -38,7 +40,7 @@ class NeuronStatistics(Protocol):
         """The variance of every neuron, exact."""
 
 
-def require_values(histogram: GridCounts) -> None:
+def require_values(histogram: NeuronHistogram) -> None:
     """Raise for a neuron nothing was counted for: it has no shape and no center."""
     empty = (histogram.total == 0).nonzero()
     if len(empty):
@@ -52,7 +54,7 @@ def require_values(histogram: GridCounts) -> None:
 
 
 def naive_peak(
-    histogram: GridCounts, bins: int = 128, epsilon: float | None = None
+    histogram: NeuronHistogram, bins: int = PEAK_BINS, epsilon: float | None = None
 ) -> Float64[Tensor, "layer head dim"]:
     """The middle of the fullest bin, the lower of equals, after merging to at most `bins` bins per neuron.
 
@@ -77,7 +79,7 @@ def naive_peak(
     return torch.where(low == high, low, torch.stack(layers))
 
 
-def at_bins(histogram: GridCounts, index: Int64[Tensor, "layer head dim"]) -> Float64[Tensor, "layer head dim"]:
+def at_bins(histogram: NeuronHistogram, index: Int64[Tensor, "layer head dim"]) -> Float64[Tensor, "layer head dim"]:
     """The middle of one bin per neuron; of a constant neuron the constant, which lies at its bin's edge."""
     low, high = histogram.minimum.cpu(), histogram.maximum.cpu()
     return torch.where(low == high, low, histogram.bin_center(index.to(histogram.device)).cpu())

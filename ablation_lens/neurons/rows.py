@@ -1,7 +1,7 @@
-"""One layer's activation with a line of memory per neuron: what counting and summing per neuron want to read.
+"""One layer's activation with a row of memory per neuron: what everything that counts or sums is fed with.
 
-A model leaves all neurons of a position behind each other. Counting and summing go over positions, neuron by
-neuron, and on a CPU take half the time when a neuron's values lie behind each other; turning them round costs less
+A model leaves all neurons of a position after each other. Counting and summing go over positions, neuron by
+neuron, and on a CPU take half the time when a neuron's values lie after each other; turning them round costs less
 than that saves. An accelerator does not mind, so there they stay where they are.
 """
 
@@ -13,6 +13,15 @@ from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from ablation_lens.errors import MismatchError
+
+PIECE, PIECE_ON_ACCELERATOR = 2**21, 2**24
+"""How many values are worked on at a time: memory stays bounded, however long the texts."""
+
+BLOCK = 2**18
+"""Values per thread that take several steps at a time: one step's results are still in cache in the next."""
+
+_TURNED = 512
+"""How many positions are turned round at a time; more leave the cache before they are read again."""
 
 
 @contextmanager
@@ -50,21 +59,11 @@ class Scratch:
         return held[:size]
 
 
-_PIECE, _PIECE_ON_ACCELERATOR = 2**21, 2**24
-"""How many values are worked on at a time: memory stays bounded, however long the texts."""
-
-_TURNED = 512
-"""How many positions are turned round at a time; more leave the cache before they are read again."""
-
-_BLOCK = 2**18
-"""Values per thread that take several steps at a time: one step's results are still in cache in the next."""
-
-
 class Rows:
     """One layer's activation as `[neuron token]` pieces of bounded size, positions that are not valid left out.
 
-    A piece may be overwritten when the next one is asked for. With `scratch`, its memory is used, so that columns made
-    earlier with the same scratch are gone.
+    A piece may be overwritten when the next one is asked for. With `scratch`, its memory is used, so that rows made
+    earlier with the same scratch are gone. `values` and `valid` are the activation as it came.
 
     >>> [tuple(piece.shape) for piece in Rows(torch.zeros(2, 3, 4, 8), torch.tensor([[True, False, True]] * 2))]
     [(32, 4)]
@@ -75,37 +74,42 @@ class Rows:
         values: Float[Tensor, "*batch head dim"],
         valid: Bool[Tensor, "*batch"] | None = None,
         scratch: Scratch | None = None,
+        *,
+        piece: int | None = None,
+        block: int = BLOCK,
     ) -> None:
         if valid is not None and (valid.dtype != torch.bool or valid.shape != values.shape[:-2]):
             raise MismatchError(
                 f"valid is {valid.dtype} {tuple(valid.shape)}; expected torch.bool {tuple(values.shape[:-2])}, "
                 "one flag per position of the values."
             )
+        everywhere = valid is None or bool(valid.all())
+        self.values, self.valid = values, None if everywhere else valid
         self.shape = (values.shape[-2], values.shape[-1])
         self.neurons = self.shape[0] * self.shape[1]
         self.device = values.device
         self.on_cpu = values.device.type == "cpu"
         narrow = values.dtype in (torch.bfloat16, torch.float16)
         self.dtype = torch.float32 if self.on_cpu and narrow else values.dtype
-        everywhere = valid is None or bool(valid.all())
-        parts = _flat_parts(values, None if everywhere else valid)
+        parts = _flat_parts(values, self.valid)
         self._parts = [(part, None if mask is None else mask.nonzero().flatten()) for part, mask in parts]
         self.tokens = sum(len(part) if chosen is None else len(chosen) for part, chosen in self._parts)
         self._scratch = scratch or Scratch()
         self._whole: Float[Tensor, "neuron token"] | None = None
+        self._piece, self._block = piece, block
 
     def __iter__(self) -> Iterator[Float[Tensor, "neuron token"]]:
         """Pieces of at most a few million values, so that memory does not grow with the number of tokens."""
         if self._whole is not None:
             yield self._whole
         elif self.on_cpu:
-            yield from self._turned()
+            yield from self._turned(self._piece or PIECE)
         else:
-            for chunk in self._chunks(max(1, _PIECE_ON_ACCELERATOR // self.neurons)):
+            for chunk in self._chunks(max(1, (self._piece or PIECE_ON_ACCELERATOR) // self.neurons)):
                 yield chunk.reshape(len(chunk), self.neurons).T
 
-    def _turned(self) -> Iterator[Float[Tensor, "neuron token"]]:
-        size = max(1, min(self.tokens, _PIECE // self.neurons))
+    def _turned(self, most: int) -> Iterator[Float[Tensor, "neuron token"]]:
+        size = max(1, min(self.tokens, most // self.neurons))
         piece = self._scratch.take(self.neurons * size, self.dtype, self.device).view(*self.shape, size)
         filled = 0
         for chunk in self._chunks(min(_TURNED, size)):
@@ -118,7 +122,7 @@ class Rows:
             return
         last = piece.view(self.neurons, size)[:, :filled]
         if filled == self.tokens:
-            self._whole = last
+            self._whole = last  # whoever iterates next need not turn everything round again
         yield last
 
     def _chunks(self, size: int) -> Iterator[Float[Tensor, "token head dim"]]:
@@ -135,7 +139,7 @@ class Rows:
         [(slice(0, 20, None), (20, 7)), (slice(20, 32, None), (12, 7))]
         """
         for piece in self:
-            fitting = _BLOCK * torch.get_num_threads() // piece.shape[1] if self.on_cpu else self.neurons
+            fitting = self._block * torch.get_num_threads() // piece.shape[1] if self.on_cpu else self.neurons
             width = max(1, min(fitting, at_most or self.neurons))
             for start in range(0, self.neurons, width):
                 which = slice(start, min(start + width, self.neurons))
@@ -154,7 +158,7 @@ class Rows:
 def _flat_parts(
     values: Float[Tensor, "*batch head dim"], valid: Bool[Tensor, "*batch"] | None
 ) -> list[tuple[Float[Tensor, "token head dim"], Bool[Tensor, " token"] | None]]:
-    """Views with one token axis: usually one; one per text where texts do not lie behind each other in memory."""
+    """Views with one token axis: usually one; one per text where texts do not lie after each other in memory."""
     rows = values.shape[:-2].numel()
     try:
         return [(values.view(rows, *values.shape[-2:]), None if valid is None else valid.flatten())]

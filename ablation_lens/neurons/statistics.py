@@ -1,5 +1,6 @@
 """`ActivationStatistics`: how every neuron of a site is distributed, and where that was measured."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -14,7 +15,10 @@ from ablation_lens.errors import FileFormatError, MismatchError
 from ablation_lens.files import load_tensors, save_tensors
 from ablation_lens.neurons import centers, shapes
 from ablation_lens.neurons.histogram import NeuronHistogram
+from ablation_lens.neurons.histogram_file import histogram_from_file, to_file, trimmed_from_file
 from ablation_lens.neurons.moments import Moments
+from ablation_lens.neurons.positions import Positions
+from ablation_lens.neurons.rows import Rows
 from ablation_lens.neurons.trimmed import TrimmedHistogram
 from ablation_lens.records import CorpusRecord, ModelRecord, Record, Versions
 from ablation_lens.sites import Site, neuron_name
@@ -24,12 +28,67 @@ if TYPE_CHECKING:
 
 KIND = "activation statistics"
 
+_UNNAMED = "unknown"
+"""The architecture of what is behind values that were given without a model."""
+
+
+@dataclass(frozen=True)
+class PlanReading(Record):
+    """Which batches of a batch plan were read.
+
+    Attributes:
+        plan: the plan's digest.
+        batches: how many batches the plan has; None in files that did not say.
+        read: ranges of their numbers, `[start, stop)`, in order; of a plan that did not say how many, empty: all.
+
+    >>> first, rest = PlanReading("d1", 5, ((0, 2),)), PlanReading("d1", 5, ((2, 5),))
+    >>> first.is_whole, first.joined(rest), first.joined(rest).is_whole
+    (False, PlanReading(plan='d1', batches=5, read=((0, 5),)), True)
+    """
+
+    plan: str
+    batches: int | None
+    read: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every batch was read."""
+        return self.batches is None or self.read == ((0, self.batches),)
+
+    def joined(self, other: "PlanReading") -> "PlanReading | None":
+        """Both together; None where they are not of one plan, or some batch was read twice."""
+        if self.batches is None or (self.plan, self.batches) != (other.plan, other.batches):
+            return None
+        joined: list[tuple[int, int]] = []
+        for start, stop in sorted([*self.read, *other.read]):
+            if joined and start < joined[-1][1]:
+                return None
+            if joined and start == joined[-1][1]:
+                joined[-1] = (joined[-1][0], stop)
+            else:
+                joined.append((start, stop))
+        return replace(self, read=tuple(joined))
+
+    @classmethod
+    def from_dict(cls, values: "Mapping[str, Any] | str") -> "PlanReading":
+        """The inverse of `to_dict`; also reads the sentence that the first format wrote."""
+        if not isinstance(values, str):
+            return super().from_dict(values)
+        digest, _, part = values.partition(" ")
+        if not part:
+            return cls(digest, None)
+        numbers = re.fullmatch(r"\(first (\d+) of (\d+) batches\)", part)
+        if numbers is None:
+            raise FileFormatError(f"{values!r} does not say which batches of a plan were read.")
+        return cls(digest, int(numbers[2]), ((0, int(numbers[1])),))
+
 
 @dataclass(frozen=True)
 class Provenance(Record):
     """Where statistics come from: the model, the documents, and how they were read.
 
-    `corpora` and `plans` have one entry per collection that was merged in; both are empty for a user's own batches.
+    `corpora` and `plans` have one entry per plan that was read, in part or whole; parts that were merged are one
+    entry again. Both are empty for a user's own batches.
     """
 
     model: ModelRecord
@@ -37,7 +96,7 @@ class Provenance(Record):
     include_bos: bool
     tokens: int
     corpora: tuple[CorpusRecord, ...]
-    plans: tuple[str, ...]
+    plans: tuple[PlanReading, ...]
     versions: Versions
 
     @classmethod
@@ -48,7 +107,26 @@ class Provenance(Record):
             plain,
             model=ModelRecord.from_dict(values["model"]),
             corpora=tuple(CorpusRecord.from_dict(corpus) for corpus in values["corpora"]),
+            plans=tuple(PlanReading.from_dict(plan) for plan in values["plans"]),
             versions=Versions.from_dict(values["versions"]),
+        )
+
+    def merge(self, other: "Provenance") -> "Provenance":
+        """Of statistics that have seen both; shards of one plan, merged in any order, are the plan again."""
+        read = list(zip(self.corpora, self.plans, strict=True))
+        for corpus, plan in zip(other.corpora, other.plans, strict=True):
+            for place, (known, reading) in enumerate(read):
+                both = reading.joined(plan) if known == corpus else None
+                if both is not None:
+                    read[place] = (known, both)
+                    break
+            else:
+                read.append((corpus, plan))
+        return replace(
+            self,
+            tokens=self.tokens + other.tokens,
+            corpora=tuple(corpus for corpus, _ in read),
+            plans=tuple(plan for _, plan in read),
         )
 
 
@@ -56,16 +134,61 @@ class Provenance(Record):
 class ActivationStatistics:
     """Histogram, moments and provenance of every neuron of a site; made by `collect`.
 
-    `trimmed` is the second pass' histogram; `position_sums` and `position_counts` are there when the per-position
-    mean was asked for. The state is not to be edited; everything else is computed from it when asked.
+    `trimmed` is the second pass' histogram; `positions` are there when the per-position mean was asked for. The state
+    is not to be edited; everything else is computed from it when asked.
     """
 
     histogram: NeuronHistogram
     moments: Moments
     provenance: Provenance
     trimmed: TrimmedHistogram | None = None
-    position_sums: Float[Tensor, "layer pos head dim"] | None = None
-    position_counts: Int64[Tensor, " pos"] | None = None
+    positions: Positions | None = None
+
+    @classmethod
+    def of_values(
+        cls,
+        values: Float[Tensor, "*batch layer head dim"],
+        valid: Bool[Tensor, "*batch"] | None = None,
+        *,
+        model: ModelRecord | None = None,
+        site: Site = Site.Z,
+        bins: int = 256,
+        passes: int = 1,
+    ) -> "ActivationStatistics":
+        """What `collect` would have made of activations that you have already.
+
+        Args:
+            values: one number per position, layer, head and dim; an MLP's neurons are one head.
+            valid: which positions count; None for all.
+            model: the record of the model they are of (`record_of(model)`), so that ablations of another are refused.
+            site: where they are from.
+            bins: most bins per neuron.
+            passes: 2 adds the trimmed histogram.
+
+        >>> statistics = ActivationStatistics.of_values(torch.tensor([1.0, 2.0, 2.0, 100.0]).view(4, 1, 1, 1))
+        >>> statistics.center("peak").item(), statistics.mean.item()
+        (2.5, 26.25)
+        """
+        shape = (values.shape[-3], values.shape[-2], values.shape[-1])
+        histogram = NeuronHistogram(shape, bins, resolution=values.dtype, device=values.device)
+        histogram.update(values, valid)
+        moments = Moments(shape, device=values.device)
+        for layer in range(shape[0]):
+            moments.add(layer, Rows(values[..., layer, :, :], valid))
+        trimmed = None
+        if passes == 2:
+            trimmed = TrimmedHistogram.around(histogram)
+            trimmed.update(values, valid)
+        provenance = Provenance(
+            model=model or _unnamed(shape, values.dtype),
+            site=site.value,
+            include_bos=True,
+            tokens=int(moments.count[0]),
+            corpora=(),
+            plans=(),
+            versions=Versions.current(),
+        )
+        return cls(histogram, moments, provenance, trimmed)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -110,11 +233,9 @@ class ActivationStatistics:
     @property
     def position_mean(self) -> Float[Tensor, "layer pos head dim"]:
         """Mean at every position; needs `collect(..., positions=True)`."""
-        if self.position_sums is None or self.position_counts is None:
+        if self.positions is None:
             raise MismatchError("these statistics hold no per-position mean; collect(..., positions=True) gathers it.")
-        counts: Tensor = self.position_counts.double()
-        means: Tensor = self.position_sums / counts[None, :, None, None]
-        return means
+        return self.positions.mean
 
     def center(self, name: str, **parameters: Any) -> Float[Tensor, "layer head dim"]:
         """One value per neuron: "zero", "mean", "median", "peak", … (`centers.names()` lists them)."""
@@ -122,8 +243,9 @@ class ActivationStatistics:
 
     def ablation(self, mask: Bool[Tensor, "layer head dim"], center: str, **parameters: Any) -> Ablation:
         """Set the masked neurons to a center; the ablation remembers which model it is for."""
-        values = self.center(center, **parameters)
-        return Ablation(mask, values, self.provenance.model, site=self.site, center=center)
+        model, values = self.provenance.model, self.center(center, **parameters)
+        source = None if model.architecture == _UNNAMED else model  # values of nobody's fit anybody of their shape
+        return Ablation(mask, values, source, site=self.site, center=center)
 
     def shapes(self) -> "shapes.Shapes":
         """What every distribution looks like: skew, kurtosis, peaks, label."""
@@ -174,39 +296,28 @@ class ActivationStatistics:
                 raise MismatchError(
                     f"cannot merge statistics: {field} is {getattr(mine, field)!r} and {getattr(theirs, field)!r}."
                 )
-        if (self.trimmed is None) != (other.trimmed is None) or (self.position_sums is None) != (
-            other.position_sums is None
-        ):
+        if (self.trimmed is None, self.positions is None) != (other.trimmed is None, other.positions is None):
             raise MismatchError("cannot merge statistics: one has a second pass or per-position means, the other not.")
-        merged = replace(
-            self,
-            histogram=self.histogram.merge(other.histogram),
-            moments=self.moments.merge(other.moments),
-            provenance=replace(
-                mine,
-                tokens=mine.tokens + theirs.tokens,
-                corpora=mine.corpora + theirs.corpora,
-                plans=mine.plans + theirs.plans,
-            ),
+        trimmed, positions = self.trimmed, self.positions
+        return ActivationStatistics(
+            self.histogram.merge(other.histogram),
+            self.moments.merge(other.moments),
+            mine.merge(theirs),
+            None if trimmed is None or other.trimmed is None else trimmed.merge(other.trimmed),
+            None if positions is None or other.positions is None else positions.merge(other.positions),
         )
-        if self.trimmed is not None and other.trimmed is not None:
-            merged = replace(merged, trimmed=self.trimmed.merge(other.trimmed))
-        if self.position_sums is not None:
-            sums, counts = _merged_positions(self, other)
-            merged = replace(merged, position_sums=sums, position_counts=counts)
-        return merged
 
     def save(self, path: str | Path) -> None:
         """Write one safetensors file, atomically."""
-        histogram, histogram_header = self.histogram.state()
+        histogram, histogram_header = to_file(self.histogram)
         tensors = {f"histogram.{name}": tensor for name, tensor in histogram.items()}
         tensors |= {f"moments.{name}": tensor for name, tensor in self.moments.state().items()}
         header: dict[str, Any] = {"provenance": self.provenance.to_dict(), "histogram": histogram_header}
         if self.trimmed is not None:
-            trimmed, header["trimmed"] = self.trimmed.state()
+            trimmed, header["trimmed"] = to_file(self.trimmed)
             tensors |= {f"trimmed.{name}": tensor for name, tensor in trimmed.items()}
-        if self.position_sums is not None and self.position_counts is not None:
-            tensors |= {"position.sums": self.position_sums, "position.counts": self.position_counts}
+        if self.positions is not None:
+            tensors |= {"position.sums": self.positions.sums, "position.counts": self.positions.counts}
         save_tensors(path, KIND, header, tensors)
 
     @classmethod
@@ -218,15 +329,15 @@ class ActivationStatistics:
             return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
 
         try:
-            histogram = NeuronHistogram.from_state(part("histogram."), header["histogram"])
-            trimmed = TrimmedHistogram.from_state(part("trimmed."), header["trimmed"]) if "trimmed" in header else None
+            histogram = histogram_from_file(part("histogram."), header["histogram"])
+            trimmed = trimmed_from_file(part("trimmed."), header["trimmed"]) if "trimmed" in header else None
+            sums, counts = tensors.get("position.sums"), tensors.get("position.counts")
             return cls(
                 histogram=histogram,
                 moments=Moments.from_state(part("moments."), histogram.shape),
                 provenance=Provenance.from_dict(header["provenance"]),
                 trimmed=trimmed,
-                position_sums=tensors.get("position.sums"),
-                position_counts=tensors.get("position.counts"),
+                positions=None if sums is None or counts is None else Positions(histogram.shape, sums, counts),
             )
         except (KeyError, TypeError, ValueError, MismatchError) as error:
             raise FileFormatError(f"{path} is not complete ({error}); collect it again.") from error
@@ -242,16 +353,20 @@ class ActivationStatistics:
         )
 
 
-def _merged_positions(one: ActivationStatistics, two: ActivationStatistics) -> tuple[Tensor, Tensor]:
-    assert one.position_sums is not None
-    assert one.position_counts is not None
-    assert two.position_sums is not None
-    assert two.position_counts is not None
-    length = max(len(one.position_counts), len(two.position_counts))
-
-    def padded(sums: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
-        missing = length - len(counts)
-        return torch.nn.functional.pad(sums, (0, 0, 0, 0, 0, missing)), torch.nn.functional.pad(counts, (0, missing))
-
-    first, second = padded(one.position_sums, one.position_counts), padded(two.position_sums, two.position_counts)
-    return first[0] + second[0], first[1] + second[1]
+def _unnamed(shape: tuple[int, int, int], dtype: torch.dtype) -> ModelRecord:
+    """The record of a model of which nothing is known but what its values show."""
+    layers, heads, dims = shape
+    return ModelRecord(
+        name="values",
+        revision=None,
+        architecture=_UNNAMED,
+        dtype=str(dtype).removeprefix("torch."),
+        processing="unknown",
+        weights=None,
+        n_layers=layers,
+        n_heads=heads,
+        d_head=dims,
+        d_model=heads * dims,
+        d_mlp=0,
+        n_ctx=0,
+    )

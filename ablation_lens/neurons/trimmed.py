@@ -1,6 +1,6 @@
 """A histogram over a fixed range, for neurons whose outliers leave an ordinary one with too few bins in the middle."""
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import Self
 
 import torch
@@ -8,28 +8,34 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from ablation_lens.errors import MismatchError, NonFiniteError
-from ablation_lens.neurons.grid import Binning
-from ablation_lens.neurons.grid_counts import GridCounts
-from ablation_lens.neurons.histogram import NeuronHistogram
-from ablation_lens.neurons.rows import own_memory
+from ablation_lens.neurons.grid import Binning, Counter, quantiles, value_at
+from ablation_lens.neurons.histogram import (
+    NeuronHistogram,
+    describe_counts,
+    finite_range,
+    require_layers,
+    require_like,
+    rows_for,
+    shares,
+)
+from ablation_lens.neurons.rows import Rows, Scratch, own_memory
 from ablation_lens.sites import neuron_name
 
 
-class TrimmedHistogram(NeuronHistogram):
-    """A histogram over a fixed range per neuron, with counts of what lies below and above it.
+class TrimmedHistogram:
+    """Counts of the values within a fixed range per neuron, and of those below and above it.
 
     One outlier can make the bins of a `NeuronHistogram` wider than the body of the distribution; a second pass
-    over the same values with this one resolves it. `minimum` and `maximum` are the ends of the range, which
-    belong to it; quantiles that fall outside are NaN. Only histograms of one range add up.
+    over the same values with this one resolves it. `inside` is an ordinary histogram of what lies in the range,
+    except that its `minimum` and `maximum` are the ends of the range, which belong to it. Only histograms of one
+    range add up.
 
     >>> low, high = torch.zeros(1, 1, 1), torch.ones(1, 1, 1)
     >>> histogram = TrimmedHistogram(low, high, bins=4)
     >>> histogram.update(torch.tensor([-3.0, 0.25, 0.75, 1e9]).view(4, 1, 1, 1))
-    >>> histogram.underflow.item(), histogram.counts((0, 0, 0)).tolist(), histogram.overflow.item()
+    >>> histogram.underflow.item(), histogram.inside.counts((0, 0, 0)).tolist(), histogram.overflow.item()
     (1, [1, 1, 0, 0], 1)
     """
-
-    _margin = 1
 
     def __init__(
         self,
@@ -42,7 +48,7 @@ class TrimmedHistogram(NeuronHistogram):
     ) -> None:
         if low.shape != high.shape:
             raise MismatchError(f"low has shape {tuple(low.shape)}, high {tuple(high.shape)}; expected the same shape.")
-        self._allocate(low.shape, bins, resolution, device)
+        self.inside = NeuronHistogram(low.shape, bins, resolution=resolution, device=device)
         low, high = low.to(device, torch.float64) + 0.0, high.to(device, torch.float64) + 0.0
         wrong = (~(low.isfinite() & high.isfinite() & (low <= high))).nonzero()
         if len(wrong):
@@ -53,10 +59,13 @@ class TrimmedHistogram(NeuronHistogram):
             )
         with own_memory():
             for layer in range(self.shape[0]):
-                self._place(layer, low[layer].flatten(), high[layer].flatten())
+                self.inside.place(layer, low[layer].flatten(), high[layer].flatten())
+            self.underflow: Int64[Tensor, "layer head dim"] = torch.zeros(self.shape, dtype=torch.int64, device=device)
+            self.overflow: Int64[Tensor, "layer head dim"] = torch.zeros_like(self.underflow)
+        self._counter = Counter()
 
     @classmethod
-    def around(cls, first: NeuronHistogram, shares: tuple[float, float] = (0.001, 0.999)) -> Self:
+    def around(cls, first: NeuronHistogram, between: tuple[float, float] = (0.001, 0.999)) -> Self:
         """An empty one over the range between two quantiles of a first pass.
 
         >>> first = NeuronHistogram((1, 1, 1))
@@ -64,44 +73,145 @@ class TrimmedHistogram(NeuronHistogram):
         >>> bool(TrimmedHistogram.around(first).epsilon < first.epsilon)
         True
         """
-        low, high = first.quantile(shares)
+        low, high = first.quantile(between)
         return cls(low, high, first.bins, resolution=first.resolution, device=first.device)
 
     @property
-    def underflow(self) -> Int64[Tensor, "layer head dim"]:
-        """How many values lie below the range."""
-        return self._counts[..., 0].clone()
+    def shape(self) -> tuple[int, int, int]:
+        """`(layer, head, dim)`."""
+        return self.inside.shape
 
     @property
-    def overflow(self) -> Int64[Tensor, "layer head dim"]:
-        """How many values lie above the range."""
-        return self._counts[..., -1].clone()
+    def bins(self) -> int:
+        """Most bins per neuron."""
+        return self.inside.bins
 
-    def _widen(self, layer: int, low: Float[Tensor, " neuron"], high: Float[Tensor, " neuron"]) -> None:
-        """The range is fixed; what lies outside is counted as such."""
+    @property
+    def resolution(self) -> torch.dtype:
+        """The dtype the values were computed in."""
+        return self.inside.resolution
 
-    def _binning(self, layer: int, values: torch.dtype) -> Binning:
-        return Binning(self._grid(layer), self.bins, values, self.resolution, within=self._range(layer))
+    @property
+    def device(self) -> torch.device:
+        """Where the counts are kept, and values are counted."""
+        return self.inside.device
 
-    def _require_like(self, other: GridCounts) -> None:
-        super()._require_like(other)
-        low, high = other._minimum.to(self.device), other._maximum.to(self.device)
-        unlike = ((self._minimum != low) | (self._maximum != high)).nonzero()
-        if len(unlike):
-            place = tuple(unlike[0].tolist())
-            mine, theirs = ([h._minimum[place].item(), h._maximum[place].item()] for h in (self, other))
-            raise MismatchError(
-                f"trimmed histograms of unlike ranges do not add up: {neuron_name(*place)} has {mine} and {theirs}; "
-                "make both around the same first pass."
-            )
+    @property
+    def epsilon(self) -> Float[Tensor, "layer head dim"]:
+        """The bin width of every neuron."""
+        return self.inside.epsilon
 
-    def _ordered(
-        self, layer: int, cumulative: Int64[Tensor, "head dim stored"], index: Int64[Tensor, "head dim q"]
-    ) -> Float[Tensor, "head dim q"]:
-        inside = (index >= cumulative[..., :1]) & (index < cumulative[..., -2:-1])
-        low, high = self._minimum[layer].unsqueeze(-1), self._maximum[layer].unsqueeze(-1)
-        return self._within(layer, cumulative, index).clamp(low, high).masked_fill(~inside, torch.nan)
+    @property
+    def total(self) -> Int64[Tensor, "layer head dim"]:
+        """How many values each neuron has seen, those outside the range included."""
+        return self.inside.total + self.underflow + self.overflow
 
-    def _flaws(self, total: Int64[Tensor, "layer head dim"]) -> Iterator[tuple[str, Bool[Tensor, "layer head dim"]]]:
-        yield "no range", self._minimum == torch.inf
-        yield from GridCounts._flaws(self, total)
+    # ------------------------------------------------------------------ adding values
+
+    def update(
+        self, values: Float[Tensor, "*batch layer head dim"], valid: Bool[Tensor, "*batch"] | None = None
+    ) -> None:
+        """Count values of all layers, as `NeuronHistogram.update` does."""
+        require_layers(values, self.shape)
+        scratch = Scratch()
+        layers = [
+            rows_for(self.shape, self.device, values[..., layer, :, :], valid, scratch)
+            for layer in range(self.shape[0])
+        ]
+        with own_memory():
+            for layer, rows in enumerate(layers):  # all of them, before any is counted
+                finite_range(layer, rows, self.shape)
+        for layer in range(self.shape[0]):
+            self.update_layer(layer, values[..., layer, :, :], valid)
+
+    def update_layer(
+        self, layer: int, values: Float[Tensor, "*batch head dim"], valid: Bool[Tensor, "*batch"] | None = None
+    ) -> None:
+        """Count values of one layer, as a forward hook sees them."""
+        self.add(layer, rows_for(self.shape, self.device, values, valid))
+
+    def add(self, layer: int, rows: Rows) -> None:
+        """Count values of one layer that are laid out already."""
+        with own_memory():
+            finite_range(layer, rows, self.shape)
+            within = self.inside.ends(layer)
+            binning = Binning(self.inside.grid(layer), self.bins, rows.dtype, self.resolution, within=within)
+            counts = torch.zeros(rows.neurons, self.bins + 2, dtype=torch.int64, device=self.device)
+            self._counter.add(counts, rows, binning)
+            self.inside.add_counts(layer, counts[:, 1:-1])
+            self.underflow[layer] += counts[:, 0].view(self.shape[1:])
+            self.overflow[layer] += counts[:, -1].view(self.shape[1:])
+
+    # ------------------------------------------------------------------ combining
+
+    def merge(self, *others: Self) -> Self:
+        """A new histogram that has seen the values of all; the arguments stay as they are."""
+        for other in others:
+            require_like(self, other)
+            self._require_same_range(other)
+        inside = self.inside.merge(*(other.inside for other in others))
+        beyond = [[each.to(self.device) for each in (part.underflow, part.overflow)] for part in (self, *others)]
+        return self._with(inside, *(torch.stack(parts).sum(0) for parts in zip(*beyond, strict=True)))
+
+    def _require_same_range(self, other: Self) -> None:
+        for layer in range(self.shape[0]):
+            mine, theirs = torch.stack(self.inside.ends(layer)), torch.stack(other.inside.ends(layer))
+            unlike = (mine != theirs.to(mine.device)).any(0).nonzero().flatten().tolist()
+            if unlike:
+                raise MismatchError(
+                    f"trimmed histograms of unlike ranges do not add up: "
+                    f"{neuron_name(layer, *divmod(unlike[0], self.shape[2]))} has {mine[:, unlike[0]].tolist()} and "
+                    f"{theirs[:, unlike[0]].tolist()}; make both around the same first pass."
+                )
+
+    def copy(self) -> Self:
+        """An independent copy, on the same device."""
+        return self.to(self.device)
+
+    def to(self, device: torch.device | str) -> Self:
+        """An independent copy on `device`."""
+        beyond = (part.to(device, copy=True) for part in (self.underflow, self.overflow))
+        return self._with(self.inside.to(device), *beyond)
+
+    def coarsen(self, max_bins: int) -> Self:
+        """A new histogram, equal to having counted the same values in `max_bins` bins."""
+        return self._with(self.inside.coarsen(max_bins), self.underflow.clone(), self.overflow.clone())
+
+    def _with(self, inside: NeuronHistogram, underflow: Tensor, overflow: Tensor) -> Self:
+        low, high = inside.minimum, inside.maximum
+        result = type(self)(low, high, inside.bins, resolution=inside.resolution, device=inside.device)
+        with own_memory():
+            result.inside = inside
+            result.underflow.copy_(underflow)
+            result.overflow.copy_(overflow)
+        return result
+
+    # ------------------------------------------------------------------ reading
+
+    def quantile(self, q: float | Sequence[float]) -> Float[Tensor, "*q layer head dim"]:
+        """As `NeuronHistogram.quantile`, of all values; NaN where it falls outside the range.
+
+        >>> histogram = TrimmedHistogram(torch.zeros(1, 1, 1), torch.ones(1, 1, 1))
+        >>> histogram.update(torch.tensor([-2.0, 0.25, 0.5, 0.75, 5.0]).view(5, 1, 1, 1))
+        >>> histogram.quantile([0.0, 0.5]).isnan().flatten().tolist()
+        [True, False]
+        """
+        wanted = shares(q, self.device)
+        with own_memory():
+            layers = [self._quantiles(layer, wanted.flatten()) for layer in range(self.shape[0])]
+        return torch.stack(layers, 1).view(*wanted.shape, *self.shape)
+
+    def _quantiles(self, layer: int, wanted: Float[Tensor, " q"]) -> Float[Tensor, "q neuron"]:
+        counts, grid = self.inside.counts(layer).flatten(0, 1), self.inside.grid(layer)
+        low, high = (end.unsqueeze(-1) for end in self.inside.ends(layer))
+        below, held = self.underflow[layer].view(-1, 1), counts.sum(-1, keepdim=True)
+
+        def ordered(index: Int64[Tensor, "neuron q"]) -> Float[Tensor, "neuron q"]:
+            index = index - below
+            known = (index >= 0) & (index < held)
+            return value_at(counts, grid, index.clamp(min=0)).clamp(low, high).masked_fill(~known, torch.nan)
+
+        return quantiles(wanted, self.total[layer].flatten(), ordered)
+
+    def __repr__(self) -> str:
+        return describe_counts(type(self).__name__, self.shape, self.bins, self.total)

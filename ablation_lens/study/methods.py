@@ -6,7 +6,6 @@ A new center is a method as soon as it is registered; a method that is neither n
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -15,9 +14,7 @@ from ablation_lens.errors import MismatchError, NonFiniteError
 from ablation_lens.measure import resampling
 from ablation_lens.names import require_known
 from ablation_lens.neurons import centers
-from ablation_lens.neurons.histogram import NeuronHistogram
-from ablation_lens.neurons.moments import Moments
-from ablation_lens.neurons.trimmed import TrimmedHistogram
+from ablation_lens.neurons.statistics import ActivationStatistics
 
 
 @dataclass(frozen=True)
@@ -50,21 +47,20 @@ class Method:
         ablation_lens.errors.MismatchError: peak bins=1: bins=1; expected a whole number from 2 to 256, the bins that \
 were collected. Collect with more to see finer.
         """
-        if self.draws:
+        # A user's own center without parameters has nothing to be wrong about, and may need the model's real neurons.
+        if self.draws or not (self.parameters or centers.is_ours(self.name)):
             return
-        values = torch.linspace(-1, 1, 99).view(-1, 1, 1, 1)
-        histogram, moments = NeuronHistogram((1, 1, 1), bins), Moments((1, 1, 1))
-        histogram.update(values)
-        moments.update_layer(0, values[:, 0])
-        trimmed = TrimmedHistogram.around(histogram)
-        trimmed.update(values)
-        neuron = SimpleNamespace(histogram=histogram, trimmed=trimmed, mean=moments.mean, variance=moments.variance)
+        values = torch.linspace(-1e4, 1e4, 99).view(-1, 1, 1, 1)
+        neuron = ActivationStatistics.of_values(values, bins=bins, passes=2)
         try:
             centers.center(self.name, neuron, **self.parameters)
         except (MismatchError, NonFiniteError) as error:
             raise MismatchError(f"{self.label}: {error}") from error
-        except Exception:
-            pass
+        except Exception as error:
+            raise MismatchError(
+                f"{self.label}: on a neuron of 99 values this center raised {type(error).__name__}: {error}. Mend it, "
+                "or leave its parameters out."
+            ) from error
 
     @classmethod
     def parse(cls, text: str) -> "Method":

@@ -192,14 +192,25 @@ class BatchPlan:
         }
         return hashlib.sha256(json.dumps(facts, separators=(",", ":"), sort_keys=True).encode()).hexdigest()[:16]
 
+    def part(self, start: int, stop: int | None = None) -> "PlanPart":
+        """Some of the batches, `[start, stop)`: a shard, or what an interrupted collection left.
+
+        >>> from ablation_lens import load_model, task_for
+        >>> plan = task_for(load_model("tiny-opt")).batches(tokens=1000, batch_size=1)
+        >>> [len(plan.part(0, 2)), len(plan.part(2))] == [2, len(plan) - 2]
+        True
+        """
+        return PlanPart(self, start, len(self) if stop is None else stop)
+
     def __len__(self) -> int:
         return len(self.batches)
 
     def __iter__(self) -> Iterator[Batch]:
         for numbers in self.batches:
-            yield self._batch(numbers)
+            yield self.batch(numbers)
 
-    def _batch(self, numbers: tuple[int, ...]) -> Batch:
+    def batch(self, numbers: tuple[int, ...]) -> Batch:
+        """The documents of these numbers, padded to the longest of them."""
         items = [self.items[number] for number in numbers]
         if self.task == "image-classification":
             return _image_batch([item for item in items if isinstance(item, ImageItem)], numbers)
@@ -211,6 +222,34 @@ class BatchPlan:
             f"BatchPlan({self.task} on {self.corpus.name}/{self.corpus.split}: {self.size:,} {unit} in "
             f"{len(self.items)} documents, {len(self.batches)} batches, {self.predictions:,} predictions)"
         )
+
+
+@dataclass(frozen=True)
+class PlanPart:
+    """The batches `[start, stop)` of a plan. What is collected from parts merges to what the plan gives."""
+
+    plan: BatchPlan
+    start: int
+    stop: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.start < self.stop <= len(self.plan):
+            raise MismatchError(
+                f"no batches {self.start} to {self.stop} are among {len(self.plan)}; count from 0, name at least one."
+            )
+
+    @property
+    def size(self) -> int:
+        """Tokens (special ones included), or images."""
+        items = [self.plan.items[number] for batch in self.plan.batches[self.start : self.stop] for number in batch]
+        return sum(item.length if isinstance(item, TextItem) else 1 for item in items)
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def __iter__(self) -> Iterator[Batch]:
+        for numbers in self.plan.batches[self.start : self.stop]:
+            yield self.plan.batch(numbers)
 
 
 def cut_batches(lengths: Sequence[int], batch_size: int) -> tuple[tuple[int, ...], ...]:

@@ -12,7 +12,7 @@ from ablation_lens import load_model
 from ablation_lens.errors import CorpusError, FileFormatError, MismatchError, ModelError, NonFiniteError
 from ablation_lens.measure import collection
 from ablation_lens.measure.collection import CollectionInterrupted, collect
-from ablation_lens.neurons.statistics import ActivationStatistics
+from ablation_lens.neurons.statistics import ActivationStatistics, PlanReading
 from ablation_lens.sites import Site
 from ablation_lens.tasks.plans import Batch
 from ablation_lens.tasks.tasks import task_for
@@ -241,13 +241,16 @@ def test_an_interrupted_plan_does_not_pass_for_a_whole_one_and_a_first_pass_is_n
     stop_at = 2
     with pytest.raises(CollectionInterrupted) as caught:
         collect(model, plan, progress=False)
-    assert caught.value.statistics.provenance.plans == (f"{plan.digest} (first 2 of {len(plan)} batches)",)
+    (reading,) = caught.value.statistics.provenance.plans
+    assert reading == PlanReading(plan.digest, len(plan), ((0, 2),))
+    assert not reading.is_whole
 
     calls.clear()
     stop_at = len(plan)  # too late to miss anything
     with pytest.raises(CollectionInterrupted) as caught:
         collect(model, plan, progress=False)
-    assert caught.value.statistics.provenance.plans == (plan.digest,)
+    (reading,) = caught.value.statistics.provenance.plans
+    assert reading.is_whole
 
     calls.clear()
     stop_at = len(plan) + 1  # in the second pass
@@ -255,7 +258,7 @@ def test_an_interrupted_plan_does_not_pass_for_a_whole_one_and_a_first_pass_is_n
         collect(model, plan, passes=2, progress=False)
     kept = caught.value.statistics
     assert kept.trimmed is None
-    assert kept.provenance.plans == (plan.digest,)
+    assert [reading.is_whole for reading in kept.provenance.plans] == [True]
     assert kept.provenance.tokens == plan.size
 
 
@@ -332,7 +335,7 @@ def test_statistics_survive_a_file(opt, tmp_path):
     assert again.provenance == statistics.provenance
     for part in ("mean", "variance", "minimum", "count", "position_mean"):
         assert torch.equal(getattr(again, part), getattr(statistics, part))
-    for one, other in ((again.histogram, statistics.histogram), (again.trimmed, statistics.trimmed)):
+    for one, other in ((again.histogram, statistics.histogram), (again.trimmed.inside, statistics.trimmed.inside)):
         assert torch.equal(one.counts(), other.counts())
     assert repr(again) == repr(statistics)
     assert "two passes" in repr(again)
@@ -377,6 +380,24 @@ def test_merged_statistics_equal_one_collection_whatever_the_batches(opt):
     assert torch.allclose(merged.mean, whole.mean, atol=1e-12)
     assert torch.allclose(merged.position_mean, whole.position_mean, atol=1e-12)
     assert merged.provenance.tokens == whole.provenance.tokens
+
+
+def test_shards_of_a_plan_merged_in_any_order_are_recognised_as_the_plan():
+    model = load_model("tiny-opt")
+    plan = task_for(model).batches(split="collect", tokens=900, batch_size=1)
+    assert len(plan) >= 4
+    whole = collect(model, plan, progress=False)
+    shards = [collect(model, plan.part(*ends), progress=False) for ends in ((2, 3), (0, 2), (3, None))]
+    assert [reading.is_whole for shard in shards for reading in shard.provenance.plans] == [False] * 3
+    merged = shards[0].merge(shards[1]).merge(shards[2])
+    assert merged.provenance == whole.provenance
+    assert torch.equal(merged.histogram.counts(), whole.histogram.counts())
+    # A batch that was read twice must not pass for one that was read once.
+    twice = merged.merge(shards[0])
+    assert len(twice.provenance.plans) == 2
+    assert twice.provenance.tokens == whole.provenance.tokens + shards[0].provenance.tokens
+    with pytest.raises(MismatchError, match="no batches 3 to 3 are among"):
+        plan.part(3, 3)
 
 
 def test_the_table_has_a_row_per_neuron(opt):

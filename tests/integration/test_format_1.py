@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import ablation_lens as al
+from ablation_lens.neurons.statistics import PlanReading
 from ablation_lens.records import Versions
 from ablation_lens.study.table2 import make_table2
 from tests.studies import files
@@ -30,6 +31,7 @@ def test_statistics_open_with_the_same_numbers(name, tmp_path):
         statistics = al.ActivationStatistics.load(path)
         assert repr(statistics) == expected["repr"]
         assert statistics.provenance.tokens == expected["tokens"]
+        assert statistics.provenance.plans == tuple(map(PlanReading.from_dict, expected["plans"]))
         assert int(statistics.count.sum()) == expected["total"]
         assert hexed(statistics.variance) == expected["variance"]
         assert hexed(statistics.histogram.quantile(0.3)) == expected["quantile"]

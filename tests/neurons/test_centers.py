@@ -44,10 +44,11 @@ def joined(*parts):
 
 @pytest.fixture
 def registry():
-    before = dict(centers._CENTERS)
+    """What a test registers is forgotten after it."""
+    before = centers.names()
     yield
-    centers._CENTERS.clear()
-    centers._CENTERS.update(before)
+    for name in set(centers.names()) - set(before):
+        centers.unregister(name)
 
 
 def test_names_and_descriptions():
@@ -81,9 +82,18 @@ def test_a_name_is_given_once_but_a_notebook_cell_may_run_twice(registry):
 
     cell()
     again = cell()
-    assert centers._CENTERS["mine"] is again
+    assert centers.require_parameters("mine", {}) is again
     with pytest.raises(MismatchError, match=r"'peak' exists already, as ablation_lens\.neurons\.centers\.peak"):
         centers.register("peak")(lambda statistics: statistics.mean)
+
+
+def test_a_center_can_be_forgotten_again(registry):
+    centers.register("mine")(lambda statistics: statistics.mean)
+    assert not centers.is_ours("mine")
+    centers.unregister("mine")
+    centers.unregister("never there")
+    assert centers.names() == BUILT_IN
+    assert all(map(centers.is_ours, BUILT_IN))
 
 
 @pytest.mark.parametrize(
@@ -107,6 +117,7 @@ def test_an_unknown_name_is_told_the_nearest_and_all(name, nearest):
         ("peak", {"epsilon": 0.0}, r"epsilon=0\.0; expected a finite number above zero"),
         ("peak", {"epsilon": math.inf}, "epsilon=inf; expected a finite number above zero"),
         ("peak", {"epsilon": "wide"}, "epsilon='wide'; expected a finite number"),
+        ("peak", {"epsilon": 1e300}, r"epsilon=1e\+300 is wider than any activation"),
         ("peak", {"epsilon": 0.1, "bins": 64}, "give one of them"),
         ("peak-smooth", {"sigma": -1.0}, r"sigma=-1\.0; expected a finite number above zero"),
         ("peak-smooth", {"sigma": 100.0}, "at most an eighth"),
@@ -398,6 +409,6 @@ def test_the_comparison_notices_a_peak_elsewhere():
 
 def test_every_center_takes_statistics_and_keyword_parameters_only():
     for name in centers.names():
-        first, *rest = inspect.signature(centers._CENTERS[name]).parameters.values()
+        first, *rest = inspect.signature(centers.require_parameters(name, {})).parameters.values()
         assert first.name == "statistics"
         assert all(parameter.kind is parameter.KEYWORD_ONLY for parameter in rest)

@@ -1,6 +1,6 @@
-import json
+"""The state is what the definition says, whatever the order, the batches or the merges."""
+
 import math
-from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -8,80 +8,22 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ablation_lens.errors import FileFormatError, MismatchError, NonFiniteError
-from ablation_lens.neurons import rows as columns
+from ablation_lens.errors import MismatchError, NonFiniteError
 from ablation_lens.neurons.histogram import NeuronHistogram
+from ablation_lens.neurons.histogram_file import histogram_from_file, to_file
+from ablation_lens.neurons.rows import Rows
 from ablation_lens.neurons.trimmed import TrimmedHistogram
-
-SPACING = {torch.float64: (52, -1074), torch.float32: (23, -149), torch.bfloat16: (7, -133), torch.float16: (10, -24)}
-
-
-def floor_of(value: float, exponent: int) -> int:
-    return math.floor(Fraction(value) / Fraction(2) ** exponent)
-
-
-def oracle(values: list[float], bins: int, resolution: torch.dtype) -> tuple[int, int, list[int]]:
-    """k, o and counts by their definition, in exact rational arithmetic."""
-    low, high = min(values), max(values)
-    largest, (digits, smallest) = max(abs(low), abs(high)), SPACING[resolution]
-    exponent = smallest if largest == 0 else max(math.frexp(largest)[1] - 1 - digits, smallest)
-    while floor_of(high, exponent) - floor_of(low, exponent) + 1 > bins:
-        exponent += 1
-    offset = floor_of(low, exponent)
-    counts = [0] * bins
-    for value in values:
-        counts[floor_of(value, exponent) - offset] += 1
-    return exponent, offset, counts
-
-
-def state_differences(one: NeuronHistogram, two: NeuronHistogram) -> list[str]:
-    """Which parts of two states are not the same bits."""
-    (tensors, header), (others, other_header) = one.state(), two.state()
-    assert tensors.keys() == others.keys()
-    names = [
-        name
-        for name in tensors
-        if tensors[name].dtype != others[name].dtype
-        or not np.array_equal(
-            tensors[name].numpy().reshape(-1).view(np.uint8), others[name].numpy().reshape(-1).view(np.uint8)
-        )
-    ]
-    return names + (["header"] if header != other_header else [])
-
-
-def assert_same_state(one: NeuronHistogram, two: NeuronHistogram) -> None:
-    assert state_differences(one, two) == []
-
-
-def collected(values: torch.Tensor, bins: int = 256, resolution: torch.dtype = torch.float32) -> NeuronHistogram:
-    """A histogram of `[token neuron]` values: one layer, one head."""
-    histogram = NeuronHistogram((1, 1, values.shape[-1]), bins, resolution=resolution)
-    histogram.update(values.view(*values.shape[:-1], 1, 1, values.shape[-1]))
-    return histogram
-
-
-def column(values: list[float], dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    return torch.tensor(values, dtype=dtype).view(-1, 1)
-
-
-NUMBERS = [float(np.float32(x)) for x in (0.0, 1e-30, 1e30, 3e-45, 1e-40, 1.0, 0.75, 255.0, 256.0, 2.0**100, 2.0**-126)]
-POWERS = st.integers(-149, 110).map(lambda exponent: math.ldexp(1.0, exponent))
-NASTY = st.one_of(
-    st.sampled_from(NUMBERS + [-number for number in NUMBERS]),
-    POWERS,
-    POWERS.map(lambda x: -x),
-    POWERS.map(lambda x: float(np.nextafter(np.float32(x), np.float32(0)))),
-    st.floats(-4.0, 4.0, width=32),
-    st.floats(-(2.0**120), 2.0**120, width=32),
+from tests.histograms import (
+    BINS,
+    NASTY,
+    RESOLUTIONS,
+    SAMPLES,
+    assert_same_state,
+    collected,
+    column,
+    oracle,
+    state_differences,
 )
-SAMPLES = st.one_of(
-    st.lists(NASTY, min_size=1, max_size=24),
-    st.lists(st.floats(-4.0, 4.0, width=32), min_size=1, max_size=24),
-    st.tuples(st.lists(NASTY, min_size=1, max_size=3), st.integers(1, 8)).map(lambda pair: pair[0] * pair[1]),
-)
-BINS = st.sampled_from([2, 3, 7, 100, 256])
-RESOLUTIONS = st.sampled_from(list(SPACING))
-
 
 # ---------------------------------------------------------------------- one update is what the definition says
 
@@ -247,20 +189,18 @@ def test_any_order_split_and_merge_tree_gives_the_same_bits(data, rows, bins, re
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("values_at_a_time", [None, 20_000])
-def test_small_batches_large_ones_and_threads_agree(monkeypatch, threads, values_at_a_time):
+@pytest.mark.parametrize("sizes", [{}, {"piece": 20_000, "block": 2000}], ids=str)
+def test_small_batches_large_ones_and_threads_agree(threads, sizes):
     values = torch.randn(700, 2, 3, 65) * torch.logspace(-2, 2, 65)
     whole = NeuronHistogram((2, 3, 65))
     whole.update(values.double())
-    if values_at_a_time is not None:
-        monkeypatch.setattr(columns, "_PIECE", values_at_a_time)
-        monkeypatch.setattr(columns, "_BLOCK", values_at_a_time // 10)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
         pieces = NeuronHistogram((2, 3, 65))
         for batch in values.split([1, 7, 300, 392]):
-            pieces.update(batch)
+            for layer in range(2):
+                pieces.add(layer, Rows(batch[:, layer], **sizes))
     finally:
         torch.set_num_threads(before)
     assert_same_state(pieces, whole)
@@ -304,10 +244,10 @@ def test_the_callers_values_stay_as_they_are():
 
 def test_the_comparison_notices_a_planted_error():
     one, two = collected(torch.randn(50, 3)), None
-    for name, state in one._tensors().items():
+    for name, state in one.tensors().items():
         two = one.copy()
         assert state_differences(one, two) == []
-        two._tensors()[name].view(-1)[1] += 1
+        two.tensors()[name].view(-1)[1] += 1
         assert name in state_differences(one, two), state
     signed = collected(column([0.0]))
     signed._minimum.fill_(-0.0)
@@ -325,7 +265,7 @@ def test_inference_mode_and_gradients_leave_no_trace():
         histogram.update(values[9:])
         assert_same_state(histogram, expected)
     with torch.inference_mode():
-        late = NeuronHistogram.from_state(*inside.state())
+        late = histogram_from_file(*to_file(inside))
     late.merge_(collected(torch.zeros(0, 3)))
     assert_same_state(late, expected)
     assert not late.counts().requires_grad
@@ -532,7 +472,7 @@ def test_what_is_read_is_a_copy():
     before = histogram.copy()
     for tensor in (histogram.counts(), histogram.counts(0), histogram.minimum, histogram.exponent, histogram.offset):
         tensor.zero_()
-    for tensor in histogram.state()[0].values():
+    for tensor in to_file(histogram)[0].values():
         tensor.zero_()
     assert_same_state(histogram, before)
 
@@ -571,254 +511,3 @@ def test_repr_is_for_people():
     assert repr(histogram) == "NeuronHistogram(4 layers × 8 heads × 16 dims, 256 bins, 20 480 values per neuron)"
     histogram.update_layer(1, torch.zeros(2, 8, 16))
     assert repr(histogram).endswith("20 480–20 482 values per neuron)")
-
-
-# ---------------------------------------------------------------------- a fixed range
-
-
-@given(
-    samples=SAMPLES,
-    ends=st.tuples(NASTY | st.floats(-4, 4), NASTY | st.floats(-4, 4)),
-    bins=BINS,
-    resolution=RESOLUTIONS,
-    fewer=st.integers(2, 256),
-    dtype=st.sampled_from([torch.float32, torch.float64]),
-)
-@settings(deadline=None, max_examples=150)
-def test_trimmed_counts_are_the_definitions_whatever_the_order(samples, ends, bins, resolution, fewer, dtype):
-    low, high = sorted(ends)  # float64: a float32 value may lie between an end and that end's float32
-    values, cut = column(samples, dtype).view(-1, 1, 1, 1), len(samples) // 3
-    parts = [
-        TrimmedHistogram(*torch.tensor([low, high], dtype=torch.float64).view(2, 1, 1, 1), bins, resolution=resolution)
-        for _ in range(2)
-    ]
-    parts[0].update(values[:cut])
-    parts[1].update(values[cut:])
-    merged = parts[1].merge(parts[0])
-    for histogram, size in ((merged, bins), (merged.coarsen(min(fewer, bins)), min(fewer, bins))):
-        exponent, offset, _ = oracle([low, high], size, resolution)
-        expected = [0] * size
-        for value in samples:
-            if low <= value <= high:
-                expected[floor_of(value, exponent) - offset] += 1
-        assert (histogram.exponent.item(), histogram.offset.item()) == (exponent, offset)
-        assert histogram.counts((0, 0, 0)).tolist() == expected
-        assert histogram.underflow.item() == sum(value < low for value in samples)
-        assert histogram.overflow.item() == sum(value > high for value in samples)
-    assert merged.total.item() == len(samples)
-
-
-def test_the_ends_of_a_trimmed_range_belong_to_it_to_the_last_bit():
-    near, below = (float(x) for x in (np.float32(0.1), np.nextafter(np.float32(0.1), np.float32(0))))
-    assert below < 0.1 < near  # float32's neighbours of 0.1
-    values = torch.tensor([below, near]).view(2, 1, 1, 1)
-    tenth, one = torch.tensor([0.1, 1.0], dtype=torch.float64).view(2, 1, 1, 1)
-    for low, high, seen in ((tenth, one, (1, 1, 0)), (-one, tenth, (0, 1, 1)), (tenth, tenth, (1, 0, 1))):
-        histogram = TrimmedHistogram(low, high)
-        histogram.update(values)
-        assert (histogram.underflow.item(), histogram.counts().sum().item(), histogram.overflow.item()) == seen
-    exactly = TrimmedHistogram(*values.sort(0).values)
-    exactly.update(values)
-    assert exactly.counts().sum().item() == 2
-
-
-def outliers() -> tuple[NeuronHistogram, torch.Tensor]:
-    values = torch.randn(20_000, 1, 2, 3)
-    values[0] = 1000.0
-    first = NeuronHistogram((1, 2, 3))
-    first.update(values)
-    return first, values
-
-
-def test_a_trimmed_histogram_resolves_what_an_outlier_hid():
-    first, values = outliers()
-    second = TrimmedHistogram.around(first)
-    second.update(values)
-    assert bool((first.epsilon > 3).all())
-    assert bool((second.epsilon < 0.1).all())
-    assert torch.equal(second.total, first.total)
-    assert torch.equal(second.overflow, (values > second.maximum).sum(0))
-    assert bool((second.maximum < 500).all())
-    q = [0.25, 0.5, 0.75]
-    expected = np.quantile(values.double().numpy(), q, axis=0)
-    assert np.all(np.abs(second.quantile(q).numpy() - expected) <= second.epsilon.numpy())
-    assert bool(second.quantile([1.0]).isnan().all())
-
-
-def test_trimmed_quantiles_below_the_range_are_not_a_number():
-    histogram = TrimmedHistogram(torch.zeros(1, 1, 1), torch.ones(1, 1, 1))
-    assert histogram.quantile(0.5).isnan().all()
-    histogram.update(torch.tensor([-2.0, -1.0, 0.5, 0.75, 5.0]).view(5, 1, 1, 1))
-    known = ~histogram.quantile([0.0, 0.25, 0.4, 0.5, 0.75, 0.8, 1.0]).flatten().isnan()
-    assert known.tolist() == [False, False, False, True, True, False, False]
-
-
-def test_trimmed_histograms_of_unlike_ranges_do_not_merge():
-    low, high = torch.zeros(1, 2, 3), torch.ones(1, 2, 3)
-    one, two = TrimmedHistogram(low, high), TrimmedHistogram(low, high + torch.eye(2, 3) * 0.5)
-    with pytest.raises(MismatchError, match=r"L0\.H0\.D0 has \[0\.0, 1\.0\] and \[0\.0, 1\.5\]"):
-        one.merge(two)
-
-
-@pytest.mark.parametrize(("low", "high"), [(1.0, 0.0), (math.nan, 1.0), (0.0, math.inf)])
-def test_a_range_must_be_finite_and_in_order(low, high):
-    with pytest.raises(NonFiniteError, match=r"range of L0\.H0\.D0"):
-        TrimmedHistogram(torch.full((1, 1, 1), low), torch.full((1, 1, 1), high))
-
-
-def test_ends_of_unlike_shape_are_refused():
-    with pytest.raises(MismatchError, match="expected the same shape"):
-        TrimmedHistogram(torch.zeros(1, 2, 3), torch.ones(1, 2, 4))
-
-
-def test_trimmed_histograms_refuse_what_is_not_finite():
-    histogram = TrimmedHistogram(torch.zeros(1, 1, 2), torch.ones(1, 1, 2))
-    with pytest.raises(NonFiniteError, match=r"L0\.H0\.D1 is -inf"):
-        histogram.update(torch.tensor([0.5, -math.inf]).view(1, 1, 1, 2))
-    assert histogram.total.sum() == 0
-
-
-# ---------------------------------------------------------------------- to and from a file
-
-
-def examples() -> list[NeuronHistogram]:
-    some = collected(torch.randn(50, 3) * torch.tensor([1e-30, 1.0, 1e30]), 100, torch.bfloat16)
-    first, values = outliers()
-    trimmed = TrimmedHistogram.around(first)
-    trimmed.update(values)
-    half = NeuronHistogram((2, 1, 2))
-    half.update_layer(0, torch.zeros(4, 1, 2))
-    return [some, trimmed, NeuronHistogram((1, 2, 3)), half]
-
-
-@pytest.mark.parametrize("index", range(4))
-def test_state_survives_a_round_trip(index):
-    histogram = examples()[index]
-    tensors, header = histogram.state()
-    again = type(histogram).from_state(tensors, json.loads(json.dumps(header)))
-    assert_same_state(again, histogram)
-    assert (
-        torch.equal(
-            again.quantile(0.5),
-            histogram.quantile(0.5),
-        )
-        or histogram.quantile(0.5).isnan().any()
-    )
-    tensors["counts"].zero_()
-    assert_same_state(again, histogram)
-
-
-def tamper(name, change):
-    def apply(tensors, header):
-        tensors[name] = change(tensors[name].clone())
-
-    return apply
-
-
-def plus(value, at=(0, 0, 1)):
-    def change(tensor):
-        tensor[at] += value
-        return tensor
-
-    return change
-
-
-def put(value, at=(0, 0, 1)):
-    def change(tensor):
-        tensor[at] = value
-        return tensor
-
-    return change
-
-
-TAMPERED = {
-    "a tensor missing": (lambda tensors, header: tensors.pop("offset"), "offset"),
-    "a tensor too many": (lambda tensors, header: tensors.update(extra=torch.zeros(1)), "extra"),
-    "another dtype": (tamper("minimum", torch.Tensor.float), "minimum"),
-    "another shape": (tamper("counts", lambda counts: counts[..., :-1].clone()), "counts"),
-    "one more value": (tamper("counts", plus(1, (0, 0, 1, 3))), "total"),
-    "a negative count": (tamper("counts", put(-1, (0, 0, 1, 3))), "negative count"),
-    "a count that overflows": (tamper("counts", put(2**63 - 1, (0, 0, 1, 3))), "2\\^62"),
-    "another total": (tamper("total", plus(1)), "total"),
-    "a finer grid": (tamper("exponent", plus(-1)), "bins that do not fit"),
-    "a coarser grid": (tamper("exponent", plus(1)), "bins that do not fit"),
-    "an absurd grid": (tamper("exponent", put(2**62)), "bins that do not fit"),
-    "a shifted grid": (tamper("offset", plus(1)), "bins that do not fit"),
-    "a NaN": (tamper("minimum", put(math.nan)), "not finite"),
-    "an infinity": (tamper("maximum", put(math.inf)), "not finite"),
-    "values without a range": (
-        lambda tensors, header: (put(math.inf)(tensors["minimum"]), put(-math.inf)(tensors["maximum"])),
-        "range",
-    ),
-    "a minimum above its maximum": (
-        lambda tensors, header: tensors["minimum"].copy_(tensors["maximum"] + 1),
-        "minimum above",
-    ),
-    "negative zero": (tamper("minimum", put(-0.0)), "-0.0"),
-    "a foreign kind": (lambda tensors, header: header.update(kind="Other"), "is not the header"),
-    "another size": (lambda tensors, header: header.update(bins=128), "counts"),
-    "bins that are no number": (lambda tensors, header: header.update(bins="256"), "is not the header"),
-    "an absurd size": (lambda tensors, header: header.update(shape=[2**40, 2**40, 2**40]), "counts"),
-    "a negative size": (lambda tensors, header: header.update(shape=[1, 1, -3]), "is not the header"),
-    "another resolution": (lambda tensors, header: header.update(resolution="float16"), "bins that do not fit"),
-    "an unknown resolution": (lambda tensors, header: header.update(resolution="int8"), "is not the header"),
-    "an unhashable resolution": (lambda tensors, header: header.update(resolution=[]), "is not the header"),
-    "a missing field": (lambda tensors, header: header.pop("bins"), "is not the header"),
-}
-
-
-@pytest.mark.parametrize(("change", "message"), TAMPERED.values(), ids=TAMPERED.keys())
-@pytest.mark.parametrize("trimmed", [False, True])
-def test_tampered_contents_are_refused(change, message, trimmed):
-    values = torch.tensor([[-1.0, 1.0, 2.0], [0.5, 1.0 + 2**-22, 2.5], [0.75, 1.0 + 2**-21, 3.0]]).view(3, 1, 1, 3)
-    histogram = NeuronHistogram((1, 1, 3))
-    histogram.update(values)
-    if trimmed:
-        histogram = TrimmedHistogram(values.amin(0), values.amax(0))
-        histogram.update(values)
-    tensors, header = histogram.state()
-    type(histogram).from_state(tensors, header)
-    change(tensors, header)
-    with pytest.raises(FileFormatError, match=message):
-        type(histogram).from_state(tensors, header)
-
-
-def move(source, target):
-    """One value of neuron 1 counted in another bin: totals still agree."""
-
-    def apply(tensors):
-        tensors["counts"][0, 0, 1, source] -= 1
-        tensors["counts"][0, 0, 1, target] += 1
-
-    return apply
-
-
-def one_value_of_two(tensors):
-    tensors["counts"][0, 0, 1, 1:] = 0
-    tensors["counts"][0, 0, 1, 0] = 1
-    tensors["total"][0, 0, 1] = 1
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (move(0, 1), "bin of its minimum"),
-        (move(4, 3), "bin of its minimum or maximum"),
-        (move(1, 5), "beyond its maximum"),
-        (one_value_of_two, "one value"),
-    ],
-)
-def test_counts_that_contradict_the_range_are_refused(change, message):
-    values = torch.tensor([0.0, 1.0, 2.0, 3.0, 256.0]).view(5, 1, 1, 1).expand(5, 1, 1, 3)
-    histogram = NeuronHistogram((1, 1, 3), bins=6)
-    histogram.update(values)
-    assert histogram.counts((0, 0, 1)).tolist() == [4, 0, 0, 0, 1, 0]
-    tensors, header = histogram.state()
-    tensors["counts"][0, 0, 1, 1] += 1
-    tensors["total"][0, 0, 1] += 1
-    NeuronHistogram.from_state(tensors, header)
-    change(tensors)
-    if change is not one_value_of_two and message == "bin of its minimum":
-        tensors["counts"][0, 0, 1, :2] = torch.tensor([0, 5])
-    with pytest.raises(FileFormatError, match=rf"L0\.H0\.D1 .*{message}"):
-        NeuronHistogram.from_state(tensors, header)

@@ -7,7 +7,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ablation_lens.errors import FileFormatError, MismatchError
-from ablation_lens.neurons import rows as columns
 from ablation_lens.neurons.moments import Moments
 from ablation_lens.neurons.rows import Rows
 
@@ -87,14 +86,11 @@ def test_positions_that_are_not_valid_do_not_count():
 
 
 @pytest.mark.parametrize("as_on_an_accelerator", [False, True])
-def test_pieces_and_blocks_add_up(monkeypatch, as_on_an_accelerator):
-    monkeypatch.setattr(columns, "_PIECE", 700)
-    monkeypatch.setattr(columns, "_PIECE_ON_ACCELERATOR", 700)
-    monkeypatch.setattr(columns, "_BLOCK", 150)
+def test_pieces_and_blocks_add_up(as_on_an_accelerator):
     values = 40 + np.random.default_rng(4).standard_normal((900, *SHAPE)).astype(np.float32)
     moments = Moments(SHAPE)
     for layer in range(SHAPE[0]):
-        taken = Rows(torch.from_numpy(values[:, layer]))
+        taken = Rows(torch.from_numpy(values[:, layer]), piece=700, block=150)
         taken.on_cpu = not as_on_an_accelerator  # values stay where they are, the neurons of a position together
         assert len(list(taken)) > 5
         moments.add(layer, taken)

@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from ablation_lens.errors import MismatchError
-from ablation_lens.neurons import rows as columns
 from ablation_lens.neurons.rows import Rows, Scratch
 
 
@@ -23,7 +22,7 @@ def layouts() -> list[tuple[str, torch.Tensor]]:
 
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize(("name", "values"), layouts(), ids=[name for name, _ in layouts()])
-def test_columns_are_the_valid_positions_however_memory_is_laid_out(name, values, masked):
+def test_rows_are_the_valid_positions_however_memory_is_laid_out(name, values, masked):
     valid = torch.arange(15).view(values.shape[:-2]) % 4 != 0
     taken = Rows(values, valid if masked else None)
     expected = values.reshape(15, 8)[valid.flatten()] if masked else values.reshape(15, 8)
@@ -34,30 +33,27 @@ def test_columns_are_the_valid_positions_however_memory_is_laid_out(name, values
 
 
 @pytest.mark.parametrize("masked", [False, True])
-def test_pieces_stay_small_however_many_tokens_there_are(monkeypatch, masked):
-    monkeypatch.setattr(columns, "_PIECE", 60)
+def test_pieces_stay_small_however_many_tokens_there_are(masked):
     valid = torch.ones(1000, dtype=torch.bool)
     valid[7] = not masked
     values = torch.randn(1000, 2, 3)
-    pieces = [piece.clone() for piece in Rows(values, valid)]
+    pieces = [piece.clone() for piece in Rows(values, valid, piece=60)]
     assert max(piece.numel() for piece in pieces) <= 60
     assert torch.equal(torch.cat(pieces, 1), values[valid].flatten(1).T)
 
 
-def test_texts_that_lie_apart_in_memory_fill_pieces_together(monkeypatch):
-    monkeypatch.setattr(columns, "_PIECE", 8 * 12)
+def test_texts_that_lie_apart_in_memory_fill_pieces_together():
     values = torch.randn(7, 2, 5, 4).transpose(1, 2)  # seven texts of five positions
-    pieces = [piece.clone() for piece in Rows(values)]
+    pieces = [piece.clone() for piece in Rows(values, piece=8 * 12)]
     assert [piece.shape[1] for piece in pieces] == [10, 10, 10, 5]
     assert torch.equal(torch.cat(pieces, 1), values.reshape(35, 8).T)
 
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_blocks_cover_every_neuron_once(monkeypatch, threads):
-    monkeypatch.setattr(columns, "_BLOCK", 100)
-    monkeypatch.setattr(columns.torch, "get_num_threads", lambda: threads)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     values = torch.randn(30, 4, 5)
-    blocks = list(Rows(values).blocks())
+    blocks = list(Rows(values, block=100).blocks())
     assert max(part.numel() for _, part in blocks) <= 100 * threads
     assert torch.equal(torch.cat([part for _, part in blocks]), values.flatten(1).T)
     assert [row for which, _ in blocks for row in range(20)[which]] == list(range(20))

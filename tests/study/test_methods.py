@@ -1,4 +1,5 @@
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -61,16 +62,38 @@ def test_only_the_trimmed_peak_reads_the_corpus_twice():
     assert [name for name in names() if Method(name).passes == 2] == ["peak-trimmed"]
 
 
-def test_a_registered_center_is_a_method_at_once(monkeypatch):
-    monkeypatch.setattr(centers, "_CENTERS", dict(centers._CENTERS))
-    centers.register("five")(lambda statistics, *, times=1: statistics.mean * 0 + 5 * times)
+@pytest.fixture
+def registered():
+    """Registers a center for one test."""
+    made = []
+
+    def register(name, function):
+        made.append(name)
+        centers.register(name)(function)
+
+    yield register
+    for name in made:
+        centers.unregister(name)
+
+
+def test_a_registered_center_is_a_method_at_once(registered):
+    registered("five", lambda statistics, *, times=1: statistics.mean * 0 + 5 * times)
     assert Method.parse("five times=2").label == "five times=2"
     assert "five" in names()
 
 
-def test_a_center_that_reads_more_than_the_made_up_neuron_has_is_left_to_its_cell(monkeypatch):
-    monkeypatch.setattr(centers, "_CENTERS", dict(centers._CENTERS))
-    centers.register("earliest")(lambda statistics, *, times=1: statistics.position_mean[0] * times)
-    Method.parse("earliest times=2").require_possible(256)
-    with pytest.raises(MismatchError, match="expected a finite number above zero"):
-        Method.parse("peak-kde bandwidth=-1").require_possible(256)
+def test_parameters_are_tried_before_anything_is_measured(registered):
+    registered("earliest", lambda statistics, *, times=1: statistics.position_mean[:, 0] * times)
+    registered("broken", lambda statistics, *, times=1: statistics.mean / [] * times)
+    registered("of the model's shape", lambda statistics: torch.zeros(4, 4, 24))
+    for text, message in (
+        ("peak-kde bandwidth=-1", "expected a finite number above zero"),
+        ("peak epsilon=1e300", "wider than any activation"),
+        ("earliest times=2", "hold no per-position mean"),
+        ("broken times=2", r"this center raised TypeError: .* Mend it"),
+    ):
+        with pytest.raises(MismatchError, match=message):
+            Method.parse(text).require_possible(256)
+    # Without parameters there is nothing to try, and it may need the model's real neurons.
+    Method("of the model's shape").require_possible(256)
+    Method.parse("broken").require_possible(256)
