@@ -6,11 +6,12 @@ content security policy lets nothing run but the scripts written here, each know
 
 import base64
 import hashlib
-import html
 import json
 import re
 from importlib.resources import files
 from typing import Any
+
+from ablation_lens.escaping import for_html
 
 SCRIPTS = (
     "text.js",
@@ -61,12 +62,11 @@ def assembled(title: str, payload: dict[str, Any], blobs: dict[str, str]) -> str
     )
     parts = {
         "policy": policy,
-        # A folder's name may hold bytes that are not UTF-8.
-        "title": html.escape(title.encode("utf-8", "replace").decode("utf-8")),
+        "title": for_html(title),
         "styles": asset("style.css"),
         "payload": embedded_json(payload),
         "blobs": "\n".join(
-            f'<script type="text/plain" id="{html.escape(name)}">{text}</script>' for name, text in blobs.items()
+            f'<script type="text/plain" id="{for_html(name)}">{text}</script>' for name, text in blobs.items()
         ),
         "scripts": "\n".join(f"<script>{script}</script>" for script in scripts),
     }
@@ -77,7 +77,7 @@ def assembled(title: str, payload: dict[str, Any], blobs: dict[str, str]) -> str
 def framed(page: str, height: int) -> str:
     """The page inside a notebook's cell: an origin of its own, which may run scripts and offer downloads."""
     return (
-        f'<iframe srcdoc="{html.escape(page)}" sandbox="allow-scripts allow-downloads" '
+        f'<iframe srcdoc="{for_html(page)}" sandbox="allow-scripts allow-downloads" '
         f'title="ablation-lens explorer" style="width:100%;height:{int(height)}px;border:0;border-radius:6px"></iframe>'
     )
 

@@ -9,6 +9,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from ablation_lens.errors import MismatchError
+from ablation_lens.escaping import for_plotly
 from ablation_lens.neurons.histogram import NeuronHistogram
 from ablation_lens.neurons.peaks import require_values
 from ablation_lens.neurons.statistics import ActivationStatistics
@@ -26,7 +27,6 @@ from ablation_lens.plots.template import (
     linear_or_log,
     model_name,
     neuron_at,
-    text,
 )
 from ablation_lens.sites import neuron_name
 
@@ -82,7 +82,7 @@ def neuron_distribution(
     lines = {name: {center: one.center(center) for center in centers} for name, one in several.items()}
     histograms = {name: coarse(one, bins) for name, one in several.items()}
     for number, (name, one, place) in enumerate(series):
-        label = " · ".join([*([text(name, 24)] if name else []), neuron_name(*place)])
+        label = " · ".join([*([for_plotly(name, 24)] if name else []), neuron_name(*place)])
         group = str(number) if overlaid else None  # one column of the legend
         bars = histogram_bars(histograms[name], place, label, SERIES[number % len(SERIES)], 0.6 if overlaid else 1)
         figure.add_trace(bars.update(legendgroup=group))
@@ -93,7 +93,7 @@ def neuron_distribution(
             figure.add_vline(
                 value,
                 line=line_of(center) | ({"width": 1.5} if overlaid and number else {}),
-                name=f"{text(center)} {value:.3g}",
+                name=f"{for_plotly(center)} {value:.3g}",
                 showlegend=True,
                 legendgroup=group,
             )

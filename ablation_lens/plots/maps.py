@@ -12,6 +12,7 @@ from plotly.colors import sample_colorscale
 from torch import Tensor
 
 from ablation_lens.errors import MismatchError
+from ablation_lens.escaping import for_plotly
 from ablation_lens.names import choose
 from ablation_lens.neurons.shapes import Shapes
 from ablation_lens.neurons.statistics import ActivationStatistics
@@ -23,7 +24,6 @@ from ablation_lens.plots.template import (
     capitalised,
     framed,
     model_name,
-    text,
 )
 
 
@@ -163,13 +163,13 @@ def damage_map(
     values = torch.as_tensor(effects).detach().double().cpu()
     if values.ndim != 2 or not values.numel():
         raise MismatchError(f"effects have shape {tuple(values.shape)}; expected one number per (layer, head).")
-    scale, _ = _color_scale(values, Measure("damage", f"rise ({text(unit)})", signed=True), clipped=False)
-    figure = _layer_by_head(values, f"rise in cross-entropy ({text(unit)})", scale)
-    how = f"each head set to its {text(method)}" if method else "one head ablated at a time"
+    scale, _ = _color_scale(values, Measure("damage", f"rise ({for_plotly(unit)})", signed=True), clipped=False)
+    figure = _layer_by_head(values, f"rise in cross-entropy ({for_plotly(unit)})", scale)
+    how = f"each head set to its {for_plotly(method)}" if method else "one head ablated at a time"
     return framed(
         figure,
         "Damage by head: rise in cross-entropy",
-        " · ".join([*([text(model)] if model else []), how]),
+        " · ".join([*([for_plotly(model)] if model else []), how]),
         template,
         **_size(values),
     )

@@ -11,9 +11,10 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from ablation_lens.errors import MismatchError
+from ablation_lens.escaping import for_plotly
 from ablation_lens.names import choose
 from ablation_lens.palette import METHOD_COLORS
-from ablation_lens.plots.template import BELOW, LENS_TEMPLATE, framed, line_of, lines, symbol_of, text
+from ablation_lens.plots.template import BELOW, LENS_TEMPLATE, framed, line_of, lines, symbol_of
 from ablation_lens.study.results import Results
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ def figure_2(
                 continue
             for col, panel in enumerate(_PANELS, 1):
                 points = list(_points(mine, panel))
-                shown = {"legendgroup": text(method), "legendrank": rank, "showlegend": False}
+                shown = {"legendgroup": for_plotly(method), "legendrank": rank, "showlegend": False}
                 figure.add_trace(_band(points, method).update(shown), row, col)
                 shown["showlegend"] = method not in named
                 figure.add_trace(_line(points, method, panel).update(shown), row, col)
@@ -161,11 +162,11 @@ def _line(points: list[_Point], method: str, panel: _Panel) -> go.Scatter:
         x=[point.percent for point in points],
         y=[point.mean for point in points],
         customdata=[_hover(point, panel) for point in points],
-        name=text(method),
+        name=for_plotly(method),
         mode="lines+markers",
         line=line_of(method),
         marker={"symbol": symbol_of(method), "size": 7},
-        hovertemplate=f"<b>{text(method)}</b>, %{{x:.4~g}} % ablated<br>%{{customdata}}<extra></extra>",
+        hovertemplate=f"<b>{for_plotly(method)}</b>, %{{x:.4~g}} % ablated<br>%{{customdata}}<extra></extra>",
     )
 
 
@@ -189,7 +190,7 @@ def _band(points: list[_Point], method: str) -> go.Scatter:
     return go.Scatter(
         x=x,
         y=y,
-        name=f"{text(method)} ± sd",
+        name=f"{for_plotly(method)} ± sd",
         mode="lines",
         line={"width": 0},
         fill="toself",

@@ -5,6 +5,7 @@ from typing import Any
 import plotly.graph_objects as go
 import torch
 
+from ablation_lens.escaping import for_plotly
 from ablation_lens.neurons.shapes import LABELS
 from ablation_lens.neurons.statistics import ActivationStatistics
 from ablation_lens.plots.template import (
@@ -14,7 +15,6 @@ from ablation_lens.plots.template import (
     capitalised,
     framed,
     model_name,
-    text,
 )
 
 _LABEL_LOOKS = {
@@ -66,7 +66,7 @@ def centers_scatter(
                     name=f"{name} ({int(having.sum()):,})",
                     marker={"color": color, "symbol": symbol, "size": 6 if len(label) <= 5000 else 4, "opacity": 0.75},
                     hovertemplate="<b>L%{customdata[0]}.H%{customdata[1]}.D%{customdata[2]}</b>"
-                    f"<br>{text(x)} %{{x:.4~g}}<br>{text(y)} %{{y:.4~g}}<extra>{name}</extra>",
+                    f"<br>{for_plotly(x)} %{{x:.4~g}}<br>{for_plotly(y)} %{{y:.4~g}}<extra>{name}</extra>",
                 )
             )
     known = across.isfinite() & up.isfinite()
@@ -76,15 +76,15 @@ def centers_scatter(
     ends = [max(low for low, _ in ranges), min(high for _, high in ranges)] if ranges else [0.0, 1.0]
     figure.add_shape(
         type="line", x0=ends[0], y0=ends[0], x1=ends[1], y1=ends[1], line={"color": FAINT, "dash": "dot", "width": 1},
-        layer="below", name=f"{text(x)} = {text(y)}", showlegend=True,
+        layer="below", name=f"{for_plotly(x)} = {for_plotly(y)}", showlegend=True,
     )  # fmt: skip
     unit = " / σ" if over_sigma else f" of {activation_title(stats)}"
     zero = {"zeroline": True, "zerolinecolor": FAINT, "zerolinewidth": 1}
-    figure.update_xaxes(title_text=f"{text(x)}{unit}", **zero)
-    figure.update_yaxes(title_text=f"{text(y)}{unit}", **zero)
+    figure.update_xaxes(title_text=f"{for_plotly(x)}{unit}", **zero)
+    figure.update_yaxes(title_text=f"{for_plotly(y)}{unit}", **zero)
     return framed(
         figure,
-        f"{capitalised(text(x))} against {text(y)} of {len(label):,} neurons",
+        f"{capitalised(for_plotly(x))} against {for_plotly(y)} of {len(label):,} neurons",
         f"{model_name(stats)} · {stats.provenance.tokens:,} positions",
         template,
         height=520,

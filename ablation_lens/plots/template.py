@@ -1,6 +1,5 @@
 """The look that all figures share, and the words on them."""
 
-import html
 import textwrap
 import zlib
 from collections.abc import Sequence
@@ -9,6 +8,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from ablation_lens.errors import MismatchError
+from ablation_lens.escaping import for_plotly
 from ablation_lens.neurons.statistics import ActivationStatistics
 from ablation_lens.palette import METHOD_COLORS, color_of
 from ablation_lens.sites import neuron_name, parse_neuron
@@ -90,28 +90,15 @@ def _place(method: str) -> int:
     return known.index(method) if method in known else zlib.crc32(method[::-1].encode())
 
 
-def text(name: object, longest: int = 48) -> str:
-    """A name from outside as text in a figure: no tags, no template fields, no formulas; long paths lose their middle.
-
-    >>> text("<b>50 %</b>")
-    '&lt;b&gt;50 &#37;&lt;/b&gt;'
-    """
-    plain = " ".join(str(name).split())
-    if len(plain) > longest:
-        plain = f"{plain[: longest // 3]}…{plain[-(longest - longest // 3 - 1) :]}"
-    # Plotly fills in %{…} in hover texts and sets $…$ as a formula; as entities both are only characters.
-    return html.escape(plain, quote=False).replace("%", "&#37;").replace("$", "&#36;")
-
-
 def lines(name: object, width: int, most: int = 6) -> str:
-    """As `text`, over several lines where it is long.
+    """As `escaping.for_plotly`, over several lines where it is long.
 
     >>> lines("tiny-opt on stdlib (10,000 tokens)", 20)
     'tiny-opt on stdlib<br>(10,000 tokens)'
     """
     broken = textwrap.wrap(" ".join(str(name).split()), width) or [""]
     kept = broken if len(broken) <= most else [*broken[: most - 1], " ".join(broken[most - 1 :])]
-    return "<br>".join(text(line, width) for line in kept)
+    return "<br>".join(for_plotly(line, width) for line in kept)
 
 
 def neuron_at(place: str | tuple[int, int, int], statistics: ActivationStatistics) -> tuple[int, int, int]:
@@ -130,7 +117,7 @@ def layer_at(layer: int, statistics: ActivationStatistics) -> int:
 
 def model_name(statistics: ActivationStatistics) -> str:
     """The model's name, as text."""
-    return text(statistics.provenance.model.name)
+    return for_plotly(statistics.provenance.model.name)
 
 
 def capitalised(words: str) -> str:

@@ -1,6 +1,5 @@
 """A page of headings, paragraphs, tables and figures, as self-contained HTML and as Markdown."""
 
-import html
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -8,12 +7,11 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from ablation_lens.escaping import for_html, for_markdown
 from ablation_lens.files import write_text, writing
 
 _POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
 """What the page may load: nothing, from nowhere."""
-
-_ESCAPED = frozenset("\\`*_[]<>|#~$")
 
 
 @dataclass(frozen=True)
@@ -94,15 +92,13 @@ class Page:
             '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
             '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
             f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
-            f"<title>{html.escape(self.title)}</title>\n<style>{style}</style>\n{script}\n</head>\n<body>\n<main>\n"
-            f"<h1>{html.escape(self.title)}</h1>\n"
-            + "\n".join(map(_html, self.blocks))
-            + "\n</main>\n</body>\n</html>\n"
+            f"<title>{for_html(self.title)}</title>\n<style>{style}</style>\n{script}\n</head>\n<body>\n<main>\n"
+            f"<h1>{for_html(self.title)}</h1>\n" + "\n".join(map(_html, self.blocks)) + "\n</main>\n</body>\n</html>\n"
         )
 
     def markdown(self) -> str:
         """For reading in a repository; figures are only named, they are in the HTML."""
-        return f"# {_plain(self.title)}\n\n" + "\n".join(map(_markdown, self.blocks))
+        return f"# {for_markdown(self.title)}\n\n" + "\n".join(map(_markdown, self.blocks))
 
     def write(self, html_path: Path, markdown_path: Path) -> tuple[Path, Path]:
         """Write both, each whole or not at all."""
@@ -115,11 +111,11 @@ class Page:
 
 def _html(block: Block) -> str:
     if isinstance(block, Heading):
-        return f"<h2>{html.escape(block.text)}</h2>"
+        return f"<h2>{for_html(block.text)}</h2>"
     if isinstance(block, Paragraph):
-        return f"<p>{html.escape(block.text)}</p>"
+        return f"<p>{for_html(block.text)}</p>"
     if isinstance(block, Notes):
-        return "\n".join(f'<p class="note">{html.escape(line)}</p>' for line in block.lines)
+        return "\n".join(f'<p class="note">{for_html(line)}</p>' for line in block.lines)
     if isinstance(block, Figure):
         drawn = block.figure.to_html(
             full_html=False,
@@ -128,10 +124,10 @@ def _html(block: Block) -> str:
             default_width="100%",
             config={"responsive": True, "displaylogo": False},
         )
-        return f"<figure>{drawn}<figcaption>{html.escape(block.caption)}</figcaption></figure>"
+        return f"<figure>{drawn}<figcaption>{for_html(block.caption)}</figcaption></figure>"
     kinds = [' class="n"' if block.is_number(column) else "" for column in range(len(block.heads))]
     heads = "".join(
-        f'<th scope="col"{kind}>{html.escape(head)}</th>' for kind, head in zip(kinds, block.heads, strict=True)
+        f'<th scope="col"{kind}>{for_html(head)}</th>' for kind, head in zip(kinds, block.heads, strict=True)
     )
     rows = "\n".join(
         "<tr>" + "".join(f"<td{kind}>{_cell(text)}</td>" for kind, text in zip(kinds, row, strict=True)) + "</tr>"
@@ -148,29 +144,25 @@ def _bold(text: str) -> tuple[str, str, str]:
 
 
 def _cell(text: str) -> str:
-    before, inside, after = map(html.escape, _bold(text))
+    before, inside, after = map(for_html, _bold(text))
     return f"{before}<strong>{inside}</strong>{after}" if inside else before
 
 
 def _markdown(block: Block) -> str:
     if isinstance(block, Heading):
-        return f"## {_plain(block.text)}\n"
+        return f"## {for_markdown(block.text)}\n"
     if isinstance(block, Paragraph):
-        return f"{_plain(block.text)}\n"
+        return f"{for_markdown(block.text)}\n"
     if isinstance(block, Notes):
-        return "\n".join(f"{_plain(line)}  " for line in block.lines) + "\n"
+        return "\n".join(f"{for_markdown(line)}  " for line in block.lines) + "\n"
     if isinstance(block, Figure):
-        return f"*{_plain(block.caption)} The figure is in report.html.*\n"
+        return f"*{for_markdown(block.caption)} The figure is in report.html.*\n"
     rules = ("---:" if block.is_number(column) else "---" for column in range(len(block.heads)))
-    lines = [" | ".join(map(_plain, block.heads)), " | ".join(rules)]
+    lines = [" | ".join(map(for_markdown, block.heads)), " | ".join(rules)]
     for row in block.rows:
         cells = []
         for text in row:
-            before, inside, after = map(_plain, _bold(text))
+            before, inside, after = map(for_markdown, _bold(text))
             cells.append(f"{before}**{inside}**{after}" if inside else before)
         lines.append(" | ".join(cells))
     return "\n".join(f"| {line} |" for line in lines) + "\n"
-
-
-def _plain(text: str) -> str:
-    return "".join(f"\\{letter}" if letter in _ESCAPED else letter for letter in re.sub(r"\s", " ", text))

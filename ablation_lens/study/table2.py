@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from ablation_lens.escaping import for_latex, for_markdown, for_terminal, on_one_line
 from ablation_lens.study.cells import BASELINE
 from ablation_lens.study.paper import TABLE_FRACTIONS, published
 from ablation_lens.study.results import METRICS, Results
@@ -63,20 +64,20 @@ class Table2:
 
     def markdown(self) -> str:
         """A Markdown table, and its notes."""
-        heads = ["", "", *map(_for_markdown, self.groups.values())]
+        heads = ["", "", *map(for_markdown, self.groups.values())]
         lines = [f"| {' | '.join(heads)} |", "|" + " --- |" * 2 + " ---: |" * len(self.groups)]
         for section, name, texts in self.texts():
-            lines.append(f"| {section} | {_for_markdown(name)} | {' | '.join(texts)} |")
+            lines.append(f"| {section} | {for_markdown(name)} | {' | '.join(texts)} |")
         return "\n".join([*lines, "", *(f"{note}  " for note in self.notes)])
 
     def latex(self) -> str:
         """A LaTeX tabular (booktabs), and its notes as comments."""
-        heads = " & ".join(["", "", *map(_for_latex, self.groups.values())])
+        heads = " & ".join(["", "", *map(for_latex, self.groups.values())])
         lines = [r"\begin{tabular}{ll" + "r" * len(self.groups) + "}", r"\toprule", heads + r" \\", r"\midrule"]
         for section, name, texts in self.texts(lambda text: rf"\textbf{{{text}}}", r"$\pm$"):
             if section and len(lines) > 4:
                 lines.append(r"\midrule")
-            cells = [_for_latex(section), _for_latex(name), *(text.replace("†", r"$^\dagger$") for text in texts)]
+            cells = [for_latex(section), for_latex(name), *(text.replace("†", r"$^\dagger$") for text in texts)]
             lines.append(" & ".join(cells) + r" \\")
         lines += [r"\bottomrule", r"\end{tabular}"]
         return "\n".join([*lines, *(f"% {note}" for note in self.notes)])
@@ -94,15 +95,14 @@ class Table2:
     def rich(self, width: int = 80) -> list["Table"]:
         """For a terminal: the four models of the paper, or of the zoo, fit in 80 columns; more go below."""
         from rich.box import SIMPLE_HEAD
-        from rich.markup import escape
         from rich.table import Table
 
         rows = [
             (section.replace("Top-1 accuracy", "Top-1").replace("Cross-entropy", "CE").removesuffix(" ablated"),
-             escape(_on_one_line(name)), [text.replace(" ± ", "±") for text in texts])
+             for_terminal(name), [text.replace(" ± ", "±") for text in texts])
             for section, name, texts in self.texts(lambda text: f"[bold]{text}[/bold]")
         ]  # fmt: skip
-        labels = [_on_one_line(label) for label in self.groups.values()]
+        labels = [on_one_line(label) for label in self.groups.values()]
         first, second, *figures = map(_widest, zip(*[(*names, *texts) for *names, texts in rows], strict=True))
         # Figures are never broken, and labels not into more than a few lines.
         least = [max(figure, math.ceil(len(label) / 4)) for figure, label in zip(figures, labels, strict=True)]
@@ -112,7 +112,7 @@ class Table2:
             for _ in range(2):
                 table.add_column("", no_wrap=True)
             for label, needed in zip(labels[columns], least[columns], strict=True):
-                table.add_column(escape(label), justify="right", overflow="fold", min_width=needed)
+                table.add_column(for_terminal(label), justify="right", overflow="fold", min_width=needed)
             for section, name, texts in rows:
                 if section and table.row_count:
                     table.add_section()
@@ -235,19 +235,3 @@ def _side_by_side(widths: Sequence[int], room: int) -> list[slice]:
             lots.append(slice(start, end))
             start = end
     return lots
-
-
-def _for_markdown(text: str) -> str:
-    return "".join(f"\\{letter}" if letter in r"\`*_[]<>|&" else letter for letter in _on_one_line(text))
-
-
-def _for_latex(text: str) -> str:
-    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-    special |= {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", "`": r"\textasciigrave{}"}
-    special |= {letter: f"\\{letter}" for letter in "&%$#_{}"}
-    return "".join(special.get(letter, letter) for letter in _on_one_line(text))
-
-
-def _on_one_line(text: str) -> str:
-    """A name may be a folder's, and that may hold anything."""
-    return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())

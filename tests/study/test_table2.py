@@ -207,7 +207,8 @@ def test_hostile_names_stay_text_in_markdown(hostile):
     lines = hostile.markdown().splitlines()
     cells = [len(re.findall(r"(?<!\\)\|", line)) for line in lines if line.startswith("|")]
     assert set(cells) == {4}  # three columns, whatever is in the names
-    assert r"./a\|b\_c \& \<img src=x\>\[bold\]$50%#{~^}\\ \`x\` \*y\* next" in lines[0]
+    escaped = r"./a\|b\_c \& \<img src=x\>\[bold\]\$50%\#{\~^}\\ \`x\` \*y\* next"
+    assert escaped in lines[0]
     assert r"q\|r\_\[red\]\&" in hostile.markdown()
 
 

@@ -1,0 +1,84 @@
+"""Names and texts from outside (models, folders, tokens) as plain characters, wherever they are shown.
+
+The only place that knows what a Markdown table, LaTeX, a page, a figure or a terminal would take for more than that.
+"""
+
+import html
+
+_MARKDOWN = frozenset("\\`*_[]<>|&#~$")
+_LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+_LATEX |= {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", "`": r"\textasciigrave{}"}
+_LATEX |= {letter: f"\\{letter}" for letter in "&%$#_{}"}
+
+
+def on_one_line(text: str) -> str:
+    r"""The printable characters, without line breaks or terminal escapes: a folder's name may hold anything.
+
+    >>> on_one_line("two\nlines \x1b[31m red")
+    'two lines [31m red'
+    """
+    return " ".join(_printable(text).split())
+
+
+def _printable(text: str) -> str:
+    return "".join(letter if letter.isprintable() else " " for letter in text)
+
+
+def shortened(line: str, length: int) -> str:
+    """At most so many characters of a line.
+
+    >>> shortened("a long line", 7)
+    'a long…'
+    """
+    return line if len(line) <= length else line[: max(length - 1, 0)] + "…"
+
+
+def for_markdown(text: str) -> str:
+    r"""Text in a Markdown paragraph or table cell.
+
+    >>> for_markdown("a|b <i>")
+    'a\\|b \\<i\\>'
+    """
+    return "".join(f"\\{letter}" if letter in _MARKDOWN else letter for letter in _printable(text))
+
+
+def for_latex(text: str) -> str:
+    r"""Text in a LaTeX table cell.
+
+    >>> for_latex("50 % of a_b")
+    '50 \\% of a\\_b'
+    """
+    return "".join(_LATEX.get(letter, letter) for letter in on_one_line(text))
+
+
+def for_html(text: str) -> str:
+    """Text in an HTML element or attribute; bytes of a name that are not UTF-8 become question marks.
+
+    >>> for_html("<b>")
+    '&lt;b&gt;'
+    """
+    return html.escape(text.encode("utf-8", "replace").decode("utf-8"))
+
+
+def for_plotly(name: object, longest: int = 48) -> str:
+    """Text in a figure: no tags, no template fields, no formulas; long paths lose their middle.
+
+    >>> for_plotly("<b>50 %</b>")
+    '&lt;b&gt;50 &#37;&lt;/b&gt;'
+    """
+    plain = " ".join(str(name).split())
+    if len(plain) > longest:
+        plain = f"{plain[: longest // 3]}…{plain[-(longest - longest // 3 - 1) :]}"
+    # Plotly fills in %{…} in hover texts and sets $…$ as a formula; as entities both are only characters.
+    return html.escape(plain, quote=False).replace("%", "&#37;").replace("$", "&#36;")
+
+
+def for_terminal(text: str) -> str:
+    """Text where rich reads markup.
+
+    >>> for_terminal("a [bold] name")
+    'a \\\\[bold] name'
+    """
+    from rich.markup import escape
+
+    return escape(on_one_line(text))
