@@ -14,7 +14,7 @@ from ablation_lens.errors import AblationLensError
 from ablation_lens.explorer.packing import (
     byte_planes,
     code_planes,
-    deflated,
+    deflate,
     display_histogram,
     pack_counts,
     slider_widths,
@@ -38,12 +38,12 @@ SUMMARY = (
 """What the page sorts, filters and colours by; columns of `ActivationStatistics.table`, to float32."""
 
 
-def packed_dataset(statistics: ActivationStatistics, label: str, *, progress: bool = False) -> dict[str, Any]:
+def pack_dataset(statistics: ActivationStatistics, label: str, *, progress: bool = False) -> dict[str, Any]:
     """Plain JSON values: provenance, one blob of numbers per neuron, one blob of counts per layer.
 
     >>> from ablation_lens import collect, load_model
     >>> statistics = collect(load_model("tiny-opt"), [torch.arange(5, 60)[None]], progress=False)
-    >>> dataset = packed_dataset(statistics, "tiny-opt")
+    >>> dataset = pack_dataset(statistics, "tiny-opt")
     >>> dataset["shape"], dataset["widths"], len(dataset["layers"])
     ([4, 4, 32], [128, 64, 32, 16, 8], 4)
     """
@@ -59,7 +59,7 @@ def packed_dataset(statistics: ActivationStatistics, label: str, *, progress: bo
             offset = histogram.offset[layer].flatten()
             codes, kept = pack_counts(histogram.counts(layer).flatten(0, 1), offset, widths)
             data, planes = code_planes(codes)
-            packed.append({"planes": planes, "data": deflated(data)})
+            packed.append({"planes": planes, "data": deflate(data)})
             digits.append(kept)
             advance(1)
         grid = {
@@ -70,7 +70,7 @@ def packed_dataset(statistics: ActivationStatistics, label: str, *, progress: bo
         }
         columns += [{"name": name, "type": array.dtype.str[1:]} for name, array in grid.items()]
         numbers += [byte_planes(array) for array in grid.values()]
-        summary = deflated(b"".join(numbers))
+        summary = deflate(b"".join(numbers))
         advance(1)
     return {
         "label": label,

@@ -4,9 +4,10 @@ from pathlib import Path
 from typing import Any
 
 from ablation_lens.errors import MismatchError
-from ablation_lens.explorer import contexts, explore
+from ablation_lens.explorer.view import explore
 from ablation_lens.files import require_target
 from ablation_lens.hooked import tokenizer_of
+from ablation_lens.measure.contexts import collected_plan, gather_striking
 from ablation_lens.neurons.statistics import ActivationStatistics
 from ablation_lens.study.results import Results
 
@@ -40,12 +41,13 @@ def explore_files(
         if record.processing == "unknown":
             raise MismatchError(
                 f"{record.name} was not loaded by ablation-lens, so it cannot be loaded again for examples; gather "
-                "them with ablation_lens.examples.examples and pass them to al.explore(statistics, examples=...)."
+                "them with ablation_lens.measure.contexts.gather_contexts and give them to "
+                "al.explore(statistics, examples=...)."
             )
         model = load_model(record.name, dtype=record.dtype, device=device, revision=record.revision)
-        plan = contexts.collected_plan(model, loaded)
+        plan = collected_plan(model, loaded)
         options |= {
-            "examples": contexts.gathered(model, plan, loaded, examples),
+            "examples": gather_striking(model, plan, loaded, examples),
             "tokenizer": tokenizer_of(model),
         }
     return explore(loaded, plan, html=html, **options).neurons

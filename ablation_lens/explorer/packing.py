@@ -124,10 +124,10 @@ def code_planes(codes: Int64[Tensor, "neuron bin"]) -> tuple[bytes, int]:
     return np.ascontiguousarray(held[:, :planes].T).tobytes(), planes
 
 
-def deflated(data: bytes) -> str:
+def deflate(data: bytes) -> str:
     """As text for a page: deflated (zlib), then base64.
 
-    >>> deflated(b"")
+    >>> deflate(b"")
     'eNoDAAAAAAE='
     """
     return base64.b64encode(zlib.compress(data, 9)).decode("ascii")

@@ -48,7 +48,7 @@ def embedded_json(value: Any) -> str:
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def assembled(title: str, payload: dict[str, Any], blobs: dict[str, str]) -> str:
+def assemble(title: str, payload: dict[str, Any], blobs: dict[str, str]) -> str:
     """The whole page: `payload` is there at once, `blobs` (base64 text) are decoded when they are needed."""
     from plotly.offline import get_plotlyjs
 
@@ -74,7 +74,7 @@ def assembled(title: str, payload: dict[str, Any], blobs: dict[str, str]) -> str
     return _MARK.sub(lambda match: parts[match[1]], asset("page.html"))
 
 
-def framed(page: str, height: int) -> str:
+def frame(page: str, height: int) -> str:
     """The page inside a notebook's cell: an origin of its own, which may run scripts and offer downloads."""
     return (
         f'<iframe srcdoc="{for_html(page)}" sandbox="allow-scripts allow-downloads" '

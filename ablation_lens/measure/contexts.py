@@ -1,4 +1,4 @@
-"""What stands behind a neuron's peak and its tails: a second pass that gathers example contexts."""
+"""Which documents a neuron's peak and tails are made of: a second pass that gathers examples, each in its context."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -8,12 +8,13 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ablation_lens.errors import MismatchError
+from ablation_lens.errors import CorpusError, MismatchError
 from ablation_lens.measure.forward import capture
 from ablation_lens.neurons.statistics import ActivationStatistics
 from ablation_lens.records import record_of
 from ablation_lens.sites import neuron_name, parse_neuron
 from ablation_lens.tasks.plans import Batch, BatchPlan
+from ablation_lens.tasks.tasks import task_for
 
 Where = Literal["low", "peak", "high"]
 WINDOW = 12
@@ -50,7 +51,7 @@ class Example:
         return before, here, after
 
 
-def examples(
+def gather_contexts(
     model: Any,
     batches: "BatchPlan | Iterable[Batch]",
     statistics: ActivationStatistics,
@@ -69,7 +70,7 @@ def examples(
     >>> import ablation_lens as al
     >>> model = al.load_model("tiny-opt")
     >>> plan = al.task_for(model).batches(split="collect", tokens=2000)
-    >>> found = examples(model, plan, al.collect(model, plan, progress=False), ["L1.H2.D3"], k=2)
+    >>> found = gather_contexts(model, plan, al.collect(model, plan, progress=False), ["L1.H2.D3"], k=2)
     >>> [example.where for example in found["L1.H2.D3"]]
     ['low', 'low', 'peak', 'peak', 'high', 'high']
     """
@@ -144,3 +145,44 @@ def _example(
         tokens=tokens,
         offset=position - start if tokens else 0,
     )
+
+
+# ---------------------------------------------------------------------- without being told which neurons, or which text
+
+
+def striking_neurons(statistics: ActivationStatistics, number: int) -> list[str]:
+    """The neurons whose peak is farthest, in σ, from zero or from the mean; not those without a clear peak.
+
+    >>> import ablation_lens as al
+    >>> statistics = al.collect(al.load_model("tiny-opt"), [torch.arange(5, 60)[None]], progress=False)
+    >>> len(striking_neurons(statistics, 3))
+    3
+    """
+    table = statistics.table()
+    clear = table[~table["shape"].isin(["constant", "unresolved"])]
+    farthest = clear[["peak_over_sigma", "mean_to_peak_over_sigma"]].max(axis=1)
+    return [str(name) for name in farthest.sort_values(ascending=False, kind="stable").index[:number]]
+
+
+def gather_striking(
+    model: Any, batches: "BatchPlan | Iterable[Batch]", statistics: ActivationStatistics, number: int, k: int = 5
+) -> dict[str, list[Example]]:
+    """Examples of the most striking neurons; one more pass over the batches."""
+    if iter(batches) is batches:
+        raise MismatchError("examples are gathered by reading the batches again; give a list or a plan, no iterator.")
+    return gather_contexts(model, batches, statistics, striking_neurons(statistics, number), k)
+
+
+def collected_plan(model: Any, statistics: ActivationStatistics, most: int = 50_000) -> BatchPlan:
+    """The plan the statistics say they were collected over; of a large one the first `most` tokens, or 500 images."""
+    if not statistics.provenance.corpora:
+        raise CorpusError(
+            "these statistics were collected over batches of your own, which cannot be read again from here; gather "
+            "examples with ablation_lens.measure.contexts.gather_contexts and give them to "
+            "al.explore(statistics, examples=...)."
+        )
+    corpus = statistics.provenance.corpora[0]
+    task = task_for(model, corpus.name)
+    if corpus.unit == "images":
+        return task.batches(split=corpus.split, images=min(corpus.size_obtained, 500))
+    return task.batches(split=corpus.split, tokens=min(corpus.size_obtained, most))

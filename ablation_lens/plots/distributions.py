@@ -20,8 +20,8 @@ from ablation_lens.plots.template import (
     LENS_TEMPLATE,
     SERIES,
     activation_title,
+    add_frame,
     density_axis,
-    framed,
     layer_at,
     line_of,
     linear_or_log,
@@ -98,7 +98,7 @@ def neuron_distribution(
                 legendgroup=group,
             )
         views.append(view_of(one.histogram, place, [float(values[place]) for values in lines[name].values()]))
-    framed(
+    add_frame(
         figure,
         " against ".join(dict.fromkeys(neuron_name(*place) for _, _, place in series)),
         " · ".join([*dict.fromkeys(map(model_name, several.values())), _counted(series, histograms)]),
@@ -190,7 +190,7 @@ def layer_distribution(
     traces, view = layer_traces(stats, layer_at(layer, stats), quantiles)
     figure = go.Figure(traces)
     figure.add_vline(0, line=line_of("zero"), name="zero", showlegend=True)
-    framed(
+    add_frame(
         figure,
         f"Layer {layer}: average of {stats.shape[1] * stats.shape[2]:,} neurons",
         f"{model_name(stats)} · {stats.provenance.tokens:,} positions",

@@ -21,8 +21,8 @@ from ablation_lens.plots.template import (
     INK,
     LENS_TEMPLATE,
     SEQUENTIAL,
+    add_frame,
     capitalised,
-    framed,
     model_name,
 )
 
@@ -115,7 +115,7 @@ def neuron_map(
         figure.add_vline(head * dims - 0.5, line={"color": INK if wanted.signed else "white", "width": 0.75})
     _layers_downwards(figure, layers)
     title = f"{capitalised(wanted.title)} of every neuron"
-    return framed(figure, title, f"{model_name(stats)}{note}", template, height=max(320, 170 + 20 * layers))
+    return add_frame(figure, title, f"{model_name(stats)}{note}", template, height=max(320, 170 + 20 * layers))
 
 
 def head_map(
@@ -138,7 +138,7 @@ def head_map(
     scale, _ = _color_scale(values, wanted, clipped=False)
     figure = _layer_by_head(values, f"{summary} {wanted.title}", scale)
     title = f"{capitalised(wanted.title)} of every head"
-    return framed(
+    return add_frame(
         figure,
         title,
         f"{model_name(stats)} · {summary} over {stats.shape[2]:,} neurons",
@@ -166,7 +166,7 @@ def damage_map(
     scale, _ = _color_scale(values, Measure("damage", f"rise ({for_plotly(unit)})", signed=True), clipped=False)
     figure = _layer_by_head(values, f"rise in cross-entropy ({for_plotly(unit)})", scale)
     how = f"each head set to its {for_plotly(method)}" if method else "one head ablated at a time"
-    return framed(
+    return add_frame(
         figure,
         "Damage by head: rise in cross-entropy",
         " · ".join([*([for_plotly(model)] if model else []), how]),

@@ -20,8 +20,8 @@ from ablation_lens.plots.template import (
     LENS_TEMPLATE,
     SERIES,
     activation_title,
+    add_frame,
     density_axis,
-    framed,
     layer_at,
     line_of,
     linear_or_log,
@@ -84,7 +84,7 @@ def figure_1(
         )
         shown.append(f"yaxis{col}")
         figure.update_yaxes(**density_axis(log), row=1, col=col)
-    return framed(
+    return add_frame(
         figure,
         "How neurons are distributed",
         f"{model_name(stats)} · {stats.provenance.tokens:,} positions · band: 5–95 % of the layer's neurons",

@@ -14,16 +14,11 @@ from ablation_lens.errors import MismatchError
 from ablation_lens.escaping import for_plotly
 from ablation_lens.names import choose
 from ablation_lens.palette import METHOD_COLORS
-from ablation_lens.plots.template import BELOW, LENS_TEMPLATE, framed, line_of, lines, symbol_of
-from ablation_lens.study.results import Results
+from ablation_lens.plots.template import BELOW, LENS_TEMPLATE, add_frame, line_of, lines, symbol_of
+from ablation_lens.study.results import CELL_COLUMNS, Results
 
 if TYPE_CHECKING:
     import pandas
-
-_COLUMNS = (
-    "model", "corpus", "group", "method", "fraction", "seed", "top1", "cross_entropy", "baseline_top1",
-    "baseline_cross_entropy",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -54,15 +49,15 @@ def figure_2(
 
     >>> import pandas
     >>> cells = [("opt", "pile", "opt", "peak", 0.5, seed, 0.3 + seed / 10, 2.0, 0.5, 1.5) for seed in (0, 1, 2)]
-    >>> line = figure_2(pandas.DataFrame(cells, columns=_COLUMNS)).data[1]
+    >>> line = figure_2(pandas.DataFrame(cells, columns=CELL_COLUMNS)).data[1]
     >>> line.name, list(line.x), [round(y) for y in line.y]
     ('peak', [0.0, 50.0], [50, 40])
     """
     if isinstance(results, Results):
         results = results.ablated
-    missing = [column for column in _COLUMNS if column not in results.columns]
+    missing = [column for column in CELL_COLUMNS if column not in results.columns]
     if missing:
-        raise MismatchError(f"results lack the columns {', '.join(missing)}; expected {', '.join(_COLUMNS)}.")
+        raise MismatchError(f"results lack the columns {', '.join(missing)}; expected {', '.join(CELL_COLUMNS)}.")
     if model is not None and not results.empty:
         known = {str(name): str(name) for column in ("group", "model") for name in results[column].unique()}
         name = choose(model, known, "model")
@@ -98,7 +93,7 @@ def figure_2(
     for col, panel in enumerate(_PANELS, 1):
         figure.update_yaxes(title_text=panel.title, col=col)
     figure.update_xaxes(title_text="neurons ablated (%)", range=[-2, 102], dtick=20)
-    return framed(
+    return add_frame(
         figure,
         "What ablation costs",
         _seeds_note(results),

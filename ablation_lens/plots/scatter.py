@@ -12,8 +12,8 @@ from ablation_lens.plots.template import (
     FAINT,
     LENS_TEMPLATE,
     activation_title,
+    add_frame,
     capitalised,
-    framed,
     model_name,
 )
 
@@ -82,7 +82,7 @@ def centers_scatter(
     zero = {"zeroline": True, "zerolinecolor": FAINT, "zerolinewidth": 1}
     figure.update_xaxes(title_text=f"{for_plotly(x)}{unit}", **zero)
     figure.update_yaxes(title_text=f"{for_plotly(y)}{unit}", **zero)
-    return framed(
+    return add_frame(
         figure,
         f"{capitalised(for_plotly(x))} against {for_plotly(y)} of {len(label):,} neurons",
         f"{model_name(stats)} · {stats.provenance.tokens:,} positions",

@@ -136,7 +136,7 @@ BELOW = {"orientation": "h", "x": 0.5, "xanchor": "center", "yref": "container",
 DENSITY_TITLE = "density (1 / activation unit)"
 
 
-def framed(figure: go.Figure, title: str, subtitle: str, template: Any, **layout: Any) -> go.Figure:
+def add_frame(figure: go.Figure, title: str, subtitle: str, template: Any, **layout: Any) -> go.Figure:
     """A figure with its title and look."""
     figure.update_layout(
         template=template,

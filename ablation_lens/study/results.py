@@ -17,6 +17,20 @@ from ablation_lens.study.group_labels import label_groups
 
 METRICS = ("top1", "cross_entropy")
 
+CELL_COLUMNS = (
+    "model",
+    "corpus",
+    "group",
+    "method",
+    "fraction",
+    "seed",
+    "top1",
+    "cross_entropy",
+    "baseline_top1",
+    "baseline_cross_entropy",
+)
+"""What figures need of every ablated cell: the columns of a frame that somebody made without a run folder."""
+
 
 class Results:
     """What a run folder holds; cells are comparable within a *group*: one model, one plan, one set of versions.

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 import pytest
 
 import ablation_lens as al
-from ablation_lens.explorer import contexts, explore
-from ablation_lens.measure.contexts import Example, examples
+from ablation_lens.explorer import explore
+from ablation_lens.measure.contexts import Example, gather_contexts, striking_neurons
 from tests.synthetic_statistics import large_statistics, study_results
 
 XSS = '<img src=x onerror="document.title=1">'
@@ -95,7 +95,7 @@ def zoo(tmp_path_factory):
     plan = task.batches(split="collect", tokens=20_000)
     statistics = al.collect(model, plan, progress=False)
     second = al.collect(model, task.batches(split="evaluate", tokens=20_000), progress=False)
-    found = dict(examples(model, plan, statistics, contexts.striking_neurons(statistics, 20)))
+    found = dict(gather_contexts(model, plan, statistics, striking_neurons(statistics, 20)))
     first = next(iter(found))
     hostile = Example(first, "high", statistics.maximum.max().item() + 1, 0, XSS, 1, (1, 2, 3), 1)
     found[first] = [*found[first], hostile]

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 import ablation_lens as al
 from ablation_lens.errors import MismatchError
-from ablation_lens.explorer import contexts, explore, page
+from ablation_lens.explorer import explore, page
 from ablation_lens.explorer.packing import (
     FEWEST_DIGITS,
     byte_planes,
@@ -28,7 +28,7 @@ from ablation_lens.explorer.packing import (
     slider_widths,
     unpack_counts,
 )
-from ablation_lens.measure.contexts import Example, examples
+from ablation_lens.measure.contexts import Example, gather_contexts, striking_neurons
 from ablation_lens.neurons.histogram import NeuronHistogram
 from ablation_lens.neurons.peaks import naive_peak
 from ablation_lens.palette import DARK_METHOD_COLORS, METHOD_COLORS
@@ -213,7 +213,7 @@ def test_damage_is_the_mean_change_over_seeds(statistics):
 
 def test_striking_neurons_are_far_from_zero_or_their_mean(statistics):
     table = statistics.table()
-    chosen = contexts.striking_neurons(statistics, 4)
+    chosen = striking_neurons(statistics, 4)
     far = table[["peak_over_sigma", "mean_to_peak_over_sigma"]].max(axis=1)
     clear = ~table["shape"].isin(["constant", "unresolved"])
     assert far[chosen].min() >= far[clear].drop(chosen).max()
@@ -240,10 +240,10 @@ def test_a_models_examples_are_those_of_the_examples_function():
     model = al.load_model("tiny-opt")
     plan = al.task_for(model).batches(split="collect", tokens=2000)
     collected = al.collect(model, plan, progress=False)
-    name = contexts.striking_neurons(collected, 1)[0]
+    name = striking_neurons(collected, 1)[0]
     shown = payload_of(explore(model, plan, examples=1, progress=False))["examples"]["neurons"]
     assert list(shown) == [name]
-    expected = examples(model, plan, collected, [name])[name]
+    expected = gather_contexts(model, plan, collected, [name])[name]
     assert [context["value"] for context in shown[name]] == [example.value for example in expected]
     assert ["".join(context["text"]) for context in shown[name]] == [
         model.hf_tokenizer.decode(list(example.tokens)) for example in expected

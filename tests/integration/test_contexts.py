@@ -5,7 +5,7 @@ import torch
 
 import ablation_lens as al
 from ablation_lens.errors import MismatchError
-from ablation_lens.measure.contexts import WINDOW, examples
+from ablation_lens.measure.contexts import WINDOW, gather_contexts
 from ablation_lens.tasks.plans import Batch
 
 NEURON = (2, 1, 7)
@@ -20,7 +20,7 @@ def collected():
 
 def test_examples_are_the_best_place_of_the_best_documents(collected):
     model, plan, statistics = collected
-    found = examples(model, plan, statistics, [NEURON, "L0.H0.D0"], k=3)
+    found = gather_contexts(model, plan, statistics, [NEURON, "L0.H0.D0"], k=3)
     assert list(found) == ["L2.H1.D7", "L0.H0.D0"]
     values = {}
     for number, item in enumerate(plan.items):
@@ -42,7 +42,7 @@ def test_examples_are_the_best_place_of_the_best_documents(collected):
 
 def test_an_example_shows_its_context(collected):
     model, plan, statistics = collected
-    for example in examples(model, plan, statistics, [NEURON])["L2.H1.D7"]:
+    for example in gather_contexts(model, plan, statistics, [NEURON])["L2.H1.D7"]:
         item = plan.items[example.document]
         assert example.id == item.id
         assert example.tokens[example.offset] == item.inputs[example.position]
@@ -54,19 +54,21 @@ def test_an_example_shows_its_context(collected):
 def test_padding_and_left_out_positions_are_never_examples(collected):
     model, plan, _ = collected
     statistics = al.collect(model, plan, include_bos=False, progress=False)
-    for example in examples(model, plan, statistics, [NEURON], k=50)["L2.H1.D7"]:
+    for example in gather_contexts(model, plan, statistics, [NEURON], k=50)["L2.H1.D7"]:
         assert 1 <= example.position < plan.items[example.document].length
 
 
 def test_ones_own_batches_and_images_work(collected):
     model, _, statistics = collected
     tokens = torch.randint(5, 500, (3, 20))
-    found = examples(model, [Batch.causal(tokens), Batch.causal(tokens + 1)], statistics, [NEURON], k=9)["L2.H1.D7"]
+    found = gather_contexts(model, [Batch.causal(tokens), Batch.causal(tokens + 1)], statistics, [NEURON], k=9)[
+        "L2.H1.D7"
+    ]
     assert {example.document for example in found} == set(range(6))
     assert found[0].id.startswith("row ")
     vit = al.load_model("tiny-vit")
     plan = al.task_for(vit).batches(split="collect", images=6)
-    (one,) = examples(vit, plan, al.collect(vit, plan, progress=False), ["L1.H0.D0"], k=1).values()
+    (one,) = gather_contexts(vit, plan, al.collect(vit, plan, progress=False), ["L1.H0.D0"], k=1).values()
     assert [example.tokens for example in one] == [()] * 3
     assert all(0 <= example.position < 65 for example in one)
 
@@ -79,6 +81,6 @@ def test_wrong_requests_are_one_clear_error(collected):
         ([NEURON], 0, "k=0"),
     ):
         with pytest.raises(MismatchError, match=message):
-            examples(model, plan, statistics, neurons, k)
+            gather_contexts(model, plan, statistics, neurons, k)
     with pytest.raises(MismatchError, match="not the same model"):
-        examples(al.load_model("tiny-roberta"), plan, statistics, [NEURON])
+        gather_contexts(al.load_model("tiny-roberta"), plan, statistics, [NEURON])

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ablation_lens.explorer.dataset import packed_dataset
+from ablation_lens.explorer.dataset import pack_dataset
 from ablation_lens.explorer.packing import display_histogram, pack_counts, unpack_counts
 from tests.synthetic_statistics import draw, statistics_of
 
@@ -18,7 +18,7 @@ HERE = Path(__file__).parent
 
 
 def vector(name, statistics):
-    dataset = packed_dataset(statistics, name)
+    dataset = pack_dataset(statistics, name)
     blobs = {"summary-0": dataset.pop("summary")}
     for layer, packed in enumerate(dataset["layers"]):
         blobs[f"layer-0-{layer}"] = packed.pop("data")

@@ -1,4 +1,4 @@
-"""What stands beside a neuron on the page: example contexts, and the damage that ablating does to its model."""
+"""What stands beside a neuron on the page: its examples, and the damage that ablating does to its model."""
 
 import base64
 import io
@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ablation_lens.errors import CorpusError, MismatchError
-from ablation_lens.measure.contexts import Example, examples
+from ablation_lens.errors import MismatchError
+from ablation_lens.measure.contexts import Example
 from ablation_lens.neurons.statistics import ActivationStatistics
 from ablation_lens.sites import parse_neuron
+from ablation_lens.study.results import CELL_COLUMNS
 from ablation_lens.tasks.plans import BatchPlan, ImageItem
 
 if TYPE_CHECKING:
@@ -19,60 +20,8 @@ if TYPE_CHECKING:
 THUMBNAIL = 96
 """Pixels along the longer side of an example image."""
 
-RESULT_COLUMNS = (
-    "model",
-    "corpus",
-    "group",
-    "method",
-    "fraction",
-    "seed",
-    "top1",
-    "cross_entropy",
-    "baseline_top1",
-    "baseline_cross_entropy",
-)
 
-
-def striking_neurons(statistics: ActivationStatistics, number: int) -> list[str]:
-    """The neurons whose peak is farthest, in σ, from zero or from the mean; not those without a clear peak.
-
-    >>> import ablation_lens as al
-    >>> statistics = al.collect(al.load_model("tiny-opt"), [torch.arange(5, 60)[None]], progress=False)
-    >>> len(striking_neurons(statistics, 3))
-    3
-    """
-    table = statistics.table()
-    clear = table[~table["shape"].isin(["constant", "unresolved"])]
-    farthest = clear[["peak_over_sigma", "mean_to_peak_over_sigma"]].max(axis=1)
-    return [str(name) for name in farthest.sort_values(ascending=False, kind="stable").index[:number]]
-
-
-def gathered(
-    model: Any, batches: Any, statistics: ActivationStatistics, number: int, k: int = 5
-) -> dict[str, list[Example]]:
-    """Examples of the most striking neurons; one more pass over the batches."""
-    if iter(batches) is batches:
-        raise MismatchError("examples are gathered by reading the batches again; give a list or a plan, no iterator.")
-    return examples(model, batches, statistics, striking_neurons(statistics, number), k)
-
-
-def collected_plan(model: Any, statistics: ActivationStatistics, most: int = 50_000) -> BatchPlan:
-    """The plan the statistics say they were collected over; of a large one the first `most` tokens, or 500 images."""
-    from ablation_lens.tasks.tasks import task_for
-
-    if not statistics.provenance.corpora:
-        raise CorpusError(
-            "these statistics were collected over batches of your own, which cannot be read again from here; gather "
-            "examples with ablation_lens.examples.examples and pass them to al.explore(statistics, examples=...)."
-        )
-    corpus = statistics.provenance.corpora[0]
-    task = task_for(model, corpus.name)
-    if corpus.unit == "images":
-        return task.batches(split=corpus.split, images=min(corpus.size_obtained, 500))
-    return task.batches(split=corpus.split, tokens=min(corpus.size_obtained, most))
-
-
-def described_examples(
+def describe_examples(
     found: Mapping[str, Sequence[Example]], statistics: ActivationStatistics, tokenizer: Any, plan: Any
 ) -> dict[str, Any]:
     """Plain JSON values per neuron; `images` holds every picture once, by its document."""
@@ -126,12 +75,12 @@ def thumbnail(pixels: torch.Tensor) -> str:
     return "data:image/png;base64," + base64.b64encode(written.getvalue()).decode("ascii")
 
 
-def described_damage(results: "pandas.DataFrame", model: str) -> list[dict[str, Any]]:
+def describe_damage(results: "pandas.DataFrame", model: str) -> list[dict[str, Any]]:
     """The change from the baseline per method and fraction, averaged over seeds, of one model of a study.
 
     Each entry is one line of the figure: `points` are (fraction, Δ top-1, Δ cross-entropy, seeds).
     """
-    missing = [column for column in RESULT_COLUMNS if column not in results.columns]
+    missing = [column for column in CELL_COLUMNS if column not in results.columns]
     if missing:
         raise MismatchError(f"results lack the columns {missing}; pass the DataFrame of a study's cells.")
     mine = results[results["model"] == model]
