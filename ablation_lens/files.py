@@ -23,15 +23,23 @@ from ablation_lens.errors import AblationLensError, FileFormatError
 
 
 def require_target(path: Path, *sources: Path | None) -> None:
-    """Raise before the work, not after it, where `path` cannot be written or would replace one of its `sources`."""
+    """Raise before the work, not after it, where `path` cannot be written or would replace what is read.
+
+    A source may be a folder: then nothing in it is replaced.
+    """
     if not path.parent.is_dir():
         raise AblationLensError(f"there is no folder {path.parent} to write {path.name} to; make it first.")
     if path.is_dir():
         raise AblationLensError(f"{path} is a folder; give a file to write.")
     if not os.access(path.parent, os.W_OK):
         raise AblationLensError(f"{path.parent} cannot be written to; give a file in another folder.")
-    if any(source is not None and path.exists() and source.exists() and path.samefile(source) for source in sources):
-        raise AblationLensError(f"{path} is what is read; give another file to write.")
+    for source in sources if path.exists() else ():
+        if source is None or not source.exists():
+            continue
+        if path.samefile(source):
+            raise AblationLensError(f"{path} is what is read; give another file to write.")
+        if source.is_dir() and path.resolve().is_relative_to(source.resolve()):
+            raise AblationLensError(f"{path} is a file of {source}, which is read; give a file elsewhere to write.")
 
 
 def write_atomically(path: str | Path, write: Callable[[Path], Any]) -> None:

@@ -8,11 +8,11 @@ import sys
 
 
 def main() -> None:
-    """Run the command. Its modules are imported here, so that Ctrl-C while they load ends as quietly as later."""
+    """Run the command. Its modules are imported here, so that Ctrl-C while they load ends with a sentence, too."""
     try:
         from ablation_lens.cli.app import run
 
         run()
     except KeyboardInterrupt:
-        print("interrupted; nothing was changed.", file=sys.stderr)  # noqa: T201
+        print("interrupted; run the same command again to go on.", file=sys.stderr)  # noqa: T201
         sys.exit(130)

@@ -6,20 +6,35 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+import typer.core
 from rich.console import Console
 
 from ablation_lens.cli import studies
 from ablation_lens.errors import AblationLensError
 from ablation_lens.names import choose
 
+_errors = Console(stderr=True, highlight=False)
+
+
+class _Commands(typer.core.TyperGroup):
+    """Ctrl-C ends any command with a sentence, also while it still imports what it needs."""
+
+    def invoke(self, ctx: Any) -> Any:  # a context of click, or of the copy that typer brings along
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            _errors.print("interrupted; run the same command again to go on.", soft_wrap=True)
+            raise typer.Exit(130) from None
+
+
 app = typer.Typer(
+    cls=_Commands,
     help="Ablate attention neurons in TransformerLens models and measure what the model loses.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
-_errors = Console(stderr=True, highlight=False)
 
 
 @app.callback(invoke_without_command=True)
@@ -87,14 +102,14 @@ def collect(
 
     Ctrl-C saves what was collected so far beside --out, to be merged later.
     """
-    from ablation_lens.files import require_target
+    from ablation_lens.files import require_target, writing
     from ablation_lens.measure import collection
     from ablation_lens.models.load import load_model
     from ablation_lens.sites import Site
     from ablation_lens.tasks.tasks import task_for
 
     where = choose(site, {member.value: member for member in Site}, "site")
-    require_target(out, *(Path(given) for given in (corpus, labels) if given is not None))
+    require_target(out, *(Path(given).expanduser() for given in (model, corpus, labels) if given is not None))
     loaded = load_model(model, dtype=dtype, device=device)
     options: dict[str, Any] = {} if labels is None else {"labels": labels}
     task = task_for(loaded, corpus, **options)
@@ -107,7 +122,8 @@ def collect(
             interruption.statistics.save(partial)
             _errors.print(f"interrupted; {interruption.statistics!r} is in {partial}", markup=False, soft_wrap=True)
         raise typer.Exit(130) from None
-    statistics.save(out)
+    with writing(out.parent):
+        statistics.save(out)
     Console().print(f"{statistics!r} → {out}", markup=False, highlight=False, soft_wrap=True)
 
 
@@ -123,7 +139,7 @@ def neurons(
     """List neurons: mean, σ, peak and shape, sorted by any column."""
     from rich.table import Table
 
-    from ablation_lens.files import require_target, write_atomically
+    from ablation_lens.files import require_target, write_atomically, writing
     from ablation_lens.neurons.statistics import ActivationStatistics
 
     if csv is not None:
@@ -142,7 +158,8 @@ def neurons(
         frame = frame[frame["shape"] == choose(shape, {label: label for label in LABELS}, "shape")]
     frame = frame.sort_values(column, ascending=ascending, kind="stable")
     if csv is not None:
-        write_atomically(csv, frame.to_csv)
+        with writing(csv.parent):
+            write_atomically(csv, frame.to_csv)
         Console().print(f"{len(frame)} neurons → {csv}", markup=False, highlight=False)
         return
     table = Table(title=f"{min(top, len(frame))} of {len(frame)} neurons by {sort}")

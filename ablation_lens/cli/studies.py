@@ -97,6 +97,7 @@ def study(
         more = f" ({len(results.failed) - 5} more in {out / 'failures'})" if len(results.failed) > 5 else ""
         _errors.print(f"{len(results.failed)} failed{more}; run the same again to retry them.", markup=False)
         raise typer.Exit(1)
+    _exit_1_if_cells_are_missing(results)
 
 
 def table(
@@ -114,17 +115,19 @@ def table(
     wanted = _numbers(fractions, "fractions", float)
     if out is not None:
         require_target(out)
+    results = Results.load(folder)
     if form == "text" and out is None:
-        print_table(Results.load(folder), Console(), wanted)
-        return
-    made = make_table2(Results.load(folder), wanted)
-    content = made.markdown() if form == "text" else getattr(made, form)()
-    if out is None:
-        typer.echo(content)
-        return
-    with writing(out.parent):
-        write_text(out, content + "\n")
-    Console().print(f"Table 2 → {out}", markup=False, highlight=False, soft_wrap=True)
+        print_table(results, Console(), wanted)
+    else:
+        made = make_table2(results, wanted)
+        content = made.markdown() if form == "text" else getattr(made, form)()
+        if out is None:
+            typer.echo(content)
+        else:
+            with writing(out.parent):
+                write_text(out, content + "\n")
+            Console().print(f"Table 2 → {out}", markup=False, highlight=False, soft_wrap=True)
+    _exit_1_if_cells_are_missing(results)
 
 
 def export(
@@ -139,6 +142,7 @@ def export(
     results = Results.load(folder)
     results.export(out)
     Console().print(f"{len(results.frame)} cells → {out}", markup=False, highlight=False, soft_wrap=True)
+    _exit_1_if_cells_are_missing(results)
 
 
 def report(
@@ -147,11 +151,14 @@ def report(
 ) -> None:
     """Write one page about a study: Table 2, Figures 1 to 3, neuron shapes, what was run."""
     from ablation_lens.report.study import write_report
+    from ablation_lens.study.results import Results
 
     if out is not None and out.exists() and not out.is_dir():
         raise AblationLensError(f"{out} is a file; give a folder for report.html and report.md.")
-    page, text = write_report(folder, out)
+    results = Results.load(folder)
+    page, text = write_report(results, out)
     Console().print(f"{page} (and {text.name})", markup=False, highlight=False, soft_wrap=True)
+    _exit_1_if_cells_are_missing(results)
 
 
 def print_table(results: "Results", console: Console, fractions: list[float] | None = None) -> None:
@@ -163,6 +170,12 @@ def print_table(results: "Results", console: Console, fractions: list[float] | N
         console.print(part)
     for note in made.notes:
         console.print(note, markup=False, highlight=False)
+
+
+def _exit_1_if_cells_are_missing(results: "Results") -> None:
+    """What is printed is right, but not whole; a warning has said what is missing."""
+    if results.unreadable:
+        raise typer.Exit(1)
 
 
 def _numbers(text: str, what: str, kind: type) -> list[Any]:

@@ -21,9 +21,9 @@ SEEDS_OF_INPUTS = 3
 """How many random inputs of each kind are shown; all of them are in the folder."""
 
 
-def make_report(folder: str | Path) -> Page:
+def make_report(folder: str | Path | Results) -> Page:
     """Everything a person wants to know of a run folder; `.html()` and `.markdown()` write it."""
-    results = Results.load(folder)
+    results = folder if isinstance(folder, Results) else Results.load(folder)
     page = Page("What attention neurons are set to when they are ablated, and what is lost")
     page.add(Paragraph(_summary(results)))
     _add_outcome(page, results)
@@ -175,6 +175,9 @@ def _add_settings(page: Page, results: Results) -> None:
     splits = int(results.frame["splits"].sum())
     if splits:
         page.add(Paragraph(f"Memory ran out {splits} times and a batch was split; such scores agree to 1e-6."))
+    if results.unreadable:
+        page.add(Heading("What is missing"))
+        page.add(Notes(tuple(results.unreadable)))
     failures = results.folder.failures()
     if failures:
         page.add(Heading("What failed"))
@@ -201,7 +204,8 @@ def _s(count: int) -> str:
     return "" if count == 1 else "s"
 
 
-def write_report(folder: str | Path, out: str | Path | None = None) -> tuple[Path, Path]:
+def write_report(folder: str | Path | Results, out: str | Path | None = None) -> tuple[Path, Path]:
     """Write report.html and report.md, into the run folder unless told otherwise."""
-    target = Path(folder if out is None else out)
-    return make_report(folder).write(target / "report.html", target / "report.md")
+    results = folder if isinstance(folder, Results) else Results.load(folder)
+    target = results.folder.path if out is None else Path(out)
+    return make_report(results).write(target / "report.html", target / "report.md")

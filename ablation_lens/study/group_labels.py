@@ -1,8 +1,9 @@
 """What groups of cells are called: by their model, and by whatever tells the groups of one model apart."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 _DIFFERENCES: tuple[Callable[[Mapping[str, Any]], str], ...] = (
@@ -24,6 +25,9 @@ _DIFFERENCES: tuple[Callable[[Mapping[str, Any]], str], ...] = (
     lambda group: f"transformer-lens {group['versions']['transformer_lens']}",
     lambda group: f"transformers {group['versions']['transformers']}",
     lambda group: f"torch {group['versions']['torch']}",
+    lambda group: f"statistics of {group['collect']['name']}",
+    lambda group: f"documents {str(group['evaluate']['digest'])[:6]}",
+    lambda group: f"statistics of documents {str(group['collect']['digest'])[:6]}",
 )
 """What two groups may differ in, as a person would say it; what matters most comes first."""
 
@@ -52,10 +56,30 @@ def label_groups(groups: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     return labels
 
 
+def _further(groups: Mapping[str, Mapping[str, Any]]) -> Iterator[Callable[[Mapping[str, Any]], str]]:
+    """A difference for every single value in the groups' files, named by where it stands."""
+    flat = [dict(_leaves(group)) for group in groups.values()]
+    for place in sorted({place for leaves in flat for place in leaves}):
+        if len({str(leaves.get(place)) for leaves in flat}) > 1:
+            yield partial(_say, place)
+
+
+def _say(place: tuple[str, ...], group: Mapping[str, Any]) -> str:
+    return f"{' '.join(place)} {str(dict(_leaves(group))[place])[:12]}"
+
+
+def _leaves(values: Any, place: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    if isinstance(values, Mapping):
+        for name, value in values.items():
+            yield from _leaves(value, (*place, str(name)))
+    elif place[:1] != ("statistics",):  # keys that follow from the rest
+        yield place, values
+
+
 def _told_apart(groups: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """What differs between these; their digests where nothing that is known does."""
+    """What differs between these: first what people have words for, then anything else; their keys if nothing does."""
     told = dict.fromkeys(groups, "")
-    for difference in _DIFFERENCES:
+    for difference in (*_DIFFERENCES, *_further(groups)):
         texts = {}
         for key, group in groups.items():
             with suppress(KeyError, TypeError, ValueError):  # written by an earlier version, or by hand

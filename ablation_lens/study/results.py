@@ -1,7 +1,8 @@
 """The results of a run folder: a row per cell, a summary per method and fraction, exports."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,10 @@ CELL_COLUMNS = (
 """What figures need of every ablated cell: the columns of a frame that somebody made without a run folder."""
 
 
+class UnreadableCell(UserWarning):
+    """A cell's file is damaged, and the results are without it."""
+
+
 class Results:
     """What a run folder holds; cells are comparable within a *group*: one model, one plan, one set of versions.
 
@@ -39,15 +44,22 @@ class Results:
         frame: one row per cell, indexed by the cell's key. `seed` is missing where a cell does not depend on one.
         failed: what went wrong in the run that gave these results.
         left_out: methods of that run that apply to none of its models.
+        unreadable: cells that are left out because their files are damaged, each with the way out.
     """
 
     def __init__(self, folder: StudyFolder, failed: Sequence[str] = (), left_out: Sequence[str] = ()) -> None:
         self.folder, self.failed, self.left_out = folder, list(failed), list(left_out)
         self._scores: dict[str, Score] = {}
         self._groups: dict[str, dict[str, Any]] = {}
-        rows = [self._row(key) for key in folder.keys("cells")]
+        self.unreadable: list[str] = []
+        rows = list(self._rows())
+        if not rows and self.unreadable:
+            raise FileFormatError(self.unreadable[0])
         if not rows:
             raise AblationLensError(f"{folder.path} holds no finished cell yet; run the study first.")
+        if self.unreadable:
+            more = f" (and {len(self.unreadable) - 1} more like it)" if len(self.unreadable) > 1 else ""
+            warnings.warn(f"left out of the results: {self.unreadable[0]}{more}", UnreadableCell, stacklevel=3)
         order = {name: place for place, name in enumerate(self._model_order())}
         frame = pd.DataFrame(rows).set_index("key")
         frame["seed"] = frame["seed"].astype("Int64")
@@ -62,6 +74,14 @@ class Results:
     def load(cls, folder: str | Path) -> "Results":
         """Read a run folder, finished or not."""
         return cls(StudyFolder(folder))
+
+    def _rows(self) -> Iterator[dict[str, Any]]:
+        """A row per cell; a file that was copied in part must not cost the others their table."""
+        for key in self.folder.keys("cells"):
+            try:
+                yield self._row(key)
+            except FileFormatError as error:
+                self.unreadable.append(str(error))
 
     def _row(self, key: str) -> dict[str, Any]:
         header, score = self.folder.read_cell(key)

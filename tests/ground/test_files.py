@@ -1,16 +1,21 @@
 """A file is read whole, as what it is, or not at all."""
 
+import errno
 import json
+import os
 import pickle
+import signal
 import struct
+import subprocess
+import sys
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from ablation_lens import files as storage
-from ablation_lens.errors import FileFormatError
-from ablation_lens.files import load_tensors, save_tensors
+from ablation_lens.errors import AblationLensError, FileFormatError
+from ablation_lens.files import CannotWrite, load_tensors, require_target, save_tensors, write_atomically, writing
 
 TENSORS = {
     "a": torch.arange(6).reshape(2, 3),
@@ -116,3 +121,85 @@ def test_what_the_disk_answers_is_an_error_of_the_disk(tmp_path, monkeypatch):
     monkeypatch.setattr(storage, "write_atomically", lambda path, write: write(path))
     with pytest.raises(FileNotFoundError, match="No such file or directory"):
         save_tensors(tmp_path / "nowhere" / "x.safetensors", "example", {}, TENSORS)
+
+
+# ---------------------------------------------------------------------- whole or not at all
+
+
+def test_an_atomic_write_replaces_the_file_and_leaves_nothing_else(tmp_path):
+    target = tmp_path / "result"
+    target.write_text("old")
+    write_atomically(target, lambda path: path.write_text("new"))
+    assert target.read_text() == "new"
+    assert os.listdir(tmp_path) == ["result"]
+    assert target.stat().st_mode & 0o777 == 0o666 & ~current_umask()
+
+
+def current_umask():
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def test_a_failing_write_keeps_the_old_file(tmp_path):
+    target = tmp_path / "result"
+    target.write_text("old")
+
+    def fill_the_disk(path):
+        path.write_text("half of")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        write_atomically(target, fill_the_disk)
+    assert target.read_text() == "old"
+    assert os.listdir(tmp_path) == ["result"]
+
+
+def test_a_killed_write_never_shows_half_a_file(tmp_path):
+    target = tmp_path / "result"
+    target.write_text("old")
+    program = f"""
+import os, signal
+from ablation_lens.files import write_atomically
+def write(path):
+    path.write_text("half of")
+    os.kill(os.getpid(), signal.SIGKILL)
+write_atomically({str(target)!r}, write)
+"""
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == -signal.SIGKILL
+    assert target.read_text() == "old"
+
+
+def test_a_file_to_write_is_checked_before_the_work(tmp_path):
+    read = tmp_path / "stats.safetensors"
+    read.write_text("x")
+    (tmp_path / "link").symlink_to(read)
+    require_target(tmp_path / "new.csv", read, None)
+    require_target(read)  # written again, as before
+    for path, message in (
+        (read, "is what is read"),
+        (tmp_path / "link", "is what is read"),
+        (tmp_path, "is a folder"),
+        (tmp_path / "nowhere" / "new.csv", "there is no folder"),
+    ):
+        with pytest.raises(AblationLensError, match=message):
+            require_target(path, read)
+
+
+def test_nothing_is_replaced_in_a_folder_that_is_read(tmp_path):
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "model.safetensors").write_text("weights")
+    require_target(model / "new.safetensors", model)
+    require_target(tmp_path / "elsewhere.safetensors", model)
+    (tmp_path / "link").symlink_to(model)
+    for path in (model / "model.safetensors", tmp_path / "link" / "model.safetensors"):
+        with pytest.raises(AblationLensError, match=r"is a file of .*model, which is read; give a file elsewhere"):
+            require_target(path, model)
+
+
+def test_a_full_disk_is_one_sentence_with_the_writers_own_advice(tmp_path):
+    for advice, said in (((), "make room, or give another place"), (("go on later.",), "go on later")):
+        told = rf"cannot write to .* \(No space left on device\); {said}\."
+        with pytest.raises(CannotWrite, match=told), writing(tmp_path, *advice):
+            raise OSError(errno.ENOSPC, "No space left on device")

@@ -1,14 +1,8 @@
-import errno
-import os
-import signal
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
 
-from ablation_lens.errors import AblationLensError, FileFormatError, MismatchError
-from ablation_lens.files import require_target, write_atomically
+from ablation_lens.errors import FileFormatError, MismatchError
 from ablation_lens.records import ModelRecord, Versions, record_of
 
 RECORD = ModelRecord(
@@ -66,63 +60,3 @@ def test_a_users_own_model_has_a_record_of_unknown_processing():
 
     record = record_of(Mine())
     assert (record.name, record.processing, record.dtype, record.d_mlp) == ("Mine", "unknown", "float32", 0)
-
-
-def test_an_atomic_write_replaces_the_file_and_leaves_nothing_else(tmp_path):
-    target = tmp_path / "result"
-    target.write_text("old")
-    write_atomically(target, lambda path: path.write_text("new"))
-    assert target.read_text() == "new"
-    assert os.listdir(tmp_path) == ["result"]
-    assert target.stat().st_mode & 0o777 == 0o666 & ~current_umask()
-
-
-def current_umask():
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def test_a_failing_write_keeps_the_old_file(tmp_path):
-    target = tmp_path / "result"
-    target.write_text("old")
-
-    def fill_the_disk(path):
-        path.write_text("half of")
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    with pytest.raises(OSError, match="No space left"):
-        write_atomically(target, fill_the_disk)
-    assert target.read_text() == "old"
-    assert os.listdir(tmp_path) == ["result"]
-
-
-def test_a_killed_write_never_shows_half_a_file(tmp_path):
-    target = tmp_path / "result"
-    target.write_text("old")
-    program = f"""
-import os, signal
-from ablation_lens.files import write_atomically
-def write(path):
-    path.write_text("half of")
-    os.kill(os.getpid(), signal.SIGKILL)
-write_atomically({str(target)!r}, write)
-"""
-    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == -signal.SIGKILL
-    assert target.read_text() == "old"
-
-
-def test_a_file_to_write_is_checked_before_the_work(tmp_path):
-    read = tmp_path / "stats.safetensors"
-    read.write_text("x")
-    (tmp_path / "link").symlink_to(read)
-    require_target(tmp_path / "new.csv", read, None)
-    require_target(read)  # written again, as before
-    for path, message in (
-        (read, "is what is read"),
-        (tmp_path / "link", "is what is read"),
-        (tmp_path, "is a folder"),
-        (tmp_path / "nowhere" / "new.csv", "there is no folder"),
-    ):
-        with pytest.raises(AblationLensError, match=message):
-            require_target(path, read)

@@ -2,14 +2,16 @@
 
 import json
 import re
+import shutil
 
 import pytest
 
 import ablation_lens as al
 from ablation_lens.errors import AblationLensError
-from ablation_lens.report.page import Figure, Heading, Paragraph, Table
+from ablation_lens.report.page import Figure, Heading, Notes, Paragraph, Table
 from ablation_lens.report.study import SEEDS_OF_INPUTS, make_report, write_report
 from ablation_lens.study.cells import StudyFolder
+from ablation_lens.study.results import UnreadableCell
 
 HOSTILE = "<img src=x onerror=alert(1)>"
 
@@ -108,8 +110,6 @@ def test_what_was_run_names_corpora_with_digests_and_versions(page, folder):
 
 
 def test_what_failed_and_foreign_names_are_shown_as_text(folder, tmp_path):
-    import shutil
-
     copied = tmp_path / "run"
     shutil.copytree(folder, copied)
     run = StudyFolder(copied)
@@ -127,6 +127,16 @@ def test_what_failed_and_foreign_names_are_shown_as_text(folder, tmp_path):
     assert len(re.findall("</script", written)) == len(re.findall("<script", written))
     assert "ValueError" in text.read_text(encoding="utf-8")
     assert HOSTILE not in text.read_text(encoding="utf-8").replace("\\<", "")
+
+
+def test_a_damaged_cell_is_named_on_the_page(folder, tmp_path):
+    copied = shutil.copytree(folder, tmp_path / "run")
+    path = next((copied / "cells").iterdir())
+    path.write_bytes(b"half")
+    with pytest.warns(UnreadableCell, match=path.name):
+        made = make_report(copied)
+    (notes,) = [block for block in under(made, "What is missing") if isinstance(block, Notes)]
+    assert path.name in notes.lines[0]
 
 
 def test_a_folder_without_cells_is_refused(tmp_path):

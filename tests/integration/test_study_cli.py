@@ -8,7 +8,7 @@ import pytest
 
 from ablation_lens import centers, cli
 from ablation_lens.runs.folder import MARKER
-from ablation_lens.study.results import Results
+from ablation_lens.study.results import Results, UnreadableCell
 from tests.made_runs import add_baseline, add_cell, add_group, made_run
 from tests.studies import files
 
@@ -224,14 +224,36 @@ def test_bad_requests_for_tables_are_one_line_and_exit_code_2(command, run, argu
     assert errors.count("\n") == 1
 
 
-def test_a_damaged_cell_is_one_line_and_exit_code_2(command, run):
-    path = run.file("cells", run.keys("cells")[0])
+def test_a_damaged_cell_is_left_out_with_a_word_and_exit_code_1(command, run, tmp_path):
+    cells = Results.load(run.path).frame
+    path = run.file("cells", cells.index[(cells["method"] == "mean") & (cells["seed"] == 1)][0])
     path.write_bytes(path.read_bytes()[:50])
-    code, _, errors = command("table", run.path)
-    assert code == 2
+    for arguments in (("table",), ("export", tmp_path / "cells.csv")):
+        with pytest.warns(UnreadableCell, match=rf"{path.name} .*delete it and run the study again"):
+            code, out, _ = command(arguments[0], run.path, *arguments[1:])
+        assert code == 1
+        assert out
+    assert len(pd.read_csv(tmp_path / "cells.csv")) == len(cells) - 1
+    for other in (run.path / "cells").iterdir():
+        other.write_bytes(b"")
+    code, out, errors = command("table", run.path)  # nothing is left to be right
+    assert (code, out) == (2, "")
     assert errors.count("\n") == 1
-    assert str(path) in errors
     assert "delete it and run the study again" in errors
+
+
+def test_a_disk_error_while_exporting_promises_nothing_about_cells(command, run, tmp_path, monkeypatch):
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("ablation_lens.files.os.fsync", full)
+    for arguments in (("export", run.path, tmp_path / "c.csv"), ("table", run.path, "--out", tmp_path / "t.md")):
+        code, _, errors = command(*arguments)
+        assert code == 2
+        assert "No space left on device" in errors
+        assert "make room" in errors
+        assert "cells are kept" not in errors
+        assert list(tmp_path.glob("*.*")) == []
 
 
 def test_fraction_0_alone_prints_the_baseline(command, tmp_path):

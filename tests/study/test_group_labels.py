@@ -74,6 +74,24 @@ def test_as_many_differences_as_are_needed():
     ]
 
 
-def test_groups_that_differ_in_nothing_known_have_their_digest():
+def test_what_nobody_has_words_for_is_said_by_its_place():
+    labels = label_groups(
+        {"g": GROUP, "h": changed("facts", "new_setting", to=3), "i": changed("facts", "new_setting", to=5)}
+    )
+    assert list(labels.values())[1:] == [
+        "tiny-opt on stdlib (facts new_setting 3)",
+        "tiny-opt on stdlib (facts new_setting 5)",
+    ]
+
+
+def test_other_documents_of_one_name_are_told_apart():
+    one, two = (changed("evaluate", "digest", to=digest) for digest in ("aaaaaaaa", "bbbbbbbb"))
+    assert list(label_groups({"g": one, "h": two}).values()) == [
+        "tiny-opt on stdlib (documents aaaaaa)",
+        "tiny-opt on stdlib (documents bbbbbb)",
+    ]
+
+
+def test_groups_that_differ_in_nothing_have_their_digest():
     labels = label_groups({"abcdefgh": GROUP, "ijklmnop": GROUP})
     assert labels == {"abcdefgh": "tiny-opt on stdlib (abcdef)", "ijklmnop": "tiny-opt on stdlib (ijklmn)"}

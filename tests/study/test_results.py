@@ -8,7 +8,7 @@ import pytest
 from ablation_lens.errors import AblationLensError, FileFormatError, MismatchError
 from ablation_lens.files import CannotWrite
 from ablation_lens.study.cells import StudyFolder
-from ablation_lens.study.results import Results
+from ablation_lens.study.results import Results, UnreadableCell
 from tests.made_runs import add_baseline, add_cell, add_group, made_run
 
 COLUMNS = [
@@ -181,16 +181,20 @@ def test_an_export_that_cannot_be_written(run, tmp_path):
         results.export(tmp_path / "nowhere" / "cells.csv")
 
 
-def test_a_damaged_cell_is_named_with_the_way_out(run):
+def test_a_damaged_cell_is_left_out_and_named_with_the_way_out(run):
+    cells = len(Results.load(run.path).frame)
     path = run.file("cells", run.keys("cells")[0])
     path.write_bytes(path.read_bytes()[:50])
-    with pytest.raises(FileFormatError, match=rf"{path.name} .*delete it and run the study again"):
-        Results.load(run.path)
+    (run.path / "cells" / "a copy (1).safetensors").write_bytes(b"")
+    with pytest.warns(UnreadableCell, match="1 more like it"):
+        results = Results.load(run.path)
+    assert len(results.frame) == cells - 1
+    assert any(path.name in said and "delete it and run the study again" in said for said in results.unreadable)
 
 
 def test_a_cell_without_its_group_is_named(run):
     (run.path / "groups" / "g1.json").unlink()
-    with pytest.raises(FileFormatError, match=r"g1\.json is missing or damaged"):
+    with pytest.raises(FileFormatError, match=r"g1\.json is missing or damaged"):  # no cell is left
         Results.load(run.path)
 
 
