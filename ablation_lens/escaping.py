@@ -24,10 +24,10 @@ def _printable(text: str) -> str:
     return "".join(letter if letter.isprintable() else " " for letter in text)
 
 
-def shortened(line: str, length: int) -> str:
+def shorten(line: str, length: int) -> str:
     """At most so many characters of a line.
 
-    >>> shortened("a long line", 7)
+    >>> shorten("a long line", 7)
     'a long…'
     """
     return line if len(line) <= length else line[: max(length - 1, 0)] + "…"

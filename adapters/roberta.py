@@ -42,7 +42,7 @@ class HookedRoberta(HookedEncoder):
                 d_head=config.hidden_size // config.num_attention_heads,
                 d_model=config.hidden_size,
                 d_mlp=config.intermediate_size,
-                # positions start behind the padding id, so the table is that much longer than the context
+                # positions start after the padding id, so the table is that much longer than the context
                 n_ctx=config.max_position_embeddings - self.pad_token_id - 1,
                 d_vocab=config.vocab_size,
                 d_vocab_out=config.vocab_size,

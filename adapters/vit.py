@@ -84,7 +84,7 @@ class HookedViT(HookedEncoder):
         return residual if stop_at_layer is not None else self.head(residual)
 
     def embed(self, inputs: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch pos d_model"]:
-        """Patches behind a CLS token, plus positions."""
+        """Patches after a CLS token, plus positions."""
         expected = (self.n_channels, *self.image_size)
         if inputs.ndim != 4 or tuple(inputs.shape[1:]) != expected:
             raise ModelError(

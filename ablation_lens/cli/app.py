@@ -153,9 +153,9 @@ def neurons(
     }
     column = choose(sort, {name: name for name in frame.columns} | aliases, "column")
     if shape is not None:
-        from ablation_lens.neurons.shapes import LABELS
+        from ablation_lens.neurons.shapes import SHAPE_WORDS
 
-        frame = frame[frame["shape"] == choose(shape, {label: label for label in LABELS}, "shape")]
+        frame = frame[frame["shape"] == choose(shape, {word: word for word in SHAPE_WORDS}, "shape")]
     frame = frame.sort_values(column, ascending=ascending, kind="stable")
     if csv is not None:
         with writing(csv.parent):

@@ -148,7 +148,7 @@ def _by_name(names: Sequence[str], labels: Mapping[int, str]) -> tuple[dict[str,
     ids: dict[str, int] = {}
     ambiguous: dict[str, list[int]] = {}
     for name in names:
-        # "n02085620-Chihuahua": behind a wnid, the rest is the name.
+        # "n02085620-Chihuahua": after a wnid, the rest is the name.
         spellings = [name, rest] if (rest := _WNID.sub("", name, count=1)) and _WNID.match(name) else [name]
         hits = (
             found

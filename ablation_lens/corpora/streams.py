@@ -38,11 +38,11 @@ def parquet_table(location: str, files: Sequence[ParquetFile], features: Mapping
 
     def rows(columns: Sequence[str]) -> Iterator[Row]:
         for file in files:
-            for number, row in enumerate(guarded(_rows(file, columns), f"{file.name} in {location}"), 1):
+            for number, row in enumerate(guard(_rows(file, columns), f"{file.name} in {location}"), 1):
                 yield f"{file.name}:{number}", row
 
     if features is None:
-        features = next(guarded(_features(files[0]), f"{files[0].name} in {location}"))
+        features = next(guard(_features(files[0]), f"{files[0].name} in {location}"))
     columns, class_names = columns_of(features)
     return Table(location, columns, rows, class_names)
 
@@ -77,7 +77,7 @@ def stream_table(location: str, stream: Any, name: str) -> Table:
 
     features = stream.features
     if features is None:  # JSON lines on the hub declare no schema; a row shows one
-        first = next(guarded(iter(stream), location), None)
+        first = next(guard(iter(stream), location), None)
         if first is None:
             raise CorpusError(f"{location} has no rows; give another split.")
         features = datasets.Dataset.from_list([dict(first)]).features
@@ -87,14 +87,14 @@ def stream_table(location: str, stream: Any, name: str) -> Table:
         stream = stream.decode(False)
 
     def rows(columns: Sequence[str]) -> Iterator[Row]:
-        for number, row in enumerate(guarded(iter(stream), location)):
+        for number, row in enumerate(guard(iter(stream), location)):
             yield f"{name}#{number}", row
 
     kinds, class_names = columns_of(features)
     return Table(location, kinds, rows, class_names)
 
 
-def guarded(rows: Iterator[Any], where: str) -> Iterator[Any]:
+def guard(rows: Iterator[Any], where: str) -> Iterator[Any]:
     """The same rows; a failure on the way says how far it came."""
     for number in itertools.count():
         try:

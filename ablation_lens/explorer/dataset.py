@@ -20,7 +20,7 @@ from ablation_lens.explorer.packing import (
     slider_widths,
 )
 from ablation_lens.neurons import centers
-from ablation_lens.neurons.shapes import LABELS
+from ablation_lens.neurons.shapes import SHAPE_WORDS
 from ablation_lens.neurons.statistics import ActivationStatistics
 from ablation_lens.progress import progress_over
 
@@ -79,7 +79,7 @@ def pack_dataset(statistics: ActivationStatistics, label: str, *, progress: bool
         "bins": histogram.bins,
         "widths": list(widths),
         "centers": list(values),
-        "shapes": list(LABELS),
+        "shapes": list(SHAPE_WORDS),
         "columns": columns,
         "summary": summary,
         "layers": packed,
@@ -102,7 +102,7 @@ def _summary(
     arrays: dict[str, NDArray[np.generic]] = {name: table[name].to_numpy().astype("<f4") for name in SUMMARY}
     # The exact ends: a constant neuron's peak is its value.
     arrays |= {name: table[name].to_numpy().astype("<f8") for name in ("min", "max")}
-    arrays["shape"] = np.array([LABELS.index(word) for word in table["shape"]], dtype="u1")
+    arrays["shape"] = np.array([SHAPE_WORDS.index(word) for word in table["shape"]], dtype="u1")
     # The page computes zero and the peak itself, the latter at every width.
     arrays |= {f"center:{name}": _single(at) for name, at in values.items() if name not in ("zero", "peak")}
     described = [{"name": name, "type": array.dtype.str[1:]} for name, array in arrays.items()]

@@ -76,7 +76,7 @@ def pack_counts(
 
 
 def unpack_counts(codes: Int64[Tensor, "neuron bin"], digits: Int64[Tensor, " neuron"]) -> Int64[Tensor, "neuron bin"]:
-    """The rounded counts behind the codes; `decode.js` does the same."""
+    """The rounded counts that the codes stand for; `decode.js` does the same."""
     half = (digits - 1).unsqueeze(-1)
     dropped = ((codes >> half) - 1).clamp(min=0)
     return (codes - (dropped << half)) << dropped

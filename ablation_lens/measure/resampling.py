@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ablation_lens.errors import FileFormatError, MismatchError, NonFiniteError
-from ablation_lens.escaping import on_one_line, shortened
+from ablation_lens.escaping import on_one_line, shorten
 from ablation_lens.files import load_tensors, save_tensors
 from ablation_lens.hooked import task_of
 from ablation_lens.measure.forward import capture
@@ -72,7 +72,7 @@ class Resampled:
             _, channels, height, width = self.inputs.shape
             return f"{height} × {width} random pixels in {channels} channel{'s' if channels > 1 else ''}"
         shown = self.text if self.text is not None else " ".join(map(str, self.inputs[0].tolist()))
-        return shortened(on_one_line(shown), length)
+        return shorten(on_one_line(shown), length)
 
     def save(self, path: str | Path) -> None:
         """Write one safetensors file, atomically."""

@@ -20,7 +20,7 @@ from ablation_lens.neurons.peaks import (
     kernel_width,
     naive_peak,
     require_values,
-    smoothed,
+    smooth,
 )
 from ablation_lens.sites import neuron_name
 
@@ -214,7 +214,7 @@ def peak_smooth(statistics: NeuronStatistics, *, sigma: float = 2.0) -> Float64[
     if _positive("sigma", sigma) > histogram.bins / 8:
         raise MismatchError(f"sigma={sigma} bins smooths a histogram of {histogram.bins} away; at most an eighth.")
     width = torch.full(histogram.shape[1:], sigma, dtype=torch.float64)
-    layers = [highest(smoothed(histogram.counts(layer).cpu(), width)) for layer in range(histogram.shape[0])]
+    layers = [highest(smooth(histogram.counts(layer).cpu(), width)) for layer in range(histogram.shape[0])]
     return at_bins(histogram, torch.stack(layers))
 
 
@@ -234,7 +234,7 @@ def peak_kde(statistics: NeuronStatistics, *, bandwidth: float | None = None) ->
         width = (wanted / histogram.epsilon.cpu()).clamp(max=histogram.bins / 8)
     places, shifts = [], []
     for layer in range(histogram.shape[0]):
-        heights = smoothed(histogram.counts(layer).cpu(), width[layer])
+        heights = smooth(histogram.counts(layer).cpu(), width[layer])
         place = highest(heights).unsqueeze(-1)
         left, top, right = (F.pad(heights, (1, 1)).gather(-1, place + step).squeeze(-1) for step in range(3))
         bend = 2 * top - left - right

@@ -103,15 +103,13 @@ def kernel_width(statistics: NeuronStatistics, order: int = 0) -> Float64[Tensor
     return width.clamp(1, histogram.bins / 8)
 
 
-def smoothed(
-    counts: Int64[Tensor, "*neurons bin"], width: Float[Tensor, "*neurons"]
-) -> Float64[Tensor, "*neurons bin"]:
+def smooth(counts: Int64[Tensor, "*neurons bin"], width: Float[Tensor, "*neurons"]) -> Float64[Tensor, "*neurons bin"]:
     """Counts averaged under a Gaussian of standard deviation `width` bins, normalised at the ends of the range.
 
     The Gaussian is Lindeberg's discrete one: it is never negative and never makes a peak that was not there.
     Bins above the highest value are outside the range, and zero.
 
-    >>> smoothed(torch.tensor([[8, 8, 8, 0], [0, 4, 0, 4]]), torch.tensor([1.0, 0.0])).round().tolist()
+    >>> smooth(torch.tensor([[8, 8, 8, 0], [0, 4, 0, 4]]), torch.tensor([1.0, 0.0])).round().tolist()
     [[8.0, 8.0, 8.0, 0.0], [0.0, 4.0, 0.0, 4.0]]
     """
     bins = counts.shape[-1]

@@ -15,19 +15,19 @@ from ablation_lens.neurons.peaks import (
     kernel_width,
     naive_peak,
     require_values,
-    smoothed,
+    smooth,
 )
 
-LABELS = ("constant", "unresolved", "multi-modal", "off-zero", "skewed", "laplace-like", "flat", "gaussian-like")
+SHAPE_WORDS = ("constant", "unresolved", "multi-modal", "off-zero", "skewed", "laplace-like", "flat", "gaussian-like")
 """One word per neuron, the first that applies. What each means is said at `Thresholds`."""
 
 
 @dataclass(frozen=True)
 class Thresholds:
-    """Where one label ends and the next begins. A label needs what it says, and that no earlier one applies.
+    """Where one word ends and the next begins. A word needs what it says, and that no earlier one applies.
 
     - constant: a single value.
-    - unresolved: fewer than `resolved_bins` bins within the IQR. The other labels would be guesses.
+    - unresolved: fewer than `resolved_bins` bins within the IQR. The other words would be guesses.
     - multi-modal: two peaks or more. Between two peaks the smoothed histogram falls below either by `prominence`
       of the highest peak, and by `noise` standard deviations of the counting noise of their difference. The mean
       count under the smoothing kernel is Poisson, so its square root has the same noise everywhere.
@@ -74,14 +74,14 @@ class Shapes:
     mean_to_peak_over_sigma: Float64[Tensor, "layer head dim"]
     epsilon_over_sigma: Float64[Tensor, "layer head dim"]
     bins_in_iqr: Float64[Tensor, "layer head dim"]
-    label: UInt8[Tensor, "layer head dim"]
-    """Places in `LABELS`."""
+    word: UInt8[Tensor, "layer head dim"]
+    """Places in `SHAPE_WORDS`."""
 
-    def having(self, label: str) -> Bool[Tensor, "layer head dim"]:
-        """Which neurons carry a label."""
-        if label not in LABELS:
-            raise MismatchError(f"{label!r} is not a shape; expected one of {', '.join(LABELS)}.")
-        return self.label == LABELS.index(label)
+    def having(self, word: str) -> Bool[Tensor, "layer head dim"]:
+        """Which neurons are described by a word."""
+        if word not in SHAPE_WORDS:
+            raise MismatchError(f"{word!r} is not a shape; expected one of {', '.join(SHAPE_WORDS)}.")
+        return self.word == SHAPE_WORDS.index(word)
 
 
 def describe(statistics: NeuronStatistics, thresholds: Thresholds | None = None) -> Shapes:
@@ -93,7 +93,7 @@ def describe(statistics: NeuronStatistics, thresholds: Thresholds | None = None)
     >>> values = torch.linspace(-1, 1, 1001)
     >>> histogram.update(torch.stack([values, values.sign() * 5 + values], -1).view(-1, 1, 1, 2))
     >>> shapes = describe(SimpleNamespace(histogram=histogram, mean=torch.zeros(1, 1, 2), variance=torch.ones(1, 1, 2)))
-    >>> [LABELS[code] for code in shapes.label.flatten()], shapes.peaks.flatten().tolist()
+    >>> [SHAPE_WORDS[code] for code in shapes.word.flatten()], shapes.peaks.flatten().tolist()
     (['flat', 'multi-modal'], [1, 2])
     """
     thresholds = thresholds or Thresholds()
@@ -109,7 +109,7 @@ def describe(statistics: NeuronStatistics, thresholds: Thresholds | None = None)
     for layer in range(histogram.shape[0]):
         counts = histogram.counts(layer).cpu()
         moments = _moments(counts, (sigma / epsilon)[layer])
-        layers.append((*moments, *_peaks(smoothed(counts, width[layer]), width[layer], thresholds)))
+        layers.append((*moments, *_peaks(smooth(counts, width[layer]), width[layer], thresholds)))
     skew, excess, l_skewness, l_kurtosis, peaks, main, second = map(torch.stack, zip(*layers, strict=True))
     applies = {
         "constant": constant,
@@ -133,7 +133,7 @@ def describe(statistics: NeuronStatistics, thresholds: Thresholds | None = None)
         mean_to_peak_over_sigma=(mean - peak).abs() / sigma,
         epsilon_over_sigma=epsilon / sigma,
         bins_in_iqr=in_iqr,
-        label=torch.stack([applies[label] for label in LABELS]).byte().argmax(0).byte(),
+        word=torch.stack([applies[word] for word in SHAPE_WORDS]).byte().argmax(0).byte(),
     )
 
 

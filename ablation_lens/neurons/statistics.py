@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 KIND = "activation statistics"
 
 _UNNAMED = "unknown"
-"""The architecture of what is behind values that were given without a model."""
+"""The architecture of values that were given without a model."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class PlanReading(Record):
         read: ranges of their numbers, `[start, stop)`, in order; of a plan that did not say how many, empty: all.
 
     >>> first, rest = PlanReading("d1", 5, ((0, 2),)), PlanReading("d1", 5, ((2, 5),))
-    >>> first.is_whole, first.joined(rest), first.joined(rest).is_whole
+    >>> first.is_whole, first.join(rest), first.join(rest).is_whole
     (False, PlanReading(plan='d1', batches=5, read=((0, 5),)), True)
     """
 
@@ -55,7 +55,7 @@ class PlanReading(Record):
         """Whether every batch was read."""
         return self.batches is None or self.read == ((0, self.batches),)
 
-    def joined(self, other: "PlanReading") -> "PlanReading | None":
+    def join(self, other: "PlanReading") -> "PlanReading | None":
         """Both together; None where they are not of one plan, or some batch was read twice."""
         if self.batches is None or (self.plan, self.batches) != (other.plan, other.batches):
             return None
@@ -116,7 +116,7 @@ class Provenance(Record):
         read = list(zip(self.corpora, self.plans, strict=True))
         for corpus, plan in zip(other.corpora, other.plans, strict=True):
             for place, (known, reading) in enumerate(read):
-                both = reading.joined(plan) if known == corpus else None
+                both = reading.join(plan) if known == corpus else None
                 if both is not None:
                     read[place] = (known, both)
                     break
@@ -248,7 +248,7 @@ class ActivationStatistics:
         return Ablation(mask, values, source, site=self.site, center=center)
 
     def shapes(self) -> "shapes.Shapes":
-        """What every distribution looks like: skew, kurtosis, peaks, label."""
+        """What every distribution looks like: skew, kurtosis, peaks, a word."""
         return shapes.describe(self)
 
     def table(self) -> "pandas.DataFrame":
@@ -278,13 +278,13 @@ class ActivationStatistics:
             "mean_abs": self.moments.mean_absolute.cpu(),
             "mean_sqrt_abs": self.moments.mean_root.cpu(),
             "share_positive": self.moments.share_positive.cpu(),
-            **{f.name: getattr(described, f.name) for f in fields(described) if f.name != "label"},
+            **{f.name: getattr(described, f.name) for f in fields(described) if f.name != "word"},
         }
         frame = pandas.DataFrame(
             columns | {name: tensor.flatten().numpy() for name, tensor in numbers.items()},
             index=pandas.Index([neuron_name(*place) for place in places], name="neuron"),
         )
-        frame["shape"] = [shapes.LABELS[code] for code in described.label.flatten().tolist()]
+        frame["shape"] = [shapes.SHAPE_WORDS[code] for code in described.word.flatten().tolist()]
         return frame
 
     def merge(self, other: "ActivationStatistics") -> "ActivationStatistics":

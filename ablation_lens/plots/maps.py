@@ -22,7 +22,7 @@ from ablation_lens.plots.template import (
     LENS_TEMPLATE,
     SEQUENTIAL,
     add_frame,
-    capitalised,
+    capitalise,
     model_name,
 )
 
@@ -114,7 +114,7 @@ def neuron_map(
     for head in range(1, heads):
         figure.add_vline(head * dims - 0.5, line={"color": INK if wanted.signed else "white", "width": 0.75})
     _layers_downwards(figure, layers)
-    title = f"{capitalised(wanted.title)} of every neuron"
+    title = f"{capitalise(wanted.title)} of every neuron"
     return add_frame(figure, title, f"{model_name(stats)}{note}", template, height=max(320, 170 + 20 * layers))
 
 
@@ -137,7 +137,7 @@ def head_map(
     values = values.masked_fill(~values.isfinite(), torch.nan)
     scale, _ = _color_scale(values, wanted, clipped=False)
     figure = _layer_by_head(values, f"{summary} {wanted.title}", scale)
-    title = f"{capitalised(wanted.title)} of every head"
+    title = f"{capitalise(wanted.title)} of every head"
     return add_frame(
         figure,
         title,

@@ -9,7 +9,7 @@ from jaxtyping import Float64
 from plotly.subplots import make_subplots
 from torch import Tensor
 
-from ablation_lens.neurons.peaks import kernel_width, smoothed
+from ablation_lens.neurons.peaks import kernel_width, smooth
 from ablation_lens.neurons.shapes import Shapes, Thresholds
 from ablation_lens.neurons.statistics import ActivationStatistics
 from ablation_lens.plots.distributions import CENTERS, Place, coarse, histogram_bars, layer_traces, view_of
@@ -130,7 +130,7 @@ def _bimodal(stats: ActivationStatistics, shapes: Shapes) -> tuple[Place | None,
     width = kernel_width(stats)
     depth = {}
     for place in map(tuple, fitting.nonzero().tolist()):
-        heights = smoothed(stats.histogram.counts(place).cpu(), width[place])
+        heights = smooth(stats.histogram.counts(place).cpu(), width[place])
         ends = sorted(_bin_of(stats, place, peaks) for peaks in (shapes.main_peak, shapes.second_peak))
         top, lower = heights[ends].max(), heights[ends].min()
         depth[place] = float((lower - heights[ends[0] : ends[1] + 1].min()) / top)
@@ -145,7 +145,7 @@ def _bin_of(stats: ActivationStatistics, place: Place, values: Float64[Tensor, "
 def _peak_marks(stats: ActivationStatistics, shapes: Shapes, place: Place) -> go.Scatter:
     """A triangle on each of the two peaks of a neuron's smoothed histogram."""
     epsilon = float(stats.histogram.epsilon[place])
-    heights = smoothed(stats.histogram.counts(place).cpu(), kernel_width(stats)[place])
+    heights = smooth(stats.histogram.counts(place).cpu(), kernel_width(stats)[place])
     peaks = (shapes.main_peak, shapes.second_peak)
     return go.Scatter(
         x=[float(values[place]) for values in peaks],

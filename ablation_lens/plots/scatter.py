@@ -6,18 +6,18 @@ import plotly.graph_objects as go
 import torch
 
 from ablation_lens.escaping import for_plotly
-from ablation_lens.neurons.shapes import LABELS
+from ablation_lens.neurons.shapes import SHAPE_WORDS
 from ablation_lens.neurons.statistics import ActivationStatistics
 from ablation_lens.plots.template import (
     FAINT,
     LENS_TEMPLATE,
     activation_title,
     add_frame,
-    capitalised,
+    capitalise,
     model_name,
 )
 
-_LABEL_LOOKS = {
+_LOOKS = {
     "gaussian-like": ("#B8C0CC", "circle"),
     "laplace-like": ("#7B8794", "circle"),
     "flat": ("#117733", "square"),
@@ -47,15 +47,15 @@ def centers_scatter(
     384
     """
     across, up, sigma = stats.center(x).flatten(), stats.center(y).flatten(), stats.std.flatten()
-    label = stats.shapes().label.flatten()
+    words = stats.shapes().word.flatten()
     if over_sigma:
         across, up = across / sigma, up / sigma
     layers, heads, dims = stats.shape
     small = torch.uint8 if max(stats.shape) <= 256 else torch.int16 if max(stats.shape) < 2**15 else torch.int32
     place = torch.cartesian_prod(*(torch.arange(size, dtype=small) for size in (layers, heads, dims)))
     figure = go.Figure()
-    for name, (color, symbol) in _LABEL_LOOKS.items():
-        having = (label == LABELS.index(name)) & across.isfinite() & up.isfinite()
+    for name, (color, symbol) in _LOOKS.items():
+        having = (words == SHAPE_WORDS.index(name)) & across.isfinite() & up.isfinite()
         if having.any():
             figure.add_trace(
                 go.Scattergl(
@@ -64,7 +64,7 @@ def centers_scatter(
                     customdata=place[having].numpy(),
                     mode="markers",
                     name=f"{name} ({int(having.sum()):,})",
-                    marker={"color": color, "symbol": symbol, "size": 6 if len(label) <= 5000 else 4, "opacity": 0.75},
+                    marker={"color": color, "symbol": symbol, "size": 6 if len(words) <= 5000 else 4, "opacity": 0.75},
                     hovertemplate="<b>L%{customdata[0]}.H%{customdata[1]}.D%{customdata[2]}</b>"
                     f"<br>{for_plotly(x)} %{{x:.4~g}}<br>{for_plotly(y)} %{{y:.4~g}}<extra>{name}</extra>",
                 )
@@ -84,7 +84,7 @@ def centers_scatter(
     figure.update_yaxes(title_text=f"{for_plotly(y)}{unit}", **zero)
     return add_frame(
         figure,
-        f"{capitalised(for_plotly(x))} against {for_plotly(y)} of {len(label):,} neurons",
+        f"{capitalise(for_plotly(x))} against {for_plotly(y)} of {len(words):,} neurons",
         f"{model_name(stats)} · {stats.provenance.tokens:,} positions",
         template,
         height=520,

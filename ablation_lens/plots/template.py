@@ -120,7 +120,7 @@ def model_name(statistics: ActivationStatistics) -> str:
     return for_plotly(statistics.provenance.model.name)
 
 
-def capitalised(words: str) -> str:
+def capitalise(words: str) -> str:
     """The first letter upper case, the others as they are."""
     return words[:1].upper() + words[1:]
 

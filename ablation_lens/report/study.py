@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ablation_lens import plots
-from ablation_lens.neurons.shapes import LABELS
+from ablation_lens.neurons.shapes import SHAPE_WORDS
 from ablation_lens.neurons.statistics import ActivationStatistics
 from ablation_lens.records import CorpusRecord, ModelRecord
 from ablation_lens.report.page import Figure, Heading, Notes, Page, Paragraph, Table
@@ -94,8 +94,8 @@ def _add_neurons(page: Page, results: Results, group: str, label: str) -> None:
         return
     statistics = ActivationStatistics.load(found[-1])
     shapes = statistics.shapes()
-    total = shapes.label.numel()
-    counts = Counter(LABELS[code] for code in shapes.label.flatten().tolist())
+    total = shapes.word.numel()
+    counts = Counter(SHAPE_WORDS[code] for code in shapes.word.flatten().tolist())
     unresolved = counts["unresolved"]
     far = float((shapes.mean_to_peak_over_sigma > 0.5).double().mean())
     off = float((shapes.peak_over_sigma > 0.5).double().mean())
@@ -112,7 +112,9 @@ def _add_neurons(page: Page, results: Results, group: str, label: str) -> None:
         )
     )
     page.add(Figure(f"figure-1-{group}", plots.figure_1(statistics), "Figure 1 of the paper, for this model."))
-    shares = [(name, f"{counts[name]:,}", f"{100 * counts[name] / total:.1f} %") for name in LABELS if counts[name]]
+    shares = [
+        (name, f"{counts[name]:,}", f"{100 * counts[name] / total:.1f} %") for name in SHAPE_WORDS if counts[name]
+    ]
     page.add(Table(("shape", "neurons", "share"), tuple(shares), numbers=2))
 
 

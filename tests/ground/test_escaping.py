@@ -8,15 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.text import Text
 
-from ablation_lens.escaping import for_html, for_latex, for_markdown, for_plotly, for_terminal, on_one_line, shortened
+from ablation_lens.escaping import for_html, for_latex, for_markdown, for_plotly, for_terminal, on_one_line, shorten
 
 NASTY = "./a|b_c & <img src=x>[bold]$50%#{~^}\\ `x` *y*\n\x1b[31mnext"
 
 
 def test_on_one_line_there_are_no_breaks_and_no_terminal_escapes():
     assert on_one_line(NASTY) == "./a|b_c & <img src=x>[bold]$50%#{~^}\\ `x` *y* [31mnext"
-    assert shortened("abcdef", 3) == "ab…"
-    assert shortened("abc", 3) == "abc"
+    assert shorten("abcdef", 3) == "ab…"
+    assert shorten("abc", 3) == "abc"
 
 
 @given(st.text())

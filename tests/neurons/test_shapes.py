@@ -13,7 +13,7 @@ from ablation_lens import centers
 from ablation_lens.errors import MismatchError
 from ablation_lens.neurons import shapes
 from ablation_lens.neurons.histogram import NeuronHistogram
-from ablation_lens.neurons.shapes import LABELS, Thresholds
+from ablation_lens.neurons.shapes import SHAPE_WORDS, Thresholds
 from tests.reference_peak import FAMILIES, drawn, mixture, statistics_of
 
 
@@ -21,12 +21,12 @@ def described(values, thresholds=None, **options):
     return shapes.describe(statistics_of(values, **options), thresholds)
 
 
-def label_shares(result):
+def word_shares(result):
     """Label → share of the neurons."""
-    return {label: result.having(label).double().mean().item() for label in LABELS}
+    return {word: result.having(word).double().mean().item() for word in SHAPE_WORDS}
 
 
-# ------------------------------------------------------------------ labels of what is known
+# ------------------------------------------------------------------ words for what is known
 
 EXPECTED = {
     "normal": "gaussian-like",
@@ -63,13 +63,13 @@ AT_100_000 = ("normal", "laplace", "exponential", "uniform", "two modes, 4 apart
 @pytest.mark.parametrize(
     ("tokens", "neurons", "families"), [(20_000, 50, tuple(FAMILIES)), (100_000, 20, AT_100_000)], ids=["20k", "100k"]
 )
-def test_families_of_known_shape_get_their_label(tokens, neurons, families):
+def test_families_of_known_shape_get_their_word(tokens, neurons, families):
     """Nearly all that are resolved; a wide range leaves some heavy-tailed neurons unresolved, and says so."""
     wrong = {}
     print(f"\n{tokens} values each:")
     for family in families:
-        shares = label_shares(described(drawn(family, tokens, neurons)))
-        print(f"  {family:20}", ", ".join(f"{label} {share:.1%}" for label, share in shares.items() if share))
+        shares = word_shares(described(drawn(family, tokens, neurons)))
+        print(f"  {family:20}", ", ".join(f"{word} {share:.1%}" for word, share in shares.items() if share))
         expected = EXPECTED.get(family)
         if expected and shares[expected] < 0.98 * (1 - shares["unresolved"] * (expected != "unresolved")):
             wrong[family] = shares
@@ -157,7 +157,7 @@ def test_wide_bins_do_not_bias_the_kurtosis_of_a_smooth_density():
     assert abs(away.mean()) < 0.1 * result.epsilon_over_sigma.square().mean()
 
 
-def test_one_far_value_decides_the_kurtosis_but_not_the_label():
+def test_one_far_value_decides_the_kurtosis_but_not_the_word():
     result = described(drawn("outlier at 20", 20_000, 50))
     assert result.excess_kurtosis.min() > 5
     assert (result.l_kurtosis - 0.1226).abs().max() < 0.01
@@ -228,10 +228,10 @@ def test_more_noise_asked_for_means_fewer_peaks():
     assert (strict == 1).double().mean() > 0.95
 
 
-# ------------------------------------------------------------------ labels, thresholds, corner cases
+# ------------------------------------------------------------------ words, thresholds, corner cases
 
 
-def test_thresholds_move_labels():
+def test_thresholds_move_words():
     outlier, normal, exponential = (
         drawn(family, 20_000, 5) for family in ("outlier at 300", "normal + 1", "exponential")
     )
@@ -243,12 +243,12 @@ def test_thresholds_move_labels():
     assert described(normal, Thresholds(prominence=0, noise=0)).having("multi-modal").all()
 
 
-def test_the_first_label_that_applies_is_given():
+def test_the_first_word_that_applies_is_given():
     constant = torch.full((1000, 1), 3.0)  # also off-zero, and without a bin in its IQR
     two_modes = mixture(8)(5000, 1) + 100  # also off-zero
     skewed = torch.rand(5000, 1).log() * 0.01 + 3  # but off-zero first
-    codes = [described(values).label.item() for values in (constant, two_modes, skewed)]
-    assert [LABELS[code] for code in codes] == ["constant", "multi-modal", "off-zero"]
+    codes = [described(values).word.item() for values in (constant, two_modes, skewed)]
+    assert [SHAPE_WORDS[code] for code in codes] == ["constant", "multi-modal", "off-zero"]
     with pytest.raises(MismatchError, match="'bimodal' is not a shape; expected one of constant, unresolved"):
         described(constant).having("bimodal")
 
@@ -267,7 +267,7 @@ def test_a_handful_of_values_is_described_without_complaint(values):
     result = described(torch.tensor(values)[:, None])
     assert result.peaks.item() == 1
     assert min(values) <= result.main_peak.item() + result.epsilon_over_sigma.nan_to_num().item() * np.std(values)
-    assert result.label.dtype == torch.uint8
+    assert result.word.dtype == torch.uint8
 
 
 def test_every_field_is_per_neuron_and_does_not_depend_on_the_layout():
@@ -306,7 +306,7 @@ def test_smoothing_keeps_the_noise_it_is_believed_to_have():
     """The Poisson noise that the peak count allows for, measured on a plateau."""
     width, level = 3.0, 50
     counts = torch.poisson(torch.full((4000, 64), float(level))).long()
-    middle = shapes.smoothed(counts, torch.full((4000,), width))[:, 32]
+    middle = shapes.smooth(counts, torch.full((4000,), width))[:, 32]
     together = 1 / special.ive(0, 2 * width**2)
     assert middle.mean().item() == pytest.approx(level, rel=0.01)
     assert middle.std().item() == pytest.approx(math.sqrt(level / together), rel=0.05)

@@ -52,17 +52,17 @@ def reading(*read, plan="d", batches=9):
 
 def test_parts_of_a_plan_join_whatever_their_order():
     parts = [reading((4, 6)), reading((0, 2)), reading((6, 9)), reading((2, 4))]
-    joined = parts[0].joined(parts[1]).joined(parts[2])
+    joined = parts[0].join(parts[1]).join(parts[2])
     assert joined == reading((0, 2), (4, 9))
     assert not joined.is_whole
-    assert joined.joined(parts[3]).is_whole
+    assert joined.join(parts[3]).is_whole
 
 
 @pytest.mark.parametrize(
     "other", [reading((1, 3)), reading((0, 9)), reading((2, 4), plan="e"), reading((2, 4), batches=8)]
 )
 def test_what_overlaps_or_is_of_another_plan_does_not_join(other):
-    assert reading((0, 2)).joined(other) is None
+    assert reading((0, 2)).join(other) is None
 
 
 def test_the_first_formats_sentence_is_read_as_data():

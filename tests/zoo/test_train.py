@@ -31,7 +31,7 @@ from ablation_lens.zoo.train.baselines import UNSEEN, CountModel
 from ablation_lens.zoo.train.batches import IGNORED, augment, causal_batch, corrupt, packed_rows, repeated_rows
 from ablation_lens.zoo.train.data import Images, Texts
 from ablation_lens.zoo.train.held_out import measure
-from ablation_lens.zoo.train.optimizer import orthogonalised
+from ablation_lens.zoo.train.optimizer import orthogonalise
 from ablation_lens.zoo.train.recipes import RECIPES, build_model
 from ablation_lens.zoo.train.vocabulary import END, MASK, PAD, SPECIAL_TOKENS, START, framed, learn_vocabulary
 from ablation_lens.zoo.train.warm_start import NEIGHBOURS, information_embeddings, start_from_neighbours
@@ -230,7 +230,7 @@ def test_augmented_images_stay_black_around_and_near_their_place():
 def test_orthogonalised_updates_keep_directions_and_level_their_sizes(rows: int, columns: int, seed: int):
     matrix = torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     u, s, vh = np.linalg.svd(matrix.numpy(), full_matrices=False)
-    levelled = u.T @ orthogonalised(matrix, iterations=12).numpy() @ vh.T
+    levelled = u.T @ orthogonalise(matrix, iterations=12).numpy() @ vh.T
     clear = s / s.max() > 0.05
     assert np.abs(levelled - np.diag(np.diag(levelled))).max() < 1e-6
     assert (np.abs(np.diag(levelled)[clear] - 1) < 0.4).all()

@@ -102,7 +102,7 @@ class CountModel:
         return self._between.interpolated(key, chain)
 
     def causal(self, rows: Sequence[Tokens]) -> dict[str, CountScore]:
-        """Unigram and trigram scores over every token behind the first of each row."""
+        """Unigram and trigram scores over every token after the first of each row."""
         last = np.concatenate([row[:-1] for row in rows])
         before = np.concatenate([np.concatenate([[UNSEEN], row[:-2]]) for row in rows])
         target = np.concatenate([row[1:] for row in rows])

@@ -13,10 +13,10 @@ from torch import Tensor
 from torch.optim import AdamW, Optimizer
 
 
-def orthogonalised(matrix: Float[Tensor, "rows columns"], iterations: int = 5) -> Float[Tensor, "rows columns"]:
+def orthogonalise(matrix: Float[Tensor, "rows columns"], iterations: int = 5) -> Float[Tensor, "rows columns"]:
     """Nearly U Vᵀ of the matrix's singular value decomposition U Σ Vᵀ, by a quintic Newton–Schulz iteration.
 
-    >>> singular = torch.linalg.svdvals(orthogonalised(torch.randn(8, 5, generator=torch.Generator().manual_seed(0))))
+    >>> singular = torch.linalg.svdvals(orthogonalise(torch.randn(8, 5, generator=torch.Generator().manual_seed(0))))
     >>> bool((singular > 0.5).all() and (singular < 1.5).all())
     True
     """
@@ -46,7 +46,7 @@ class OrthogonalMomentum(Optimizer):
                 if not state:
                     state["momentum"] = torch.zeros_like(parameter)
                 state["momentum"].lerp_(parameter.grad, 1 - group["momentum"])
-                update = orthogonalised(parameter.grad.lerp(state["momentum"], group["momentum"]))
+                update = orthogonalise(parameter.grad.lerp(state["momentum"], group["momentum"]))
                 parameter.mul_(1 - group["lr"] * group["weight_decay"])
                 # A tall matrix needs the larger step for the same change of its output.
                 parameter.add_(update, alpha=-group["lr"] * max(1, parameter.shape[0] / parameter.shape[1]) ** 0.5)

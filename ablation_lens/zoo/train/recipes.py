@@ -114,7 +114,7 @@ def build_model(recipe: Recipe) -> Any:
                 **sizes,
                 vocab_size=VOCABULARY_SIZE,
                 intermediate_size=4 * recipe.width,
-                max_position_embeddings=CONTEXT + PAD + 1,  # positions start behind the pad id
+                max_position_embeddings=CONTEXT + PAD + 1,  # positions start after the pad id
                 type_vocab_size=1,
                 hidden_dropout_prob=recipe.dropout,
                 attention_probs_dropout_prob=0.0,
