@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 LOCK ?= requirements.lock
+# How many processes share the tests; 0 runs them in one.
+WORKERS ?= 2
 BIN := $(VENV)/bin
 # The stamp remembers what was installed: nothing is reinstalled until the lock or the project file changes.
 STAMP := $(VENV)/.installed
@@ -21,7 +23,7 @@ demo: $(STAMP)
 	$(BIN)/ablation-lens demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS)
 
 # mypy does not follow the adapters/ → ablation_lens.adapters mapping of pyproject.toml, so the package is put together first.
 types: $(STAMP)

@@ -4,17 +4,51 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # A worker per core: more threads would wait for each other. torch reads it when imported, as in what tests start.
+    os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"
 
 import pytest
-import torch
+from hypothesis import settings
+
+# How long an example takes says more about the machine than about us.
+settings.register_profile("suite", deadline=None)
+settings.load_profile("suite")
+
+LONGEST = (
+    "browser/test_explorer_page.py",
+    "integration/test_notebooks.py",
+    "integration/test_study_faults.py",
+)
+"""Files that come first, so that no worker is left with one of them at the end."""
+
+
+def pytest_collection_modifyitems(items):
+    places = {path: place for place, path in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get("/".join(item.path.parts[-2:]), len(places)))
 
 
 @pytest.fixture(autouse=True)
 def _fixed_seed():
+    import torch  # not above: the process that only hands tests to workers needs none
+
     torch.manual_seed(0)
 
 
+@pytest.fixture
+def two_threads():
+    """For what says something about two: under several workers each has one."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
 def pytest_runtest_setup(item):
+    import torch
+
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
     if item.get_closest_marker("slow") and "slow" not in (item.config.getoption("-m") or ""):

@@ -4,7 +4,7 @@ from decimal import Decimal
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ablation_lens.ablation.masks import random_neurons, top_neurons, whole_heads
@@ -36,7 +36,6 @@ def test_fractions_are_taken_as_written(fraction, chosen):
     assert random_neurons((3, 5, 20), fraction, seed=0).sum((1, 2)).tolist() == [chosen] * 3
 
 
-@settings(deadline=None)
 @given(shapes, fractions, fractions, seeds)
 def test_draws_are_nested_and_have_their_exact_share(shape, one, other, seed):
     low, high = sorted([one, other])
