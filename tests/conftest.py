@@ -1,4 +1,6 @@
 import os
+import sys
+import warnings
 
 # No test may reach a hub; set before transformers is imported anywhere.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -44,6 +46,26 @@ def two_threads():
     torch.set_num_threads(2)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """Runs `ablation-lens` in this process: (exit code, stdout, stderr)."""
+    from ablation_lens import cli
+
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)  # the command has a way of its own
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["ablation-lens", *map(str, arguments)])
+        capsys.readouterr()
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as end:
+            code = end.code or 0
+        return code, *capsys.readouterr()
+
+    return run
 
 
 def pytest_runtest_setup(item):

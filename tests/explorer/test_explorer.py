@@ -1,12 +1,10 @@
-"""What the explorer's page is made of: packed counts, embedded text, contexts, damage, the command."""
+"""What the explorer's page is made of: packed counts, embedded text, contexts, damage."""
 
 import base64
 import hashlib
 import json
 import math
 import re
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -28,10 +26,11 @@ from ablation_lens.explorer.packing import (
     slider_widths,
     unpack_counts,
 )
-from ablation_lens.measure.contexts import Example, gather_contexts, striking_neurons
+from ablation_lens.measure.contexts import Example
 from ablation_lens.neurons.histogram import NeuronHistogram
 from ablation_lens.neurons.peaks import naive_peak
 from ablation_lens.palette import DARK_METHOD_COLORS, METHOD_COLORS
+from tests.pages import payload_of
 from tests.synthetic_statistics import draw, statistics_of, study_results
 
 
@@ -60,7 +59,7 @@ near_ties = st.integers(0, 2**40).flatmap(lambda base: st.lists(st.integers(base
 any_counts = st.lists(st.integers(0, 2**50) | st.integers(0, 300), min_size=2, max_size=128)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.one_of(any_counts, near_ties), st.integers(-(2**24), 2**24))
 def test_rounding_keeps_the_peak_at_every_width(counts, offset):
     counts = [*counts, 1]
@@ -83,7 +82,7 @@ def test_seven_digits_alone_would_move_peaks():
     assert digits.tolist() == [8, 40]  # 2^40 + 1 rounds up
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(st.floats(-1e4, 1e4, width=32), min_size=1, max_size=60),
     st.sampled_from([2, 4, 100, 128, 256]),
@@ -169,10 +168,6 @@ def test_the_file_is_written_whole_or_not_at_all(statistics, tmp_path, monkeypat
 # ------------------------------------------------------------------ what stands beside a neuron
 
 
-def payload_of(made):
-    return json.loads(re.search(r'id="payload">(.*?)</script>', made.html, flags=re.DOTALL)[1])
-
-
 def test_examples_carry_text_ids_or_patches(statistics):
     text = Example("L0.H0.D1", "peak", 0.5, 3, "doc/3", 7, (5, 6, 7), 1)
     image = Example("L0.H0.D1", "high", 2.5, 1, "img/1", 4, (), 0)
@@ -187,18 +182,6 @@ def test_examples_carry_text_ids_or_patches(statistics):
     assert without[0]["text"] == ["#5 ", "#6", " #7"]
     with pytest.raises(MismatchError, match="does not exist"):
         explore(statistics, examples={"L9.H0.D1": [text]}, progress=False)
-
-
-def test_images_are_embedded_once():
-    model = al.load_model("tiny-vit")
-    plan = al.task_for(model).batches(split="collect", images=6)
-    made = explore(model, plan, examples=2, progress=False)
-    shown = payload_of(made)["examples"]
-    assert len(shown["neurons"]) == 2
-    documents = {context["document"] for contexts_ in shown["neurons"].values() for context in contexts_}
-    assert set(shown["images"]) == documents
-    assert {context["side"] for contexts_ in shown["neurons"].values() for context in contexts_} == {8}
-    assert all(image.startswith("data:image/png;base64,") for image in shown["images"].values())
 
 
 def test_damage_is_the_mean_change_over_seeds(statistics):
@@ -236,78 +219,8 @@ def test_wrong_requests_are_one_clear_error(statistics, call, message):
         call(statistics)
 
 
-def test_a_models_examples_are_those_of_the_examples_function():
-    model = al.load_model("tiny-opt")
-    plan = al.task_for(model).batches(split="collect", tokens=2000)
-    collected = al.collect(model, plan, progress=False)
-    name = striking_neurons(collected, 1)[0]
-    shown = payload_of(explore(model, plan, examples=1, progress=False))["examples"]["neurons"]
-    assert list(shown) == [name]
-    expected = gather_contexts(model, plan, collected, [name])[name]
-    assert [context["value"] for context in shown[name]] == [example.value for example in expected]
-    assert ["".join(context["text"]) for context in shown[name]] == [
-        model.hf_tokenizer.decode(list(example.tokens)) for example in expected
-    ]
-
-
 def test_every_color_is_a_color():
     for colors in (METHOD_COLORS, DARK_METHOD_COLORS):
         assert all(re.fullmatch(r"#[0-9A-F]{6}", color) for color in colors.values())
         assert len(set(colors.values())) == len(colors)
     assert set(al.centers.names()) <= set(METHOD_COLORS)
-
-
-# ------------------------------------------------------------------ the command
-
-
-def run(*arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "ablation_lens", "explore", *map(str, arguments)],
-        capture_output=True, text=True, check=False, timeout=300,
-    )  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("explore")
-    model = al.load_model("tiny-opt")
-    plan = al.task_for(model).batches(split="collect", tokens=1500)
-    al.collect(model, plan, progress=False).save(folder / "first.safetensors")
-    plan = al.task_for(model).batches(split="evaluate", tokens=1500)
-    al.collect(model, plan, progress=False).save(folder / "second.safetensors")
-    statistics_of(draw(50, (1, 1, 4))).save(folder / "own.safetensors")
-    return folder
-
-
-def test_the_command_writes_a_page_with_examples_and_a_comparison(files, tmp_path):
-    target = tmp_path / "page.html"
-    result = run(
-        files / "first.safetensors", "--html", target, "--compare", files / "second.safetensors", "--examples", "3"
-    )
-    assert result.returncode == 0, result.stderr
-    assert "512 neurons" in result.stdout
-    html = target.read_text(encoding="utf-8")
-    payload = payload_of(SimpleNamespace(html=html))
-    assert [dataset["label"] for dataset in payload["datasets"]] == ["first.safetensors", "second.safetensors"]
-    assert len(payload["examples"]["neurons"]) == 3
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (("none.safetensors", "--html", "page.html"), "there is no file"),
-        (("first.safetensors", "--html", "nowhere/page.html"), "there is no folder"),
-        (("first.safetensors", "--html", "first.safetensors"), "is what is read; give another file"),
-        (("first.safetensors", "--html", "page.html", "--compare", "own.safetensors"), "cannot lie over each other"),
-        (("own.safetensors", "--html", "page.html", "--examples", "2"), "no folder|synthetic"),
-    ],
-)
-def test_bad_requests_are_one_line_exit_code_two_and_no_file(files, tmp_path, arguments, message):
-    places = [files / each if each.endswith(".safetensors") else each for each in arguments]
-    places = [tmp_path / each if str(each).endswith(".html") else each for each in places]
-    result = run(*places)
-    assert result.returncode == 2
-    assert re.search(message, result.stderr)
-    assert result.stderr.startswith("error: ")
-    assert result.stderr.count("\n") == 1
-    assert list(tmp_path.iterdir()) == []

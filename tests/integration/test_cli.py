@@ -1,0 +1,124 @@
+"""`ablation-lens info`, `collect`, `neurons` and `explore`, as typed: what is printed, and with which exit code."""
+
+import re
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pandas
+import pytest
+
+import ablation_lens as al
+from tests.pages import payload_of
+from tests.synthetic_statistics import draw, statistics_of
+
+
+def test_info_prints_the_record(command, saved):
+    code, out, errors = command("info", saved("vit"))
+    assert code == 0, errors
+    assert "ViTForImageClassification" in out
+    require_refused(command("info", "./no-such-folder"), "there is no folder './no-such-folder'")
+
+
+def test_collect_then_list_neurons(command, tmp_path):
+    file = tmp_path / "stats.safetensors"
+    code, out, errors = command("collect", "tiny-opt", "--tokens", "1000", "--out", file)
+    assert code == 0, errors
+    assert "1,000 positions" in out
+    code, out, errors = command("neurons", file, "--sort", "peak/σ", "--top", "3")
+    assert code == 0, errors
+    assert out.count("│ L") == 3
+    code, _, errors = command("neurons", file, "--sort", "skew", "--ascending", "--csv", tmp_path / "n.csv")
+    assert code == 0, errors
+    frame = pandas.read_csv(tmp_path / "n.csv", index_col="neuron")
+    assert len(frame) == 512
+    assert frame["skew"].is_monotonic_increasing
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("collect", "tiny-opt", "--site", "zz"), "no site 'zz'; did you mean 'z'"),
+        (("collect", "tiny-opt", "--tokens", "1"), "tokens=1 is too few"),
+        (("collect", "tiny-opt", "--images", "5"), "measured in tokens"),
+        (("collect", "tiny-op"), "did you mean tiny-opt"),
+        (("collect", "tiny-opt", "--corpus", "stdlb"), "stdlib"),
+        (("collect", "tiny-vit", "--corpus", "stdlib", "--images", "4"), "image"),
+    ],
+)
+def test_bad_requests_are_one_line_exit_code_two_and_no_file(command, arguments, message, tmp_path):
+    require_refused(command(*arguments, "--out", tmp_path / "s.safetensors"), message)
+    assert list(tmp_path.iterdir()) == []
+
+
+def require_refused(answer, message):
+    code, _, errors = answer
+    assert code == 2
+    assert re.search(message, errors)
+    assert errors.startswith("error: ")
+    assert errors.count("\n") == 1
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    file = tmp_path / "a.txt"
+    file.write_text("The quick brown fox.\n\nJumps over the lazy dog.\n")
+    return file
+
+
+def test_the_corpus_is_never_overwritten(command, corpus):
+    answer = command("collect", "tiny-opt", "--corpus", corpus, "--split", "all", "--out", corpus)
+    require_refused(answer, "is what is read; give another file")
+    assert corpus.read_text().startswith("The quick")
+
+
+def test_a_small_corpus_is_said_in_one_plain_line(corpus, tmp_path):
+    """In a process of its own, whose warnings nobody catches."""
+    command = [sys.executable, "-m", "ablation_lens", "collect", "tiny-opt", "--tokens", "500", "--split", "all"]
+    command += ["--corpus", str(corpus), "--out", str(tmp_path / "s.safetensors")]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.startswith("warning: all of ")
+    assert "500 were asked for" in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+# ---------------------------------------------------------------------- explore
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("explore")
+    model = al.load_model("tiny-opt")
+    for name, split in (("first", "collect"), ("second", "evaluate")):
+        plan = al.task_for(model).batches(split=split, tokens=1500)
+        al.collect(model, plan, progress=False).save(folder / f"{name}.safetensors")
+    statistics_of(draw(50, (1, 1, 4))).save(folder / "own.safetensors")
+    return folder
+
+
+def test_explore_writes_a_page_with_examples_and_a_comparison(command, files, tmp_path):
+    target, first, second = tmp_path / "page.html", files / "first.safetensors", files / "second.safetensors"
+    code, out, errors = command("explore", first, "--html", target, "--compare", second, "--examples", "3")
+    assert code == 0, errors
+    assert "512 neurons" in out
+    payload = payload_of(SimpleNamespace(html=target.read_text(encoding="utf-8")))
+    assert [dataset["label"] for dataset in payload["datasets"]] == ["first.safetensors", "second.safetensors"]
+    assert len(payload["examples"]["neurons"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("none.safetensors", "--html", "page.html"), "there is no file"),
+        (("first.safetensors", "--html", "nowhere/page.html"), "there is no folder"),
+        (("first.safetensors", "--html", "first.safetensors"), "is what is read; give another file"),
+        (("first.safetensors", "--html", "page.html", "--compare", "own.safetensors"), "cannot lie over each other"),
+        (("own.safetensors", "--html", "page.html", "--examples", "2"), "no folder|synthetic"),
+    ],
+)
+def test_bad_requests_for_pages_are_one_line_exit_code_two_and_no_file(command, files, tmp_path, arguments, message):
+    places = [files / each if each.endswith(".safetensors") else each for each in arguments]
+    places = [tmp_path / each if str(each).endswith(".html") else each for each in places]
+    require_refused(command("explore", *places), message)
+    assert list(tmp_path.iterdir()) == []
