@@ -68,6 +68,17 @@ def command(monkeypatch, capsys):
     return run
 
 
+@pytest.fixture
+def registry():
+    """The centers; what a test registers is forgotten afterwards."""
+    from ablation_lens import centers
+
+    before = centers.names()
+    yield centers
+    for name in set(centers.names()) - set(before):
+        centers.unregister(name)
+
+
 def pytest_runtest_setup(item):
     import torch
 

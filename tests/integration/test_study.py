@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import ablation_lens as al
-from ablation_lens import centers, zoo
+from ablation_lens import zoo
 from ablation_lens.adapters import HookedViT
 from ablation_lens.errors import AblationLensError, CorpusError, MismatchError
 from ablation_lens.files import CannotWrite
@@ -225,12 +225,11 @@ def test_text_models_with_every_way_of_resampling(tmp_path):
 
 
 @pytest.fixture
-def capricious(monkeypatch):
+def capricious(registry):
     """A center that fails until it is told not to."""
-    monkeypatch.setattr(centers, "_CENTERS", dict(centers._CENTERS))
     mood = {"fails": True}
 
-    @centers.register("capricious")
+    @registry.register("capricious")
     def capricious(statistics):
         if mood["fails"]:
             raise ValueError("not today")

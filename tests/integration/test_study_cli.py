@@ -6,29 +6,10 @@ import sys
 import pandas as pd
 import pytest
 
-from ablation_lens import centers, cli
 from ablation_lens.runs.folder import MARKER
 from ablation_lens.study.results import Results, UnreadableCell
 from tests.made_runs import add_baseline, add_cell, add_group, made_run
 from tests.studies import files
-
-
-@pytest.fixture
-def command(monkeypatch, capsys):
-    """Runs a command in this process: (exit code, stdout, stderr)."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["ablation-lens", *map(str, arguments)])
-        capsys.readouterr()
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as end:
-            code = end.code or 0
-        return code, *capsys.readouterr()
-
-    return run
-
 
 VIT = ("study", "--model", "tiny-vit", "--method", "zero", "--method", "mean", "--fractions", "0.5,1", "--seeds", "1,2")
 SIZES = ("--collect-images", "16", "--evaluate-images", "16")
@@ -76,11 +57,10 @@ def test_a_method_that_no_model_takes_is_left_out_and_said_so(command, tmp_path)
     assert set(Results.load(tmp_path / "run").frame["method"]) == {"none", "zero", "mean"}
 
 
-def test_a_failing_cell_is_exit_code_1_and_a_later_success_is_0(command, tmp_path, monkeypatch):
-    monkeypatch.setattr(centers, "_CENTERS", dict(centers._CENTERS))
+def test_a_failing_cell_is_exit_code_1_and_a_later_success_is_0(command, tmp_path, registry):
     fails = [True]
 
-    @centers.register("capricious")
+    @registry.register("capricious")
     def capricious(statistics):
         if fails:
             raise ValueError("not today [bold]")

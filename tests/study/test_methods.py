@@ -62,30 +62,16 @@ def test_only_the_trimmed_peak_reads_the_corpus_twice():
     assert [name for name in names() if Method(name).passes == 2] == ["peak-trimmed"]
 
 
-@pytest.fixture
-def registered():
-    """Registers a center for one test."""
-    made = []
-
-    def register(name, function):
-        made.append(name)
-        centers.register(name)(function)
-
-    yield register
-    for name in made:
-        centers.unregister(name)
-
-
-def test_a_registered_center_is_a_method_at_once(registered):
-    registered("five", lambda statistics, *, times=1: statistics.mean * 0 + 5 * times)
+def test_a_registered_center_is_a_method_at_once(registry):
+    registry.register("five")(lambda statistics, *, times=1: statistics.mean * 0 + 5 * times)
     assert Method.parse("five times=2").label == "five times=2"
     assert "five" in names()
 
 
-def test_parameters_are_tried_before_anything_is_measured(registered):
-    registered("earliest", lambda statistics, *, times=1: statistics.position_mean[:, 0] * times)
-    registered("broken", lambda statistics, *, times=1: statistics.mean / [] * times)
-    registered("of the model's shape", lambda statistics: torch.zeros(4, 4, 24))
+def test_parameters_are_tried_before_anything_is_measured(registry):
+    registry.register("earliest")(lambda statistics, *, times=1: statistics.position_mean[:, 0] * times)
+    registry.register("broken")(lambda statistics, *, times=1: statistics.mean / [] * times)
+    registry.register("of the model's shape")(lambda statistics: torch.zeros(4, 4, 24))
     for text, message in (
         ("peak-kde bandwidth=-1", "expected a finite number above zero"),
         ("peak epsilon=1e300", "wider than any activation"),

@@ -5,7 +5,6 @@ import re
 import pytest
 from rich.console import Console
 
-from ablation_lens import centers
 from ablation_lens.study.results import Results
 from ablation_lens.study.table2 import make_table2
 from tests.made_runs import add_baseline, add_cell, add_group, made_run
@@ -194,10 +193,9 @@ def test_a_baseline_that_failed_is_a_dash_and_no_number(tmp_path):
 
 
 @pytest.fixture
-def hostile(tmp_path, monkeypatch):
+def hostile(tmp_path, registry):
     """Names of models and methods that mean something in every format."""
-    monkeypatch.setattr(centers, "_CENTERS", dict(centers._CENTERS))
-    centers.register("q|r_[red]&")(lambda statistics: statistics.mean)
+    registry.register("q|r_[red]&")(lambda statistics: statistics.mean)
     run = made_run(tmp_path / "run", models=[HOSTILE])
     fill(run, "g", HOSTILE, scores={("q|r_[red]&", 0.5): (40, 3.0)})
     return make_table2(Results(run))
