@@ -1,3 +1,4 @@
+import functools
 import os
 import sys
 import warnings
@@ -66,6 +67,23 @@ def command(monkeypatch, capsys):
         return code, *capsys.readouterr()
 
     return run
+
+
+@pytest.fixture(scope="session")
+def saved(tmp_path_factory):
+    """`saved("opt")`: the folder of a tiny model, written once. Who changes a file copies the folder first."""
+    import torch
+
+    from tests.tiny_models import BY_NAME
+
+    @functools.cache
+    def folder(name):
+        path = tmp_path_factory.mktemp("saved") / name
+        with torch.random.fork_rng():  # a test draws the same numbers, whether it is the first to ask or not
+            BY_NAME[name].model().save_pretrained(path)
+        return path
+
+    return folder
 
 
 @pytest.fixture

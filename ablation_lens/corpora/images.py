@@ -19,11 +19,11 @@ SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", 
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 
 PIXEL_LIMIT = 100_000_000
-"""A header that announces more pixels is refused before they are decoded: a small file can claim terabytes."""
+"""A header that announces more is refused before anything is decoded: a small file can claim terabytes."""
 
 
-def decode(content: bytes) -> Image.Image:
-    """The RGB image in a file's bytes.
+def decode(content: bytes, *, most_pixels: int = PIXEL_LIMIT) -> Image.Image:
+    """The RGB image in a file's bytes, which may have so many pixels at most.
 
     - Transparent pixels are laid over white: the colour below full transparency is arbitrary.
     - 16-bit grey is scaled to 8 bits (Pillow's own conversion would clip it). Floating-point pixels have
@@ -43,7 +43,7 @@ def decode(content: bytes) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about oddities of single files; the limit below is the guard
             with Image.open(io.BytesIO(content), formats=_FORMATS) as picture:
-                if picture.width * picture.height > PIXEL_LIMIT:
+                if picture.width * picture.height > most_pixels:
                     raise UnreadableImage(f"it claims {picture.width}×{picture.height} pixels")
                 picture.load()
                 return _to_rgb(_upright(picture))

@@ -117,12 +117,14 @@ def _rows(batch: Batch, rows: slice) -> Batch:
     )
 
 
-def _score(model: Any, batch: Batch, hooks: Sequence[Hook]) -> tuple[Int[Tensor, " row"], Float[Tensor, " row"]]:
-    """Right predictions and summed cross-entropy of every row."""
+def _score(
+    model: Any, batch: Batch, hooks: Sequence[Hook], *, at_once: int = CHUNK_LOGITS
+) -> tuple[Int[Tensor, " row"], Float[Tensor, " row"]]:
+    """Right predictions and summed cross-entropy of every row; `at_once` is how many logits exist at a time."""
     labels = batch.labels[batch.scored]
     if ends_plainly(model, batch):
         hidden = final_residual(model, batch, hooks)[batch.scored]
-        chunk = max(1, CHUNK_LOGITS // int(model.cfg.d_vocab_out))
+        chunk = max(1, at_once // int(model.cfg.d_vocab_out))
         scored = [
             _predictions(logits_from(model, rows), right)
             for rows, right in zip(hidden.split(chunk), labels.split(chunk), strict=True)

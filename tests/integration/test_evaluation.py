@@ -39,18 +39,19 @@ def batch_for(tiny):
     return batch
 
 
-@pytest.mark.parametrize("chunk", [2**25, 61 * 4])
-@pytest.mark.parametrize("tiny", VARIANTS, ids=lambda tiny: tiny.name)
-def test_scores_equal_hugging_face_and_numpy(tiny, chunk, tmp_path, monkeypatch):
+def beside_the_oracle(tiny, saved):
+    """The model, a batch, and what NumPy makes of Hugging Face's logits."""
     if transformer_lens_major() not in tiny.majors:
         pytest.skip("transformer-lens has no such model")
-    monkeypatch.setattr(evaluation, "CHUNK_LOGITS", chunk)  # four positions at a time
-    hf_model = tiny.model()
     batch = batch_for(tiny)
-    logits, _ = reference(hf_model, tiny, batch.inputs, None if batch.inputs.ndim > 2 else batch.valid.long())
-    expected = oracle(logits, batch)
-    hf_model.save_pretrained(tmp_path)
-    score = evaluate(load_model(tmp_path), [batch])
+    logits, _ = reference(tiny.model(), tiny, batch.inputs, None if batch.inputs.ndim > 2 else batch.valid.long())
+    return load_model(saved(tiny.name)), batch, oracle(logits, batch)
+
+
+@pytest.mark.parametrize("tiny", VARIANTS, ids=lambda tiny: tiny.name)
+def test_scores_equal_hugging_face_and_numpy(tiny, saved):
+    model, batch, expected = beside_the_oracle(tiny, saved)
+    score = evaluate(model, [batch])
     assert score.correct.tolist() == expected[:, 0].tolist()
     assert score.predictions_per_document.tolist() == expected[:, 2].tolist()
     assert np.abs(score.loss.numpy() - expected[:, 1]).max() <= 1e-4
@@ -58,16 +59,23 @@ def test_scores_equal_hugging_face_and_numpy(tiny, chunk, tmp_path, monkeypatch)
     assert abs(score.cross_entropy - expected[:, 1].sum() / expected[:, 2].sum()) <= 1e-5
 
 
+@pytest.mark.parametrize("tiny", VARIANTS, ids=lambda tiny: tiny.name)
+def test_so_they_do_four_positions_at_a_time(tiny, saved):
+    model, batch, expected = beside_the_oracle(tiny, saved)
+    with torch.inference_mode():
+        correct, loss = evaluation._score(model, batch, [], at_once=4 * model.cfg.d_vocab_out)
+    assert correct.tolist() == expected[:, 0].tolist()
+    assert np.abs(loss.numpy() - expected[:, 1]).max() <= 1e-4
+
+
 @pytest.fixture
-def opt(tmp_path):
-    BY_NAME["opt"].model().save_pretrained(tmp_path)
-    return load_model(tmp_path)
+def opt(saved):
+    return load_model(saved("opt"))
 
 
 @pytest.mark.parametrize("name", ["opt", "mistral", "roberta"])
-def test_the_chunked_path_is_really_taken_and_skips_what_is_not_scored(name, tmp_path):
-    BY_NAME[name].model().save_pretrained(tmp_path)
-    model = load_model(tmp_path)
+def test_the_chunked_path_is_really_taken_and_skips_what_is_not_scored(name, saved):
+    model = load_model(saved(name))
     batch = batch_for(BY_NAME[name])
     assert ends_plainly(model, batch)
     residual = final_residual(model, batch)
