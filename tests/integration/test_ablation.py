@@ -17,16 +17,14 @@ SHAPE = (3, 6, 6)
 
 
 @pytest.fixture(params=FAMILIES, ids=lambda tiny: tiny.name)
-def loaded(request, tmp_path):
+def loaded(request, saved):
     tiny = request.param
-    tiny.model().save_pretrained(tmp_path)
-    return (load_model(tmp_path), *tiny.inputs())
+    return (load_model(saved(tiny.name)), *tiny.inputs())
 
 
 @pytest.fixture
-def opt(tmp_path):
-    BY_NAME["opt"].model().save_pretrained(tmp_path)
-    return load_model(tmp_path)
+def opt(saved):
+    return load_model(saved("opt"))
 
 
 def torch_hooks(model):
@@ -173,9 +171,8 @@ def test_positions_at_both_sites(opt, site):
     assert torch.equal(after[:, 4], replaced[:, 4])
 
 
-def test_the_activation_keeps_its_dtype(tmp_path):
-    BY_NAME["opt"].model().save_pretrained(tmp_path)
-    model = load_model(tmp_path, dtype="bfloat16")
+def test_the_activation_keeps_its_dtype(saved):
+    model = load_model(saved("opt"), dtype="bfloat16")
     tokens, mask = BY_NAME["opt"].inputs()
     values = torch.randn(SHAPE, dtype=torch.float64)  # as centers are
     ablation = Ablation(random_neurons(SHAPE, 1.0, 0), values)
@@ -312,9 +309,8 @@ def test_cached_generation_equals_uncached_with_values_by_position_and_with_posi
     assert generate(causal, tokens, cached=True) == plain
 
 
-def test_positions_go_on_counting_where_a_sliding_window_has_dropped_the_first_ones(tmp_path):
-    BY_NAME["mistral"].model().save_pretrained(tmp_path)  # with a window of 5
-    model = load_model(tmp_path)
+def test_positions_go_on_counting_where_a_sliding_window_has_dropped_the_first_ones(saved):
+    model = load_model(saved("mistral"))  # with a window of 5
     tokens = torch.randint(3, 61, (2, 4))
     ablation = some(model, positions=16)
     with ablation.applied_to(model):
@@ -392,9 +388,8 @@ def test_values_of_another_model_are_refused(opt, tmp_path):
     al.evaluate(other, [batch], Ablation(ablation.mask, ablation.values))
 
 
-def test_another_shape_is_refused(opt, tmp_path):
-    BY_NAME["mistral"].model().save_pretrained(tmp_path / "mistral")
-    mistral = load_model(tmp_path / "mistral")
+def test_another_shape_is_refused(opt, saved):
+    mistral = load_model(saved("mistral"))
     ablation = some(opt)
     for attempt in (lambda: ablation.applied_to(mistral).__enter__(), lambda: ablation.bake(mistral)):
         with pytest.raises(MismatchError, match=r"\(3, 6, 6\), the model has \(3, 6, 10\)"):

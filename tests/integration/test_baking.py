@@ -14,11 +14,10 @@ from ablation_lens.models.load import transformer_lens_major
 from tests.tiny_models import BY_NAME, FAMILIES, VARIANTS, run
 
 
-def loaded(tiny, folder, **options):
+def loaded(tiny, saved, **options):
     if transformer_lens_major() not in tiny.majors:
         pytest.skip("transformer-lens has no such model")
-    tiny.model().save_pretrained(folder)
-    return (load_model(folder, **options), *tiny.inputs())
+    return (load_model(saved(tiny.name), **options), *tiny.inputs())
 
 
 def drawn(model, site=Site.Z, layers=(0, 2), seed=0):
@@ -44,8 +43,8 @@ def storages(model):
 
 @pytest.mark.parametrize("site", Site)
 @pytest.mark.parametrize("tiny", VARIANTS, ids=lambda tiny: tiny.name)
-def test_logits_equal_the_hooked_runs_and_the_original_is_untouched(tiny, site, tmp_path):
-    model, inputs, mask = loaded(tiny, tmp_path)
+def test_logits_equal_the_hooked_runs_and_the_original_is_untouched(tiny, site, saved):
+    model, inputs, mask = loaded(tiny, saved)
     ablation = drawn(model, site)
     before = run(model, inputs, mask)
     expected = run(model, inputs, mask, ablation.hooks())
@@ -67,8 +66,8 @@ def test_logits_equal_the_hooked_runs_and_the_original_is_untouched(tiny, site, 
 
 @pytest.mark.parametrize("site", Site)
 @pytest.mark.parametrize("tiny", FAMILIES, ids=lambda tiny: tiny.name)
-def test_two_tensors_per_touched_layer_are_new_and_all_others_shared(tiny, site, tmp_path):
-    model, *_ = loaded(tiny, tmp_path)
+def test_two_tensors_per_touched_layer_are_new_and_all_others_shared(tiny, site, saved):
+    model, *_ = loaded(tiny, saved)
     baked = drawn(model, site, layers=(0, 2)).bake(model)
     old = set(model.state_dict())
     ours, theirs = (
@@ -84,8 +83,8 @@ def test_two_tensors_per_touched_layer_are_new_and_all_others_shared(tiny, site,
 
 
 @pytest.mark.parametrize("tiny", FAMILIES, ids=lambda tiny: tiny.name)
-def test_weights_and_biases_are_what_the_arithmetic_says(tiny, tmp_path):
-    model, *_ = loaded(tiny, tmp_path)
+def test_weights_and_biases_are_what_the_arithmetic_says(tiny, saved):
+    model, *_ = loaded(tiny, saved)
     ablation = drawn(model, layers=(1,))
     baked = ablation.bake(model)
     mask, values = ablation.mask[1], ablation.values[1]
@@ -99,8 +98,8 @@ def test_weights_and_biases_are_what_the_arithmetic_says(tiny, tmp_path):
     assert not new.b_O.requires_grad
 
 
-def test_everything_and_nothing(tmp_path):
-    model, tokens, mask = loaded(BY_NAME["mistral"], tmp_path)
+def test_everything_and_nothing(saved):
+    model, tokens, mask = loaded(BY_NAME["mistral"], saved)
     shape = Site.Z.shape(model.cfg)
     values = torch.randn(shape)
     nothing = Ablation(torch.zeros(shape, dtype=torch.bool), values).bake(model)
@@ -111,8 +110,8 @@ def test_everything_and_nothing(tmp_path):
 
 
 @pytest.mark.parametrize("tiny", FAMILIES, ids=lambda tiny: tiny.name)
-def test_a_baked_model_can_be_baked_again(tiny, tmp_path):
-    model, inputs, mask = loaded(tiny, tmp_path)
+def test_a_baked_model_can_be_baked_again(tiny, saved):
+    model, inputs, mask = loaded(tiny, saved)
     first, second = drawn(model), drawn(model, Site.MLP, layers=(0, 1), seed=1)
     expected = run(model, inputs, mask, first.hooks() + second.hooks())
     logits = run(second.bake(first.bake(model)), inputs, mask)
@@ -121,8 +120,8 @@ def test_a_baked_model_can_be_baked_again(tiny, tmp_path):
 
 
 @pytest.mark.parametrize("tiny", FAMILIES, ids=lambda tiny: tiny.name)
-def test_hooks_work_on_the_baked_model_and_on_it_alone(tiny, tmp_path):
-    model, inputs, mask = loaded(tiny, tmp_path)
+def test_hooks_work_on_the_baked_model_and_on_it_alone(tiny, saved):
+    model, inputs, mask = loaded(tiny, saved)
     baked = drawn(model).bake(model)
     names = [Site.Z.hook_name(1), "blocks.2.attn.hook_pattern", "blocks.0.hook_resid_post"]
     seen = []
@@ -170,8 +169,8 @@ def drawn_again(model):
 
 
 @pytest.mark.parametrize("tiny", FAMILIES, ids=lambda tiny: tiny.name)
-def test_hooks_on_the_original_are_not_baked_in_and_stay_there(tiny, tmp_path):
-    model, inputs, mask = loaded(tiny, tmp_path)
+def test_hooks_on_the_original_are_not_baked_in_and_stay_there(tiny, saved):
+    model, inputs, mask = loaded(tiny, saved)
     ablation, other = drawn(model), drawn(model, layers=(0, 1, 2), seed=5)
     expected = run(model, inputs, mask, ablation.hooks())
     fired = []
@@ -190,8 +189,8 @@ def test_hooks_on_the_original_are_not_baked_in_and_stay_there(tiny, tmp_path):
     assert torch.equal(run(baked, inputs, mask), inside)
 
 
-def test_the_dtype_stays(tmp_path):
-    model, tokens, mask = loaded(BY_NAME["mistral"], tmp_path, dtype="bfloat16")
+def test_the_dtype_stays(saved):
+    model, tokens, mask = loaded(BY_NAME["mistral"], saved, dtype="bfloat16")
     ablation = drawn(model)
     baked = ablation.bake(model)
     assert {parameter.dtype for parameter in baked.parameters()} == {torch.bfloat16}
@@ -201,16 +200,16 @@ def test_the_dtype_stays(tmp_path):
     assert (logits - expected)[mask.bool()].abs().max() < 0.1 * expected.abs().max()
 
 
-def test_what_depends_on_the_position_cannot_be_baked(tmp_path):
-    model, *_ = loaded(BY_NAME["opt"], tmp_path)
+def test_what_depends_on_the_position_cannot_be_baked(saved):
+    model, *_ = loaded(BY_NAME["opt"], saved)
     ablation = drawn(model)
     for wrong in (Ablation(ablation.mask, ablation.values[:, None].repeat(1, 9, 1, 1)), ablation.at(3)):
         with pytest.raises(MismatchError, match=r"use applied_to\(model\)"):
             wrong.bake(model)
 
 
-def test_a_baked_model_is_another_model_to_statistics(tmp_path):
-    model, *_ = loaded(BY_NAME["opt"], tmp_path)
+def test_a_baked_model_is_another_model_to_statistics(saved):
+    model, *_ = loaded(BY_NAME["opt"], saved)
     tokens = torch.randint(3, 61, (2, 9))
     statistics = al.collect(model, [tokens], progress=False)
     mask = whole_heads(statistics.shape, ["L1.H2"])
@@ -229,8 +228,8 @@ def test_a_baked_model_is_another_model_to_statistics(tmp_path):
     own.ablation(mask, "zero").require_fits(statistics.ablation(mask, "mean").bake(model))
 
 
-def test_a_baked_model_of_unknown_origin_has_a_record_of_its_own_too(tmp_path):
-    model, *_ = loaded(BY_NAME["opt"], tmp_path)
+def test_a_baked_model_of_unknown_origin_has_a_record_of_its_own_too(saved):
+    model, *_ = loaded(BY_NAME["opt"], saved)
     del model.record
     statistics = al.collect(model, [torch.randint(3, 61, (2, 9))], progress=False)
     ablation = statistics.ablation(whole_heads(statistics.shape, ["L1.H2"]), "mean")
@@ -264,8 +263,8 @@ def test_scores_of_a_baked_model_are_those_of_the_hooked_one():
 
 
 @pytest.mark.parametrize("tiny", FAMILIES, ids=lambda tiny: tiny.name)
-def test_a_baked_model_outlives_the_original(tiny, tmp_path):
-    model, inputs, mask = loaded(tiny, tmp_path)
+def test_a_baked_model_outlives_the_original(tiny, saved):
+    model, inputs, mask = loaded(tiny, saved)
     ablation = drawn(model)
     expected = run(model, inputs, mask, ablation.hooks())
     baked = ablation.bake(model)

@@ -15,11 +15,9 @@ from ablation_lens.models.checkpoints import find_checkpoint, resolve_dtype, wei
 from tests.tiny_models import BY_NAME
 
 
-@pytest.fixture(scope="module")
-def opt_folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("models") / "opt"
-    BY_NAME["opt"].model().save_pretrained(folder)
-    return folder
+@pytest.fixture
+def opt_folder(saved):
+    return saved("opt")
 
 
 @pytest.fixture

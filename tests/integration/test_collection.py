@@ -34,16 +34,14 @@ def batches_of(tiny, count=4):
 
 
 @pytest.fixture(params=FAMILIES, ids=lambda tiny: tiny.name)
-def loaded(request, tmp_path):
+def loaded(request, saved):
     tiny = request.param
-    tiny.model().save_pretrained(tmp_path)
-    return load_model(tmp_path), tiny
+    return load_model(saved(tiny.name)), tiny
 
 
 @pytest.fixture
-def opt(tmp_path):
-    BY_NAME["opt"].model().save_pretrained(tmp_path)
-    return load_model(tmp_path)
+def opt(saved):
+    return load_model(saved("opt"))
 
 
 def z_of_hugging_face(tiny, batches):
@@ -349,16 +347,17 @@ def test_statistics_of_another_kind_are_refused(opt, tmp_path):
         ActivationStatistics.load(tmp_path / "x")
 
 
-def test_merging_refuses_what_does_not_belong_together(opt, tmp_path):
+def test_merging_refuses_what_does_not_belong_together(opt, saved, tmp_path):
     batches = batches_of(BY_NAME["opt"])
     statistics = collect(opt, batches, progress=False)
     folder = tmp_path / "other"
     other_weights = BY_NAME["opt"].model()
     torch.nn.init.normal_(other_weights.model.decoder.layers[0].fc1.weight)
     other_weights.save_pretrained(folder)
+    half = load_model(saved("opt"), dtype="bfloat16")
     for other, message in (
         (collect(load_model(folder), batches, progress=False), "not the same model"),
-        (collect(load_model(tmp_path, dtype="bfloat16"), batches, progress=False), "dtype: float32 against bfloat16"),
+        (collect(half, batches, progress=False), "dtype: float32 against bfloat16"),
         (collect(opt, batches, include_bos=False, progress=False), "include_bos is True and False"),
         (collect(opt, batches, passes=2, progress=False), "a second pass"),
         (collect(opt, batches, bins=128, progress=False), "128"),

@@ -140,13 +140,12 @@ def test_moving_a_model_moves_its_config(hooked_vit):
     assert model.cfg.dtype == torch.float32
 
 
-def test_from_pretrained_loads_its_own_family_and_refuses_others(tmp_path):
-    BY_NAME["roberta"].model().save_pretrained(tmp_path)
-    model = HookedRoberta.from_pretrained(tmp_path, dtype="float64")
+def test_from_pretrained_loads_its_own_family_and_refuses_others(saved):
+    model = HookedRoberta.from_pretrained(saved("roberta"), dtype="float64")
     assert model.record.dtype == "float64"
     assert model.tokenizer is None
     with pytest.raises(ModelError, match="HookedViT loads vit"):
-        HookedViT.from_pretrained(tmp_path)
+        HookedViT.from_pretrained(saved("roberta"))
 
 
 def save_tokenizer(folder):

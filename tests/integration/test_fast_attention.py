@@ -187,7 +187,7 @@ def test_padding(name, padding):
     name=st.sampled_from(["standard", "Mistral-like"]),
     kind=st.sampled_from([torch.int64, torch.int32, torch.bool]),
 )
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_any_padding(mask, name, kind):
     stock, fast = pair(**FAST[name])
     mask = torch.tensor(mask).to(kind)
@@ -555,12 +555,11 @@ def test_a_block_called_on_its_own():
 
 
 @pytest.mark.parametrize("name", ["opt", "mistral", "llama", "gpt2"])
-def test_models_loaded_from_disk(name, tmp_path):
+def test_models_loaded_from_disk(name, saved):
     # Their weights are views of Hugging Face's, with strides that a HookedTransformer built here does not have.
     tiny = tiny_models.BY_NAME[name]
-    tiny.model().save_pretrained(tmp_path)
     tokens, mask = tiny.inputs()
-    stock, fast = (load_model(tmp_path, device="cpu", attention=attention) for attention in ("stock", "fast"))
+    stock, fast = (load_model(saved(name), device="cpu", attention=attention) for attention in ("stock", "fast"))
     assert is_fast(fast)
     assert not is_fast(stock)
     for options in ({}, {"attention_mask": mask}):

@@ -10,10 +10,9 @@ from tests.tiny_models import FAMILIES, run
 
 
 @pytest.fixture(params=FAMILIES, ids=lambda tiny: tiny.name)
-def loaded(request, tmp_path):
+def loaded(request, saved):
     tiny = request.param
-    tiny.model().save_pretrained(tmp_path)
-    return (load_model(tmp_path), *tiny.inputs())
+    return (load_model(saved(tiny.name)), *tiny.inputs())
 
 
 def torch_hooks(model):

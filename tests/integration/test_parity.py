@@ -1,5 +1,7 @@
 """Every loaded model computes what Hugging Face computes: the same logits and the same z."""
 
+import shutil
+
 import pytest
 import torch
 
@@ -21,20 +23,19 @@ def gap(ours, theirs, mask):
     return difference.max().item()
 
 
-def loaded_beside_reference(tiny, folder, **options):
+def loaded_beside_reference(tiny, saved, **options):
     if transformer_lens_major() not in tiny.majors:
         pytest.skip(f"transformer-lens {transformer_lens_major()} has no {tiny.name}")
     hf_model = tiny.model()
     inputs, mask = tiny.inputs()
     logits, z = reference(hf_model, tiny, inputs, mask)
-    hf_model.save_pretrained(folder)
-    return load_model(folder, **options), inputs, mask, logits, z
+    return load_model(saved(tiny.name), **options), inputs, mask, logits, z
 
 
 @pytest.mark.parametrize("attention", ["fast", "stock"])
 @pytest.mark.parametrize("tiny", VARIANTS, ids=lambda tiny: tiny.name)
-def test_logits_and_z_equal_hugging_faces(tiny, attention, tmp_path):
-    model, inputs, mask, logits, reference_z = loaded_beside_reference(tiny, tmp_path, attention=attention)
+def test_logits_and_z_equal_hugging_faces(tiny, attention, saved):
+    model, inputs, mask, logits, reference_z = loaded_beside_reference(tiny, saved, attention=attention)
     z = []
     hooks = [(name, lambda value, hook: z.append(value.flatten(2).clone())) for name in Site.Z.hook_names(model.cfg)]
     ours = run(model, inputs, mask, hooks)
@@ -47,8 +48,8 @@ def test_logits_and_z_equal_hugging_faces(tiny, attention, tmp_path):
         assert gap(ours_at_layer, theirs, mask) <= Z
 
 
-def test_the_comparison_notices_a_planted_error(tmp_path):
-    _, _, mask, logits, _ = loaded_beside_reference(BY_NAME["opt"], tmp_path)
+def test_the_comparison_notices_a_planted_error(saved):
+    _, _, mask, logits, _ = loaded_beside_reference(BY_NAME["opt"], saved)
     wrong = logits.clone()
     wrong[1, 6, 3] += 2 * LOGITS
     assert gap(wrong, logits, mask) > LOGITS
@@ -58,8 +59,8 @@ def test_the_comparison_notices_a_planted_error(tmp_path):
 
 
 @pytest.mark.parametrize("tiny", FAMILIES, ids=lambda tiny: tiny.name)
-def test_the_site_has_the_shape_the_config_says(tiny, tmp_path):
-    model, inputs, mask, *_ = loaded_beside_reference(tiny, tmp_path)
+def test_the_site_has_the_shape_the_config_says(tiny, saved):
+    model, inputs, mask, *_ = loaded_beside_reference(tiny, saved)
     for site in Site:
         shapes = []
         hooks = [
@@ -72,8 +73,8 @@ def test_the_site_has_the_shape_the_config_says(tiny, tmp_path):
 
 
 @pytest.mark.parametrize("tiny", [tiny for tiny in VARIANTS if tiny.name != "gpt2"], ids=lambda tiny: tiny.name)
-def test_weights_have_transformer_lens_shapes_and_rebuild_z_from_values(tiny, tmp_path):
-    model, inputs, mask, *_ = loaded_beside_reference(tiny, tmp_path)
+def test_weights_have_transformer_lens_shapes_and_rebuild_z_from_values(tiny, saved):
+    model, inputs, mask, *_ = loaded_beside_reference(tiny, saved)
     values, patterns, outputs = [], [], []
     hooks = [
         ("blocks.1.attn.hook_v", lambda value, hook: values.append(value)),
@@ -88,26 +89,26 @@ def test_weights_have_transformer_lens_shapes_and_rebuild_z_from_values(tiny, tm
     assert gap(rebuilt, outputs[0], mask) <= Z
 
 
-def test_post_layer_norm_opt_is_refused_where_transformer_lens_cannot_run_it(tmp_path):
+def test_post_layer_norm_opt_is_refused_where_transformer_lens_cannot_run_it(saved):
     if transformer_lens_major() >= 4:
         pytest.skip("transformer-lens 4 runs it; covered by the parity tests")
-    BY_NAME["opt-post-ln"].model().save_pretrained(tmp_path)
     with pytest.raises(ModelError, match="post-LN"):
-        load_model(tmp_path)
+        load_model(saved("opt-post-ln"))
 
 
 @pytest.mark.parametrize("name", ["mistral-under-llama", "bert", "t5-gemma", "gemma-2-llama"])
-def test_a_folder_named_after_another_model_still_loads_as_what_it_is(name, tmp_path):
-    folder = tmp_path / name / "checkpoint"
+def test_a_folder_named_after_another_model_still_loads_as_what_it_is(name, saved, tmp_path):
+    model = load_model(shutil.copytree(saved("mistral"), tmp_path / name / "checkpoint"))
     tiny = BY_NAME["mistral"]
-    model, inputs, mask, logits, _ = loaded_beside_reference(tiny, folder)
+    inputs, mask = tiny.inputs()
+    logits, _ = reference(tiny.model(), tiny, inputs, mask)
     assert model.record.architecture == "MistralForCausalLM"
     assert gap(run(model, inputs, mask), logits, mask) <= LOGITS
 
 
 @pytest.mark.parametrize("tiny", FAMILIES, ids=lambda tiny: tiny.name)
-def test_bfloat16_stays_close_to_hugging_faces_bfloat16(tiny, tmp_path):
-    model, inputs, mask, logits, _ = loaded_beside_reference(tiny, tmp_path, dtype="bfloat16")
+def test_bfloat16_stays_close_to_hugging_faces_bfloat16(tiny, saved):
+    model, inputs, mask, logits, _ = loaded_beside_reference(tiny, saved, dtype="bfloat16")
     assert model.record.dtype == "bfloat16"
     assert next(model.parameters()).dtype == torch.bfloat16
     ours = run(model, inputs, mask).float()

@@ -20,7 +20,6 @@ from ablation_lens.measure.random_inputs import ALPHANUMERIC, random_pixels, ran
 from ablation_lens.measure.resampling import KINDS, METHODS, Resampled, methods_for, resample
 from ablation_lens.models.load import incremental_logits
 from ablation_lens.sites import Site
-from tests.tiny_models import BY_NAME
 
 ZOO = ("tiny-opt", "tiny-mistral", "tiny-roberta", "tiny-vit")
 PAIRS = [(name, kind) for name in ZOO for kind in KINDS if (kind == "pixels") == (name == "tiny-vit")]
@@ -51,12 +50,11 @@ def specials(model):
 
 
 @pytest.fixture
-def bare(tmp_path):
+def bare(saved):
     """Random-weight causal models without a tokenizer."""
 
     def load(name, **options):
-        BY_NAME[name].model().save_pretrained(tmp_path / name)
-        return al.load_model(tmp_path / name, **options)
+        return al.load_model(saved(name), **options)
 
     return load
 
@@ -226,11 +224,11 @@ def test_generated_text_is_sampled_from_the_models_own_predictions_at_temperatur
     """Surprise minus entropy sums to zero under the sampled distribution, and to nothing near it under another."""
     model = zoo[name]
     forbidden = sorted(specials(model))
+    written = [resample(model, "generated", seed=seed).inputs for seed in range(4)]
 
     def score(temperature):
         total = spread = 0.0
-        for seed in range(4):
-            ids = resample(model, "generated", seed=seed).inputs
+        for ids in written:
             logits = model(ids)[0, 1:-1].double() / temperature
             logits[:, forbidden] = -torch.inf
             logs = logits.log_softmax(-1)
