@@ -37,17 +37,34 @@ def test_a_notebook_is_stripped_and_defines_nothing_that_belongs_in_the_library(
         assert not defined
 
 
+@pytest.fixture(scope="module")
+def kernel(tmp_path_factory):
+    """One for all notebooks, in an empty folder, as imports take longest; each begins with nothing defined."""
+    folder = tmp_path_factory.mktemp("notebooks")
+    first = nbclient.NotebookClient(
+        nbformat.v4.new_notebook(), kernel_name="python3", resources={"metadata": {"path": str(folder)}}
+    )
+    with first.setup_kernel(env={**os.environ, "PYTHONPATH": str(FOLDER.parent)}):
+
+        def run(notebook):
+            client = nbclient.NotebookClient(notebook, timeout=300, km=first.km)
+            client.kc = first.kc
+            notebook.cells.insert(0, nbformat.v4.new_code_cell("%reset -f"))
+            client.execute()
+            assert not any(folder.iterdir())  # nothing is left behind
+            return notebook.cells[1:]
+
+        yield run
+
+
 # jupyter_client closes its sockets when they are collected.
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_a_notebook_runs(path, tmp_path):
+def test_a_notebook_runs(path, kernel):
     started = time.perf_counter()
-    ran = nbclient.NotebookClient(
-        read(path), timeout=300, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
-    ).execute(env={**os.environ, "PYTHONPATH": str(FOLDER.parent)})
+    cells = kernel(read(path))
     print(f"{path.name}: {time.perf_counter() - started:.0f} s")
-    shown = [kind for cell in ran.cells for output in cell.get("outputs", []) for kind in output.get("data", {})]
+    shown = [kind for cell in cells for output in cell.get("outputs", []) for kind in output.get("data", {})]
     assert "application/vnd.plotly.v1+json" in shown
     if path.name.startswith("01"):
-        assert any("<iframe" in output.data.get("text/html", "") for output in ran.cells[-1].outputs)
-    assert not any(tmp_path.iterdir())  # nothing is left behind
+        assert any("<iframe" in output.data.get("text/html", "") for output in cells[-1].outputs)

@@ -16,7 +16,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from ablation_lens import cli
 from ablation_lens.study.results import Results
 from tests import fault_driver
 from tests.studies import files, rows, sums
@@ -145,15 +144,14 @@ def test_the_cell_of_a_killed_process_is_measured_by_the_one_that_waited(driver,
 # ---------------------------------------------------------------------- Ctrl-C
 
 
-def test_ctrl_c_ends_cleanly_and_says_how_to_resume(tmp_path):
-    seeds = ",".join(map(str, range(150)))
+def test_ctrl_c_ends_cleanly_and_says_how_to_resume(command, tmp_path):
+    seeds = ",".join(map(str, range(25)))
     arguments = ["study", "--model", "tiny-vit", "--method", "zero", "--fractions", "0.3,0.6", "--seeds", seeds]
     arguments += ["--evaluate-images", "16", "--out", str(tmp_path / "run")]
-    command = [sys.executable, "-m", "ablation_lens", *arguments]
     # A shell's background jobs, and all they start, ignore SIGINT unless told otherwise.
     heeding = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen(command, preexec_fn=heeding, **pipes) as process:
+    with subprocess.Popen([sys.executable, "-m", "ablation_lens", *arguments], preexec_fn=heeding, **pipes) as process:
         end = time.monotonic() + 120
         while len(list((tmp_path / "run" / "cells").glob("[!.]*"))) < 3 and process.poll() is None:
             assert time.monotonic() < end
@@ -165,38 +163,37 @@ def test_ctrl_c_ends_cleanly_and_says_how_to_resume(tmp_path):
     assert output == ""
     # The last one may have come to be in the very moment of Ctrl-C.
     counts = "|".join(str(count) for count in (len(cells) - 1, len(cells)))
-    said = rf"interrupted: ({counts}) of 301 cells are in \S+/run\. Run the same again to go on\."
+    said = rf"interrupted: ({counts}) of 51 cells are in \S+/run\. Run the same again to go on\."
     assert re.fullmatch(said, errors.strip().splitlines()[-1])
     assert "Traceback" not in errors
     assert list((tmp_path / "run").rglob(".*")) == []
     before = files(tmp_path / "run" / "cells")
-    resumed = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
-    assert resumed.returncode == 0, resumed.stderr
+    code, _, errors = command(*arguments)
+    assert code == 0, errors
     after = files(tmp_path / "run" / "cells")
-    assert len(after) == 301
+    assert len(after) == 51
     assert {name: after[name] for name in before} == before
-    undisturbed = [*command[:-1], str(tmp_path / "undisturbed")]
-    assert subprocess.run(undisturbed, capture_output=True, check=False, timeout=300).returncode == 0
+    assert command(*arguments[:-1], tmp_path / "undisturbed")[0] == 0
     require_same(tmp_path / "run", Results.load(tmp_path / "undisturbed"))
 
 
 # ---------------------------------------------------------------------- a full disk
 
 
-def study_by_command(folder, monkeypatch, capsys):
+@pytest.fixture
+def study_by_command(command):
     """The driver's study through the command line, in this process: (exit code, stderr)."""
     study = fault_driver.small_study()
-    arguments = ["study", "--model", "tiny-vit", "--batch-size", "8", "--out", str(folder)]
+    arguments = ["study", "--model", "tiny-vit", "--batch-size", "8"]
     for method in study.methods:
         arguments += ["--method", method]
     arguments += ["--fractions", "0.3,0.6,1", "--seeds", "1,2", "--collect-images", "24", "--evaluate-images", "16"]
-    monkeypatch.setattr(sys, "argv", ["ablation-lens", *arguments])
-    capsys.readouterr()
-    try:
-        cli.main()
-    except SystemExit as end:
-        return end.code or 0, capsys.readouterr().err
-    return 0, capsys.readouterr().err
+
+    def run(folder):
+        code, _, errors = command(*arguments, "--out", folder)
+        return code, errors
+
+    return run
 
 
 @contextmanager
@@ -213,28 +210,28 @@ def small_disk(folder, room):
 
 
 @pytest.mark.parametrize("full_at", ["statistics", "cells"])
-def test_a_full_disk_loses_nothing(undisturbed, full_at, tmp_path, monkeypatch, capsys):
+def test_a_full_disk_loses_nothing(undisturbed, full_at, tmp_path, study_by_command):
     source = undisturbed.folder.path
     pages = sum(-(-path.stat().st_size // 4096) for path in source.rglob("*.*") if path.suffix != ".csv")
     statistics = next((source / "statistics").glob("*.safetensors")).stat().st_size
     with small_disk(tmp_path / "disk", 4096 * (pages - 4) if full_at == "cells" else statistics) as resize:
         folder = tmp_path / "disk" / "run"
-        before = require_full(folder, undisturbed, full_at, monkeypatch, capsys)
+        before = require_full(folder, undisturbed, full_at, study_by_command)
         resize(64 << 20)
-        require_gone_on_with(folder, undisturbed, before, monkeypatch, capsys)
+        require_gone_on_with(folder, undisturbed, before, study_by_command)
 
 
 @pytest.mark.parametrize(("full_at", "writes"), [("statistics", 4), ("cells", 12)])
-def test_an_injected_enospc_loses_nothing(undisturbed, full_at, writes, tmp_path, monkeypatch, capsys):
+def test_an_injected_enospc_loses_nothing(undisturbed, full_at, writes, tmp_path, study_by_command, monkeypatch):
     with monkeypatch.context() as patch:
         full_disk(patch, writes)
-        before = require_full(tmp_path / "run", undisturbed, full_at, monkeypatch, capsys)
-    require_gone_on_with(tmp_path / "run", undisturbed, before, monkeypatch, capsys)
+        before = require_full(tmp_path / "run", undisturbed, full_at, study_by_command)
+    require_gone_on_with(tmp_path / "run", undisturbed, before, study_by_command)
 
 
-def require_full(folder, undisturbed, full_at, monkeypatch, capsys):
+def require_full(folder, undisturbed, full_at, study_by_command):
     """One line, exit code 2, whole cells only; returns their rows."""
-    code, errors = study_by_command(folder, monkeypatch, capsys)
+    code, errors = study_by_command(folder)
     assert code == 2
     assert "Traceback" not in errors
     *_, said = errors.splitlines()  # behind lines about progress
@@ -245,8 +242,8 @@ def require_full(folder, undisturbed, full_at, monkeypatch, capsys):
     return before
 
 
-def require_gone_on_with(folder, undisturbed, before, monkeypatch, capsys):
-    code, errors = study_by_command(folder, monkeypatch, capsys)
+def require_gone_on_with(folder, undisturbed, before, study_by_command):
+    code, errors = study_by_command(folder)
     assert code == 0, errors
     assert [row[0] for row in rows(Results.load(folder))] == [row[0] for row in rows(undisturbed)]
     assert set(before) <= set(rows_of_cells(folder))
