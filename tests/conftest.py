@@ -22,6 +22,7 @@ LONGEST = (
     "browser/test_explorer_page.py",
     "integration/test_notebooks.py",
     "integration/test_study_faults.py",
+    "browser/test_explorer_notebook.py",
 )
 """Files that come first, so that no worker is left with one of them at the end."""
 

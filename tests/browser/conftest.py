@@ -9,7 +9,7 @@ import pytest
 import ablation_lens as al
 from ablation_lens.explorer import explore
 from ablation_lens.measure.contexts import Example, gather_contexts, striking_neurons
-from tests.synthetic_statistics import large_statistics, study_results
+from tests.synthetic_statistics import study_results
 
 XSS = '<img src=x onerror="document.title=1">'
 
@@ -116,12 +116,3 @@ def zoo(tmp_path_factory):
         progress=False,
     )
     return path, statistics, found
-
-
-@pytest.fixture(scope="session")
-def large(tmp_path_factory):
-    """As many neurons as OPT-1.3B has: 24 layers × 32 heads × 64 dims."""
-    path = tmp_path_factory.mktemp("large") / "large.html"
-    statistics = large_statistics((24, 32, 64))
-    explore(statistics, html=path, progress=False)
-    return path, statistics

@@ -6,8 +6,10 @@ import time
 
 import pytest
 
+from ablation_lens.explorer import explore
 from ablation_lens.sites import neuron_name, parse_neuron
 from tests.browser.conftest import XSS, until
+from tests.synthetic_statistics import large_statistics
 
 SWITCH = """async (key) => {
     const root = document.documentElement;
@@ -318,8 +320,7 @@ def test_it_can_be_used_with_a_screen_reader(visit, zoo):
         assert page.locator(f"#{chosen}").get_attribute("data-neuron") == shown(page)
 
 
-@pytest.mark.parametrize("width", [1280, 830, 390])
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (830, "light"), (390, "light"), (390, "dark")])
 def test_nothing_is_cut_or_overlaps(visit, zoo, width, scheme):
     path, _, _ = zoo
     size = {"width": width, "height": 844 if width < 500 else 800}
@@ -352,21 +353,27 @@ def test_nothing_is_cut_or_overlaps(visit, zoo, width, scheme):
         assert (brightness[0] > brightness[1]) == (scheme == "dark")
 
 
-def test_a_page_of_49152_neurons(visit, large, capsys):
-    path, statistics = large
+@pytest.mark.parametrize(
+    "layers",
+    [3, pytest.param(24, marks=pytest.mark.slow)],  # 24 is OPT-1.3B
+)
+def test_a_page_of_thousands_of_neurons(visit, layers, tmp_path, capsys):
+    path, statistics = tmp_path / "large.html", large_statistics((layers, 32, 64))
+    explore(statistics, html=path, progress=False)
+    neurons, last = f"{layers * 2048:,}".replace(",", "\u202f"), f"L{layers - 1}.H31.D63"
     size = path.stat().st_size / 1e6
-    assert size <= 15 + 4.9
+    assert size <= 15 * layers / 24 + 4.9
     start = time.perf_counter()
     with visit(path) as page:
         opened = time.perf_counter() - start
         painted = page.evaluate("performance.getEntriesByName('first-contentful-paint')[0]?.startTime") or 0
         ready = page.evaluate("performance.now()")
-        assert page.locator("#found").inner_text() == "49\u202f152 neurons"
+        assert page.locator("#found").inner_text() == f"{neurons} neurons"
         assert page.locator("#list .row").count() < 60
         down, right = page.evaluate(SWITCH, "ArrowDown"), page.evaluate(SWITCH, "ArrowRight")
-        page.evaluate("location.hash = 'n=L23.H31.D63&bins=64'")
-        until(page, "document.documentElement.dataset.shown === 'L23.H31.D63 64'")
-        on_page, in_python = plotted_peak(page, statistics, "L23.H31.D63", 64)
+        page.evaluate(f"location.hash = 'n={last}&bins=64'")
+        until(page, f"document.documentElement.dataset.shown === '{last} 64'")
+        on_page, in_python = plotted_peak(page, statistics, last, 64)
         assert on_page == in_python
         page.fill("#filter", "multi-modal peak/σ>0.5")
         table = statistics.table()
@@ -374,7 +381,7 @@ def test_a_page_of_49152_neurons(visit, large, capsys):
         until(page, f"document.getElementById('found').textContent.replaceAll('\\u202f', '').startsWith('{number} of')")
     with capsys.disabled():
         print(
-            f"\n49 152 neurons: {size:.1f} MB with Plotly; first paint {painted / 1e3:.2f} s, all drawn by "
+            f"\n{neurons} neurons: {size:.1f} MB with Plotly; first paint {painted / 1e3:.2f} s, all drawn by "
             f"{min(opened, ready / 1e3):.2f} s; switching along the list {sorted(down)[10]:.0f} ms (worst "
             f"{max(down):.0f}), within a head {sorted(right)[10]:.0f} ms (worst {max(right):.0f})"
         )
