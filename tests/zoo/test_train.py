@@ -86,7 +86,7 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("small_recipes")
-@pytest.mark.parametrize("name", zoo.NAMES)
+@pytest.mark.parametrize("name", ["tiny-vit", *(pytest.param(name, marks=pytest.mark.slow) for name in TEXT_MODELS)])
 def test_a_few_steps_write_a_folder_that_loads(name: str, tmp_path: Path, few_texts: Texts, few_images: Images):
     data = few_images if name == "tiny-vit" else few_texts
     before = torch.get_rng_state()
@@ -103,6 +103,7 @@ def test_a_few_steps_write_a_folder_that_loads(name: str, tmp_path: Path, few_te
     assert measured == record["held_out"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_recipes")
 def test_the_seed_decides_the_weights(tmp_path: Path, few_images: Images):
     def weights(folder: str, seed: int) -> bytes:
@@ -112,6 +113,7 @@ def test_the_seed_decides_the_weights(tmp_path: Path, few_images: Images):
     assert weights("a", 1) == weights("b", 1) != weights("c", 2)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_recipes")
 def test_training_learns(tmp_path: Path, few_texts: Texts):
     """Twenty words in random order: their frequencies are soon known, and nothing more can be."""
@@ -119,6 +121,7 @@ def test_training_learns(tmp_path: Path, few_texts: Texts):
     assert record["held_out"]["model"]["cross_entropy"] < math.log(2048) / 2
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_recipes")
 @pytest.mark.parametrize("moment", ["while training", "while writing"])
 @pytest.mark.parametrize("earlier", [False, True])
@@ -141,6 +144,7 @@ def test_an_interruption_leaves_no_half_written_folder(
     assert [path.name for path in tmp_path.iterdir()] == (["model"] if earlier else [])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_recipes")
 def test_an_earlier_model_is_replaced_and_a_foreign_folder_refused(tmp_path: Path, few_images: Images):
     training.train("tiny-vit", tmp_path / "model", steps=1, data=few_images)
@@ -162,6 +166,7 @@ def test_errors_of_the_command_line_are_one_line_and_code_2(tmp_path: Path, caps
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_recipes")
 def test_a_log_gets_lines_instead_of_a_bar(tmp_path: Path, few_images: Images):
     with (tmp_path / "log").open("w") as log:
