@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from ablation_lens.corpora.embedded import stdlib_documents
+
 ROOT = Path(__file__).parents[2]
 
 PROGRAM = """
@@ -16,7 +18,10 @@ assert ablation_lens.__file__.startswith(sys.argv[1]), ablation_lens.__file__
 assert ablation_lens.adapters.__file__.startswith(sys.argv[1])
 for name in ablation_lens.zoo.NAMES:
     model = ablation_lens.load_model(name)
-    plan = ablation_lens.task_for(model).batches(**{"images" if name == "tiny-vit" else "tokens": 600})
+    if name == "tiny-vit":
+        plan = ablation_lens.task_for(model).batches(split="evaluate", images=100)
+    else:
+        plan = ablation_lens.task_for(model, sys.argv[2]).batches(split="all", tokens=600)
     print(name, ablation_lens.evaluate(model, plan).top1)
 """
 
@@ -67,10 +72,13 @@ def test_every_python_file_and_the_zoo_are_in_the_wheel(wheel):
 
 def test_the_zoo_loads_from_an_unpacked_wheel(wheel, tmp_path):
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
+    texts = tmp_path / "texts"  # a few of the documents, as reading them all takes as long as everything else here
+    texts.mkdir()
+    for number, document in enumerate(stdlib_documents()[:20]):
+        (texts / f"{number}.txt").write_text(document, encoding="utf-8")
+    command = [sys.executable, "-c", PROGRAM, str(tmp_path), str(texts)]
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
-    result = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(tmp_path)], cwd=tmp_path, env=environment, capture_output=True, text=True
-    )
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     scores = dict(line.split() for line in result.stdout.splitlines())
     assert float(scores["tiny-vit"]) > 0.9

@@ -168,14 +168,15 @@ print(*(task(corpus).batches(split="all", batch_size=4).digest for task in (caus
 """
 
 
-@pytest.mark.parametrize("hash_seed", ["0", "12345"])
-def test_a_stored_digest_of_a_plan_does_not_change(corpus, hash_seed, request):
+def test_a_stored_digest_of_a_plan_does_not_change(corpus, request):
     """The same on every run, machine, Python hash seed and version of transformer-lens."""
+    stored = ["aa58c60758006c1d", "e65a0717561e06e1"]
+    assert [task(corpus).batches(split="all", batch_size=4).digest for task in (causal, masked)] == stored
     program = PROGRAM.format(root=str(request.config.rootpath), path=corpus.source.location)
     result = subprocess.run(
-        [sys.executable, "-c", program], env={"PYTHONHASHSEED": hash_seed, "PATH": ""}, capture_output=True, text=True
+        [sys.executable, "-c", program], env={"PYTHONHASHSEED": "12345", "PATH": ""}, capture_output=True, text=True
     )
-    assert result.stdout.split() == ["aa58c60758006c1d", "e65a0717561e06e1"], result.stderr
+    assert result.stdout.split() == stored, result.stderr
 
 
 def test_impossible_requests_are_one_clear_error(corpus):
