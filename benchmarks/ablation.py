@@ -11,17 +11,16 @@ import functools
 import platform
 import random
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
 import torch
 from collection import opt
-from peak_memory import peak_mib
+from peak_memory import apart, peak_mib
 
 import ablation_lens as al
 from ablation_lens.measure.forward import logits_everywhere
@@ -29,22 +28,41 @@ from ablation_lens.tasks.plans import Batch, BatchPlan
 
 GOAL = 1.03
 METHODS = ("zero", "mean", "peak")
-FRACTIONS = (0.1, 0.3, 0.5, 0.7, 0.9)
 SEED = 42
-SIZE = {"collect": 10_000, "evaluate": 5_000}
 
 
-def ablated_evaluation(rounds: int) -> None:
+@dataclass(frozen=True)
+class Size:
+    """How much is measured: layers, width and heads of a random model, its batches, and what a study consists of."""
+
+    model: tuple[int, int, int]
+    batch: tuple[int, int]
+    models: tuple[str, ...]
+    fractions: tuple[float, ...]
+    tokens: dict[str, int]
+    images: int
+
+
+WHOLE = Size(
+    (12, 768, 12), (4, 512), al.zoo.NAMES, (0.1, 0.3, 0.5, 0.7, 0.9), {"collect": 10_000, "evaluate": 5_000}, 200
+)
+TOY = Size((2, 32, 2), (2, 16), ("tiny-roberta", "tiny-vit"), (0.5,), {"collect": 300, "evaluate": 300}, 10)
+
+
+def ablated_evaluation(rounds: int, size: Size) -> None:
     """`evaluate` with half of the neurons at their peak over `evaluate` as it is."""
-    model = opt(12, 768, 12)
-    batches = [Batch.causal(torch.randint(3, 2048, (4, 512))) for _ in range(2)]
+    model = opt(*size.model)
+    batches = [Batch.causal(torch.randint(3, 2048, size.batch)) for _ in range(2)]
     shape = al.Site.Z.shape(model.cfg)
     ablation = al.Ablation(al.random_neurons(shape, 0.5, SEED), torch.randn(shape))
     seconds = interleaved(
         {"plain": lambda: al.evaluate(model, batches), "ablated": lambda: al.evaluate(model, batches, ablation)}, rounds
     )
     ratio = median_ratio(seconds, "ablated", "plain")
-    print(f"evaluate, 12 layers of 768, 4×512 tokens: {statistics.median(seconds['plain']):.2f} s; ablated "
+    layers, width, _ = size.model
+    documents, length = size.batch
+    plain = statistics.median(seconds["plain"])
+    print(f"evaluate, {layers} layers of {width}, {documents}×{length} tokens: {plain:.2f} s; ablated "
           f"{ratio:.3f} × that; goal ≤ {GOAL}: {'reached' if ratio <= GOAL else 'MISSED'}")  # fmt: skip
 
 
@@ -65,30 +83,30 @@ def median_ratio(seconds: dict[str, list[float]], name: str, base: str) -> float
     return statistics.median(a / b for a, b in zip(seconds[name], seconds[base], strict=True))
 
 
-def plans_for(model: Any) -> dict[str, BatchPlan]:
+def plans_for(model: Any, size: Size) -> dict[str, BatchPlan]:
     """The same documents for every contender."""
     task = al.task_for(model)
     if task.unit == "images":
-        return {split: task.batches(split=split, images=200) for split in SIZE}
-    return {split: task.batches(split=split, tokens=size) for split, size in SIZE.items()}
+        return {split: task.batches(split=split, images=size.images) for split in size.tokens}
+    return {split: task.batches(split=split, tokens=tokens) for split, tokens in size.tokens.items()}
 
 
-def our_study(name: str) -> None:
+def our_study(name: str, size: Size) -> None:
     """The library's study, in a folder of its own."""
-    size = {} if name != "tiny-vit" else {"collect_images": 200, "evaluate_images": 200}
+    images = {} if name != "tiny-vit" else {"collect_images": size.images, "evaluate_images": size.images}
     with tempfile.TemporaryDirectory() as folder:
         al.Study(
-            models=[name], methods=METHODS, fractions=FRACTIONS, seeds=[SEED],
-            collect_tokens=SIZE["collect"], evaluate_tokens=SIZE["evaluate"], **size,
+            models=[name], methods=METHODS, fractions=size.fractions, seeds=[SEED],
+            collect_tokens=size.tokens["collect"], evaluate_tokens=size.tokens["evaluate"], **images,
         ).run(folder, progress=False)  # fmt: skip
 
 
-def plain_study(name: str) -> None:
+def plain_study(name: str, size: Size) -> None:
     """The same written plainly: Hugging Face with SDPA and pre-hooks."""
     import transformers
 
     ours = al.load_model(name)
-    plans = plans_for(ours)
+    plans = plans_for(ours, size)
     kinds = {"tiny-roberta": "AutoModelForMaskedLM", "tiny-vit": "AutoModelForImageClassification"}
     kind = getattr(transformers, kinds.get(name, "AutoModelForCausalLM"))
     model = kind.from_pretrained(al.zoo.folder(name), dtype=torch.float32, attn_implementation="sdpa").eval()
@@ -120,6 +138,7 @@ def plain_study(name: str) -> None:
     study_loop(
         [torch.cat(parts) for parts in kept],
         shape,
+        size.fractions,
         lambda hooks: [
             score(found, batch)
             for found, batch in run_hooked(plans["evaluate"], lambda layer, _: lambda m, a: (hooks[layer](a[0]),))
@@ -127,10 +146,10 @@ def plain_study(name: str) -> None:
     )
 
 
-def stock_study(name: str) -> None:
+def stock_study(name: str, size: Size) -> None:
     """The same as a TransformerLens loop: stock attention, plain hook functions, all logits."""
     model = al.load_model(name, attention="stock") if name in ("tiny-opt", "tiny-mistral") else al.load_model(name)
-    plans = plans_for(model)
+    plans = plans_for(model, size)
     shape = al.Site.Z.shape(model.cfg)
     names = al.Site.Z.hook_names(model.cfg)
     kept: list[list[torch.Tensor]] = [[] for _ in names]
@@ -148,7 +167,7 @@ def stock_study(name: str) -> None:
         ]
         return [score(logits_everywhere(model, batch, hooks)[batch.scored], batch) for batch in plans["evaluate"]]
 
-    study_loop([torch.cat(parts) for parts in kept], shape, evaluated)
+    study_loop([torch.cat(parts) for parts in kept], shape, size.fractions, evaluated)
 
 
 def score(logits: torch.Tensor, batch: Batch) -> tuple[int, float]:
@@ -158,7 +177,12 @@ def score(logits: torch.Tensor, batch: Batch) -> tuple[int, float]:
     return int((logits.argmax(-1) == labels).sum()), float(loss)
 
 
-def study_loop(values: list[torch.Tensor], shape: tuple[int, int, int], evaluated: Callable[[Any], Any]) -> None:
+def study_loop(
+    values: list[torch.Tensor],
+    shape: tuple[int, int, int],
+    fractions: tuple[float, ...],
+    evaluated: Callable[[Any], Any],
+) -> None:
     """Centers from raw activations, then every method at every fraction."""
     centers = {
         "zero": [torch.zeros(layer.shape[1]) for layer in values],
@@ -166,7 +190,7 @@ def study_loop(values: list[torch.Tensor], shape: tuple[int, int, int], evaluate
         "peak": [histogram_peak(layer) for layer in values],
     }
     evaluated([lambda z: z for _ in values])
-    for fraction in FRACTIONS:
+    for fraction in fractions:
         mask = al.random_neurons(shape, fraction, SEED).flatten(1)
         for method in METHODS:
             evaluated([
@@ -187,20 +211,20 @@ def histogram_peak(values: torch.Tensor, bins: int = 100) -> torch.Tensor:
 STUDIES = {"ours": our_study, "plain": plain_study, "stock": stock_study}
 
 
-def child(which: str) -> None:
+def child(which: str, size: Size = WHOLE) -> float:
     """One study of all zoo models, and its peak resident set in MiB."""
     with torch.inference_mode():
-        for name in al.zoo.NAMES:
-            STUDIES[which](name)
-    print(peak_mib())
+        for name in size.models:
+            STUDIES[which](name, size)
+    return peak_mib()
 
 
-def whole_study(rounds: int) -> None:
+def whole_study(rounds: int, size: Size) -> None:
     """Time of the three studies, model by model and in all, and the memory they need."""
     total: dict[str, list[float]] = {which: [0.0] * rounds for which in STUDIES}
     with torch.inference_mode():
-        for name in al.zoo.NAMES:
-            seconds = interleaved({which: functools.partial(run, name) for which, run in STUDIES.items()}, rounds)
+        for name in size.models:
+            seconds = interleaved({which: functools.partial(run, name, size) for which, run in STUDIES.items()}, rounds)
             for which, times in seconds.items():
                 total[which] = [a + b for a, b in zip(total[which], times, strict=True)]
             print(f"{name:13}" + "".join(
@@ -209,8 +233,7 @@ def whole_study(rounds: int) -> None:
     for which in ("plain", "stock"):
         print(f"ours over {which}: {median_ratio(total, 'ours', which):.2f} in time")
     for which in STUDIES:
-        command = [sys.executable, __file__, "--child", which]
-        peak = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+        peak = apart(__file__, functools.partial(child, size=size), which, toy=size is TOY)
         print(f"{which}: peak {peak:.0f} MiB")
 
 
@@ -218,16 +241,18 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--toy", action="store_true", help="a size that takes seconds and says nothing")
     parser.add_argument("--child", choices=list(STUDIES), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    torch.set_num_threads(2)
+    torch.set_num_threads(1 if arguments.toy else 2)
     if arguments.child:
-        child(arguments.child)
+        print(child(arguments.child))
         return
     print(f"{platform.machine()}, {torch.get_num_threads()} threads, torch {version('torch')}, "
           f"transformer-lens {version('transformer-lens')}")  # fmt: skip
-    ablated_evaluation(arguments.rounds)
-    whole_study(arguments.rounds)
+    size = TOY if arguments.toy else WHOLE
+    ablated_evaluation(arguments.rounds, size)
+    whole_study(arguments.rounds, size)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,23 +29,39 @@ import transformers
 from ablation_lens.models.load import load_model
 from ablation_lens.records import Versions
 
-LAYERS, WIDTH, HEADS, HIDDEN = 12, 768, 12, 3072
-SHAPES = {(4, 512): 20, (4, 8): 300}  # (documents, tokens): rounds
 GOAL = 1.05
 
 
-def configuration(family: str, vocabulary: int) -> Any:
+@dataclass(frozen=True)
+class Size:
+    """Of the models, and how many rounds for so many documents and tokens."""
+
+    layers: int
+    width: int
+    heads: int
+    rounds: dict[tuple[int, int], int]
+
+
+WHOLE = Size(12, 768, 12, {(4, 512): 20, (4, 8): 300})
+TOY = Size(2, 96, 6, {(2, 16): 3})
+
+
+def configuration(family: str, vocabulary: int, size: Size) -> Any:
     shape = {
         "vocab_size": vocabulary,
-        "hidden_size": WIDTH,
-        "num_hidden_layers": LAYERS,
-        "num_attention_heads": HEADS,
+        "hidden_size": size.width,
+        "num_hidden_layers": size.layers,
+        "num_attention_heads": size.heads,
         "max_position_embeddings": 1024,
     }
     if family == "opt":
-        return transformers.OPTConfig(**shape, ffn_dim=HIDDEN, word_embed_proj_dim=WIDTH)
+        return transformers.OPTConfig(**shape, ffn_dim=4 * size.width, word_embed_proj_dim=size.width)
     return transformers.MistralConfig(
-        **shape, intermediate_size=HIDDEN, num_key_value_heads=HEADS // 3, head_dim=WIDTH // HEADS, sliding_window=4096
+        **shape,
+        intermediate_size=4 * size.width,
+        num_key_value_heads=size.heads // 3,
+        head_dim=size.width // size.heads,
+        sliding_window=4096,
     )
 
 
@@ -53,20 +70,20 @@ def hooked_reference(folder: str) -> Any:
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, attn_implementation="sdpa").eval()
     assert model.config._attn_implementation == "sdpa"
     projections = [m for name, m in model.named_modules() if name.endswith(("self_attn.out_proj", "self_attn.o_proj"))]
-    assert len(projections) == LAYERS
+    assert len(projections) == model.config.num_hidden_layers
     for projection in projections:
         projection.register_forward_pre_hook(lambda module, inputs: inputs)
     return lambda tokens: model(tokens, use_cache=False).logits
 
 
 def contenders(
-    family: str, vocabulary: int, stack: contextlib.ExitStack, run_with_hooks: bool
+    family: str, vocabulary: int, size: Size, stack: contextlib.ExitStack, run_with_hooks: bool
 ) -> dict[str, Callable[[Any], Any]]:
     """What is timed, by name; hooks stay on until the stack is closed."""
-    hooks = [(f"blocks.{layer}.attn.hook_z", lambda z, hook: z) for layer in range(LAYERS)]
+    hooks = [(f"blocks.{layer}.attn.hook_z", lambda z, hook: z) for layer in range(size.layers)]
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
-        transformers.AutoModelForCausalLM.from_config(configuration(family, vocabulary)).save_pretrained(folder)
+        transformers.AutoModelForCausalLM.from_config(configuration(family, vocabulary, size)).save_pretrained(folder)
         runs: dict[str, Callable[[Any], Any]] = {"transformers": hooked_reference(folder)}
         for name, attention in (("stock", "stock"), ("ours", "fast")):
             runs[name] = load_model(folder, device="cpu", attention=attention)
@@ -102,6 +119,7 @@ def main() -> None:
     parser.add_argument("--vocabulary", type=int, default=2048)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=float, default=1.0, help="a factor on the number of rounds")
+    parser.add_argument("--toy", action="store_true", help="a size that takes seconds and says nothing")
     parser.add_argument("--run-with-hooks", action="store_true", help="also time hooks that are added on every call")
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
@@ -115,7 +133,9 @@ def main() -> None:
         f"Python {versions.python}, torch {versions.torch}, transformers {versions.transformers}, "
         f"transformer-lens {versions.transformer_lens}; {time.strftime('%Y-%m-%d')}"
     )
-    print(f"{LAYERS} layers, d{WIDTH}, fp32, vocabulary {options.vocabulary}; ratios to transformers with SDPA\n")
+    size = TOY if options.toy else WHOLE
+    sizes = f"{size.layers} layers, d{size.width}, fp32, vocabulary {options.vocabulary}"
+    print(f"{sizes}; ratios to transformers with SDPA\n")
     print(
         "| model   | tokens | contender            | median ms | best ms |  ratio | quartiles     | logits differ by |"
     )
@@ -125,8 +145,8 @@ def main() -> None:
     within = True
     for family in ("opt", "mistral"):
         with contextlib.ExitStack() as stack, torch.inference_mode():
-            runs = contenders(family, options.vocabulary, stack, options.run_with_hooks)
-            for (documents, length), rounds in SHAPES.items():
+            runs = contenders(family, options.vocabulary, size, stack, options.run_with_hooks)
+            for (documents, length), rounds in size.rounds.items():
                 tokens = torch.randint(5, options.vocabulary, (documents, length))
                 expected = runs["transformers"](tokens)
                 seconds = measure(runs, tokens, max(3, round(rounds * options.rounds)))

@@ -10,19 +10,31 @@ import argparse
 import platform
 import random
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
 import torch
-from peak_memory import peak_mib
+from peak_memory import apart, peak_mib
 
 GOAL_TIME, WORST_TIME, GOAL_GROWTH = 1.05, 1.10, 1.03
-BATCHES = 10
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is measured: layers, width and heads of a model, its batches, and token counts for the memory."""
+
+    model: tuple[int, int, int]
+    batches: int
+    batch: tuple[int, int]
+    tokens: tuple[int, ...]
+
+
+WHOLE = Size((12, 768, 12), 10, (4, 512), (20_000, 50_000, 200_000))
+TOY = Size((2, 32, 2), 2, (2, 16), (2_000, 4_000))
 
 
 def opt(layers: int, width: int, heads: int, vocabulary: int = 2048) -> Any:
@@ -100,12 +112,12 @@ def over_the_bare_forward(
     return [(time + shared) / ((a + b) / 2) for time, a, b in zip(ours, bare[:-1], bare[1:], strict=True)]
 
 
-def measure_time(rounds: int) -> None:
+def measure_time(rounds: int, size: Size) -> None:
     """Print the median over all batches of all rounds, and the quartiles."""
     from ablation_lens import collect
 
-    model = opt(12, 768, 12)
-    batches = [torch.randint(3, 2048, (4, 512)) for _ in range(BATCHES)]
+    model = opt(*size.model)
+    batches = [torch.randint(3, 2048, size.batch) for _ in range(size.batches)]
     contenders: dict[str, Callable[[Iterable[torch.Tensor]], Any]] = {
         "collect": lambda fed: collect(model, fed, progress=False),
         "keep raw z, bin afterwards": lambda fed: keep_everything_and_bin_afterwards(model, fed),
@@ -123,44 +135,46 @@ def measure_time(rounds: int) -> None:
     print(f"goal ≤ {GOAL_TIME} (at worst {WORST_TIME}): {verdict}")
 
 
-def child(tokens: int) -> None:
-    """Collect that many tokens and print the peak resident set in MiB."""
+def child(tokens: int) -> float:
+    """Collect that many tokens; the peak resident set in MiB."""
     from ablation_lens import collect
 
     model = opt(4, 256, 8)
     generator = torch.Generator().manual_seed(0)
     batches = (torch.randint(3, 2048, (4, 500), generator=generator) for _ in range(tokens // 2000))
     collect(model, batches, progress=False)
-    print(peak_mib())
+    return peak_mib()
 
 
-def measure_memory() -> None:
-    """A process per size, because a process never gives its peak back."""
+def measure_memory(size: Size) -> None:
+    """Print the peak at every size, and how it grows."""
     peaks = {}
-    for tokens in (20_000, 50_000, 200_000):
-        command = [sys.executable, __file__, "--child", str(tokens)]
-        peaks[tokens] = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+    for tokens in size.tokens:
+        peaks[tokens] = apart(__file__, child, tokens, toy=size is TOY)
         raw = 4 * 256 * tokens * 4 / 2**20
         print(f"{tokens:7,} tokens: peak {peaks[tokens]:6.0f} MiB (the raw z alone would be {raw:.0f} MiB)")
-    growth = peaks[200_000] / peaks[20_000]
+    fewest, most = size.tokens[0], size.tokens[-1]
+    growth = peaks[most] / peaks[fewest]
     verdict = "reached" if growth <= GOAL_GROWTH else "MISSED"
-    print(f"growth from 20k to 200k: {growth:.3f}; goal ≤ {GOAL_GROWTH}: {verdict}")
+    print(f"growth from {fewest // 1000}k to {most // 1000}k: {growth:.3f}; goal ≤ {GOAL_GROWTH}: {verdict}")
 
 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--toy", action="store_true", help="a size that takes seconds and says nothing")
     parser.add_argument("--child", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    torch.set_num_threads(2)
+    torch.set_num_threads(1 if arguments.toy else 2)
     if arguments.child:
-        child(arguments.child)
+        print(child(arguments.child))
         return
     print(f"{platform.machine()}, {torch.get_num_threads()} threads, torch {version('torch')}, "
           f"transformer-lens {version('transformer-lens')}")  # fmt: skip
-    measure_time(arguments.rounds)
-    measure_memory()
+    size = TOY if arguments.toy else WHOLE
+    measure_time(arguments.rounds, size)
+    measure_memory(size)
 
 
 if __name__ == "__main__":

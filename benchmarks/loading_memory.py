@@ -4,37 +4,36 @@ Each measurement is a process of its own, because a process never gives its peak
 """
 
 import argparse
+import functools
 import platform
-import subprocess
-import sys
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
 
-from peak_memory import peak_mib
+from peak_memory import apart, peak_mib
 
 GOAL = 1.3
 
 
-def build(folder: str) -> int:
-    """Write a random OPT of about 500 MB in float32 and return the size of its weights."""
+def build(folder: str, toy: bool) -> int:
+    """Write a random OPT of about 500 MB in float32, or a toy, and return the size of its weights."""
     import torch
     import transformers
 
     torch.manual_seed(0)
+    vocabulary, width, layers = (1000, 24, 2) if toy else (50272, 768, 12)
     config = transformers.OPTConfig(
-        vocab_size=50272, hidden_size=768, word_embed_proj_dim=768, ffn_dim=3072, num_hidden_layers=12,
-        num_attention_heads=12,
+        vocab_size=vocabulary, hidden_size=width, word_embed_proj_dim=width, ffn_dim=4 * width,
+        num_hidden_layers=layers, num_attention_heads=12,
     )  # fmt: skip
     transformers.OPTForCausalLM(config).save_pretrained(folder)
     return sum(path.stat().st_size for path in Path(folder).glob("*.safetensors"))
 
 
-def child(what: str, folder: str) -> None:
-    """Do one thing and print the peak."""
+def child(what: str, folder: str, toy: bool = False) -> float:
+    """Do one thing: the size of what was built, or the peak."""
     if what == "build":
-        print(build(folder))
-        return
+        return build(folder, toy)
     import torch
     import transformers
 
@@ -56,22 +55,22 @@ def child(what: str, folder: str) -> None:
     elif what == "ours":
         model = load_model(folder)
         model(torch.tensor([[2, 5, 7]]))
-    print(peak_mib())
+    return peak_mib()
 
 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--toy", action="store_true", help="a size that takes seconds and says nothing")
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
-        child(*arguments.child)
+        print(child(*arguments.child))
         return
 
     def measure(what: str, folder: str) -> float:
-        command = [sys.executable, __file__, "--child", what, folder]
-        return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+        return apart(__file__, functools.partial(child, toy=arguments.toy), what, folder, toy=arguments.toy)
 
     with tempfile.TemporaryDirectory() as folder:
         weights = measure("build", folder) / 2**20

@@ -75,14 +75,16 @@ def photograph(name: str, statistics: al.ActivationStatistics, path: Path) -> No
 
 
 def main() -> None:
-    """Write the pictures named on the command line to docs/."""
+    """Write the pictures named on the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pictures", nargs="+", choices=PICTURES)
+    parser.add_argument("--out", type=Path, default=Path("docs"), help="the folder to write to")
+    parser.add_argument("--tokens", type=int, default=20_000, help="how many are collected")
     arguments = parser.parse_args()
     model = al.load_model(MODEL)
-    statistics = al.collect(model, al.task_for(model).batches(split="collect", tokens=20_000))
+    statistics = al.collect(model, al.task_for(model).batches(split="collect", tokens=arguments.tokens))
     for name in arguments.pictures:
-        path = Path("docs") / f"{name}.png"
+        path = arguments.out / f"{name}.png"
         photograph(name, statistics, path)
         sys.stdout.write(f"{path}: {path.stat().st_size / 1000:.0f} kB\n")
 
