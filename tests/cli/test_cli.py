@@ -38,3 +38,23 @@ def test_every_public_name_exists(name):
 def test_an_unknown_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="no attribute 'peek'"):
         ablation_lens.peek  # noqa: B018
+
+
+@pytest.mark.parametrize("module", ["typer", "ablation_lens.cli.app", "ablation_lens.models.load"])
+def test_ctrl_c_while_modules_are_imported_ends_with_a_sentence(module):
+    """Importing torch and transformers takes seconds, in which people change their minds."""
+    code = f"""
+import importlib.abc, sys
+class CtrlC(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, *_):
+        if name == {module!r}:
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, CtrlC())
+sys.argv = ["ablation-lens", "info", "tiny-opt"]
+from ablation_lens.cli import main
+main()
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=300)
+    assert result.returncode == 130
+    assert result.stderr == "interrupted; run the same command again to go on.\n"
+    assert result.stdout == ""

@@ -72,6 +72,16 @@ def test_the_corpus_is_never_overwritten(command, corpus):
     assert corpus.read_text().startswith("The quick")
 
 
+def test_files_of_a_model_or_a_corpus_folder_are_never_overwritten(command, saved, corpus):
+    weights = saved("opt") / "model.safetensors"
+    before = weights.read_bytes()
+    for source, target in ((saved("opt"), weights), (corpus.parent, corpus)):
+        answer = command("collect", saved("opt"), "--corpus", corpus.parent, "--out", target)
+        require_refused(answer, f"is a file of {re.escape(str(source))}, which is read; give a file elsewhere")
+    assert weights.read_bytes() == before
+    assert corpus.read_text().startswith("The quick")
+
+
 def test_a_small_corpus_is_said_in_one_plain_line(corpus, tmp_path):
     """In a process of its own, whose warnings nobody catches."""
     command = [sys.executable, "-m", "ablation_lens", "collect", "tiny-opt", "--tokens", "500", "--split", "all"]
