@@ -137,7 +137,7 @@ def drawn(layers, neurons, fraction):
 def test_the_whole_chain_agrees_with_an_independent_one(name):
     model = al.load_model(name)
     task = al.task_for(model)
-    unit, collect, evaluate = ("images", 32, 48) if name == "tiny-vit" else ("tokens", 2500, 1500)
+    unit, collect, evaluate = ("images", 24, 32) if name == "tiny-vit" else ("tokens", 1500, 1000)
     collected, evaluated = (
         task.batches(split="collect", **{unit: collect}),
         task.batches(split="evaluate", **{unit: evaluate}),
