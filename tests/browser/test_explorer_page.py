@@ -156,7 +156,7 @@ def test_a_link_opens_the_same_view(visit, zoo):
         # Bars, the comparison and two pins; the axis is logarithmic.
         assert page.evaluate("document.getElementById('histogram').data.length") == 4
         first = fragment(page)
-        page.locator("#list .row").nth(3).click()
+        page.locator('#list [data-neuron="L2.H1.D7"] + .row').click()  # in sight: scrolling makes the rows anew
         until(page, "document.getElementById('name').textContent !== 'L2.H1.D7'")
         assert fragment(page) != first
         page.evaluate("location.hash = 'n=L1.H1.D1&bins=16'")
