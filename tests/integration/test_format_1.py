@@ -1,4 +1,4 @@
-"""Files that ablation-lens 0.1.0 wrote before its modules moved: they open, and hold the same numbers to the last bit.
+"""Files that ablation-lens 0.1.0 wrote before its modules moved: they open, and hold the same numbers.
 
 `tests/files/format-1/make.py` shows how they were made, `expected.json` what that code read from them.
 """
@@ -35,7 +35,12 @@ def test_statistics_open_with_the_same_numbers(name, tmp_path):
         assert int(statistics.count.sum()) == expected["total"]
         assert hexed(statistics.variance) == expected["variance"]
         assert hexed(statistics.histogram.quantile(0.3)) == expected["quantile"]
-        assert {center: hexed(statistics.center(center)) for center in expected["centers"]} == expected["centers"]
+        for center, values in expected["centers"].items():
+            if center == "peak-kde":  # an FFT, which rounds by the processor and the number of threads
+                exact = [float.fromhex(value) for value in values]
+                assert statistics.center(center).flatten()[::97].tolist() == pytest.approx(exact, rel=1e-9, abs=1e-12)
+            else:
+                assert hexed(statistics.center(center)) == values
         if "position_mean" in expected:
             assert hexed(statistics.position_mean) == expected["position_mean"]
         assert (statistics.trimmed is not None) == ("trimmed" in expected)
