@@ -73,6 +73,8 @@ def text_entry(text: str, identity: str) -> Entry:
     >>> text_entry("two\r\nlines", "x").content
     b'two\nlines'
     """
+    # Before the bytes are taken: a text with other line ends would fall into another split. The pair must go first,
+    # or it would become two line ends.
     text = text.replace("\r\n", "\n").replace("\r", "\n")
     return Entry(identity, text.encode(), lambda: TextDocument(text, identity), blank=not text.strip())
 
@@ -84,6 +86,7 @@ class Source:
     location: str
     kind: Kind
     entries: Callable[[], Iterator[Entry]]
+    # A factory, as Python 3.11 takes a mappingproxy for a mutable default and refuses it.
     shares: Mapping[str, float] = field(default_factory=lambda: OUTSIDE_SHARES)
     python: str | None = None
     settings: tuple[tuple[str, str], ...] = ()
@@ -147,6 +150,7 @@ class Reading(Iterator[Document]):
 
     def __next__(self) -> Document:
         for entry in self._entries:
+            # Before the split is asked: a blank document is counted in every split and belongs to none.
             if entry.blank:
                 self.empty += 1
             elif self.corpus.split not in ("all", split_of(entry.content, self.corpus.source.shares)):
@@ -166,6 +170,7 @@ class Reading(Iterator[Document]):
         self.corrupt += 1
         if self.corrupt == 1:
             message = f"{entry.id} in {self.corpus.name} was skipped: {error}. Further ones are only counted."
+            # Level 3 passes `_skip` and `__next__`: the warning names the line that reads the corpus.
             warnings.warn(message, CorruptImageWarning, stacklevel=3)
 
     def _count(self, entry: Entry, document: Document) -> None:

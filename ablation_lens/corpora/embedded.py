@@ -42,6 +42,7 @@ Image = UInt8[np.ndarray, "8 8"]
 def _documents() -> tuple[str, ...]:
     seen: set[str] = set()
     pieces = [piece for source in _sources() for piece in cut_into_documents(source, seen)]
+    # A tuple: the cache gives the same object to every caller.
     return tuple(sorted(pieces, key=lambda text: hashlib.sha256(text.encode()).digest()))
 
 

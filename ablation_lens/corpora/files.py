@@ -24,6 +24,7 @@ def find_files(root: Path) -> list[PurePosixPath]:
 
     def walk(folder: Path, above: frozenset[tuple[int, int]]) -> None:
         status = folder.stat()
+        # Not by path: a linked folder has a longer path on every round, so a circle would not be noticed.
         here = (status.st_dev, status.st_ino)
         if here in above:
             return
@@ -32,8 +33,10 @@ def find_files(root: Path) -> list[PurePosixPath]:
             if name.startswith("."):
                 continue
             if path.is_dir():
+                # Only the folders above count: two links to one folder are both read.
                 walk(path, above | {here})
             else:
+                # A dangling link, too: it stops the reading later, as a corpus that lacks a file is another corpus.
                 found.append(PurePosixPath(path.relative_to(root).as_posix()))
 
     try:
@@ -45,6 +48,7 @@ def find_files(root: Path) -> list[PurePosixPath]:
 
 def path_key(file: PurePosixPath) -> bytes:
     """What files are sorted by: the bytes of the POSIX path, whatever the locale says."""
+    # A name that is not UTF-8 holds lone surrogates (as `os.listdir` gives it), which a strict encoder refuses.
     return str(file).encode("utf-8", "surrogateescape")
 
 
@@ -66,6 +70,7 @@ def opened(path: Path) -> Iterator[BinaryIO]:
     """
     import zstandard
 
+    # The `yield`s are inside: most damage shows only while the file is read.
     try:
         if path.suffix == ".gz":
             with gzip.open(path) as archive:
@@ -76,6 +81,7 @@ def opened(path: Path) -> Iterator[BinaryIO]:
         else:
             with path.open("rb") as handle:
                 yield handle
+    # A truncated gzip file is an EOFError and damaged data a zlib.error; neither is an OSError.
     except (OSError, EOFError, zlib.error, zstandard.ZstdError) as error:
         raise _unreadable(path, error) from error
 
@@ -99,6 +105,7 @@ class _Zstandard(io.RawIOBase):
         return True
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        # Until there are bytes: a chunk may decompress to none yet, and 0 would mean the end of the file.
         while not self._ready:
             chunk = self._rest or self._compressed.read(self._CHUNK)
             self._rest = b""
@@ -106,11 +113,13 @@ class _Zstandard(io.RawIOBase):
                 if self._frame is not None:
                     raise EOFError("the Zstandard stream is truncated")
                 return 0
+            # A file may be several frames, and one `decompressobj` stops at the end of its frame.
             if self._frame is None:
                 self._frame = self._decompressor.decompressobj()
             self._ready = memoryview(self._frame.decompress(chunk))
             if self._frame.eof:
                 self._rest, self._frame = self._frame.unused_data, None
+        # `_ready` is a view: slicing bytes would copy the whole rest on every read.
         count = min(len(buffer), len(self._ready))
         buffer[:count] = self._ready[:count]
         self._ready = self._ready[count:]
@@ -130,12 +139,15 @@ def lines(path: Path, errors: Errors) -> Iterator[str]:
     with opened(path) as handle:
         for raw in handle:
             try:
+                # Line by line is safe: in UTF-8 the byte 0x0A is never a part of another character.
+                # Not "utf-8-sig", which would drop a mark from the start of every line.
                 text = raw.decode("utf-8", errors)
             except UnicodeDecodeError as error:
                 raise CorpusError(_not_utf8(path, raw, error, offset)) from error
             if not offset:
                 text = text.removeprefix("\ufeff")
             offset += len(raw)
+            # A file with only ``\r`` at its line ends comes as one raw line, and is cut here.
             yield from text.removesuffix("\n").removesuffix("\r").replace("\r\n", "\n").replace("\r", "\n").split("\n")
 
 

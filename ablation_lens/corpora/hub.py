@@ -42,7 +42,7 @@ class HubAddress:
         found = _ADDRESS.fullmatch(text)
         if found is None:
             return None
-        config, split = found["config"] or None, found["split"]
+        config, split = found["config"] or None, found["split"]  # `a/b::dev` has an empty config
         if split is None and config in _PREFERRED_SPLITS:
             config, split = None, config
         return cls(found["id"], config, split)
@@ -76,6 +76,7 @@ def _table(address: HubAddress, commit: str | None) -> Table:
     import datasets  # type: ignore[import-untyped]
     import fsspec  # type: ignore[import-untyped]
 
+    # Pinned, so that the commit in the record is what was read, even if the data set changes meanwhile.
     builder = datasets.load_dataset_builder(address.id, address.config, revision=commit)
     files = builder.config.data_files or {}
     splits = list(files) if files else list(builder.as_streaming_dataset())
@@ -87,6 +88,7 @@ def _table(address: HubAddress, commit: str | None) -> Table:
     location = f"hub:{HubAddress(address.id, address.config, split)}@{commit[:12] if commit else 'unknown'}"
     urls = [str(url) for url in files.get(split, ())]
     if urls and all(url.endswith(".parquet") for url in urls):
+        # `partial` binds each url now; a lambda would open the last one every time.
         parquet = [ParquetFile(f"{address}#{n}", functools.partial(fsspec.open, url)) for n, url in enumerate(urls)]
         return parquet_table(location, parquet, builder.info.features)
     return stream_table(location, builder.as_streaming_dataset(split=split), str(address))
@@ -101,9 +103,10 @@ def _commit(address: HubAddress, hint: str) -> str | None:
     name = f"the hub data set {address.id!r}"
     try:
         info = api.dataset_info(address.id, timeout=PROBE_SECONDS)
+        # The description of a gated data set is open to everybody; only this asks whether its files are.
         if info.gated:
             api.auth_check(address.id, repo_type="dataset")
-    except GatedRepoError as error:
+    except GatedRepoError as error:  # first, as it is a RepositoryNotFoundError too
         raise CorpusError(
             f"{name} is gated: accept its terms at https://huggingface.co/datasets/{address.id} and log in with "
             f"`hf auth login`, or give {LOCAL_ALTERNATIVE}."

@@ -47,6 +47,7 @@ def decode(content: bytes, *, most_pixels: int = PIXEL_LIMIT) -> Image.Image:
                     raise UnreadableImage(f"it claims {picture.width}×{picture.height} pixels")
                 picture.load()
                 return _to_rgb(_upright(picture))
+    # Running out of memory says nothing about the file, which must not be counted as a corrupt image.
     except (UnreadableImage, MemoryError):
         raise
     except Exception as error:  # damaged bytes make Pillow's decoders raise almost anything
@@ -63,9 +64,11 @@ def _upright(picture: Image.Image) -> Image.Image:
 def _to_rgb(picture: Image.Image) -> Image.Image:
     if picture.mode == "F":
         raise UnreadableImage("its pixels are floating-point numbers of unknown range")
+    # A 16-bit PNG is opened as I or as I;16, by the version of Pillow.
     if picture.mode == "I" or picture.mode.startswith("I;16"):
         values = np.asarray(picture).astype(np.float64).clip(0, 65535)
-        return Image.fromarray(np.rint(values / 257).astype(np.uint8)).convert("RGB")
+        return Image.fromarray(np.rint(values / 257).astype(np.uint8)).convert("RGB")  # 257 is 65535 / 255
+    # Palette, grey and RGB images may have a transparent colour, too: it stands in `info`, not in the mode.
     if picture.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info:
         layer = picture.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
@@ -112,6 +115,7 @@ def image_folder(
         for file, label in zip(ordered, ids, strict=True):
             with opened(root / file) as handle:
                 content = handle.read()
+            # The file is closed by now: a reading that stops early leaves this generator standing here.
             yield image_entry(content, label, printable(file))
 
     return Source(str(root.absolute()), "image", entries, settings=settings)

@@ -72,6 +72,7 @@ class LabelMap:
             "id": {} if ambiguous else {name: int(name) for name in wanted if _is_id(name, labels)},
         }
         for rule, ids in candidates.items():
+            # All names or none: beside names, "1" is a class that is called so, and not an id.
             if len(ids) == len(wanted):
                 return cls(ids, rule)
         closest = max(candidates.values(), key=len)
@@ -130,17 +131,21 @@ def _refusal(
 
 
 def _plain(name: str) -> str:
+    # `\W` alone would keep the underscore.
     return re.sub(r"[\W_]+", " ", name.casefold()).strip()
 
 
 def _by_name(names: Sequence[str], labels: Mapping[int, str]) -> tuple[dict[str, int], dict[str, list[int]]]:
     """Ids by name, and the names that fit several ids (ImageNet has two cranes)."""
+    # Three, the strictest first: two labels may differ in case alone, and "cardigan" is one class's label and another's
+    # synonym.
     exact: dict[str, list[int]] = {}
     whole: dict[str, list[int]] = {}
     synonyms: dict[str, list[int]] = {}
     for number, label in labels.items():
         exact.setdefault(label, []).append(number)
         whole.setdefault(_plain(label), []).append(number)
+        # A set, as a label that repeats a synonym ("crane, Crane") must not look like two classes.
         for synonym in {_plain(part) for part in label.split(",")}:
             synonyms.setdefault(synonym, []).append(number)
     whole.pop("", None)  # of a label that is nothing but punctuation
@@ -179,6 +184,7 @@ def _by_wnid(names: Sequence[str], labels: Mapping[int, str]) -> dict[str, int]:
 
 
 def _is_id(name: str, labels: Mapping[int, str] | None) -> bool:
+    # `int` refuses "²", which `isdigit` accepts, and numbers of more than 4300 digits.
     return name.isascii() and name.isdigit() and len(name) < 10 and (labels is None or int(name) in labels)
 
 
@@ -197,6 +203,7 @@ class LabelTable:
         else the first other one, says whose.
         """
         try:
+            # Spreadsheets write a byte order mark; it would become part of the first column's name.
             text = Path(path).read_bytes().decode("utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             raise CorpusError(f"the labels file {path} cannot be read as UTF-8 text: {error}.") from error
@@ -247,6 +254,7 @@ class LabelTable:
         return [matched.ids[self.labels[key]] for key in keys], matched.rule
 
     def _of(self, file: PurePosixPath) -> tuple[str, bool] | None:
+        # The most exact row first: one for the file wins over one for its folder.
         for key, one_file in ((str(file), True), (file.name, True), (file.stem, True), (file.parent.name, False)):
             if key in self.labels:
                 return key, one_file
@@ -254,6 +262,7 @@ class LabelTable:
 
 
 def _csv_pairs(text: str, path: str | Path) -> list[tuple[str, str]]:
+    # Without `strict`, a quote that is never closed would take the rest of the file into one label.
     try:
         rows = [
             row for row in csv.reader(io.StringIO(text, newline=""), strict=True) if any(cell.strip() for cell in row)
@@ -269,6 +278,7 @@ def _csv_pairs(text: str, path: str | Path) -> list[tuple[str, str]]:
         rows = rows[1:]
         width = len(header)
     else:
+        # A header of two columns without "label" becomes a row, which does no harm: rows that fit no file are ignored.
         width = 2
     for number, row in enumerate(rows, 1):
         if len(row) != width:

@@ -63,6 +63,7 @@ def _format_of_folder(path: Path, options: Options) -> tuple[str, list[PurePosix
     about = [file for file in by_format.get("text", []) if file.stem.casefold() in ("readme", "license")]
     if about and len(by_format) > 1 and len(about) == len(by_format["text"]):
         del by_format["text"]  # a README beside data is not data
+    # Parquet is in neither list: only its columns tell what it holds.
     unwanted = {"text": ("image",), "image": ("text", "JSON lines")}.get(options.kind or "", ())
     fitting = {format_: files for format_, files in by_format.items() if format_ not in unwanted}
     if not fitting:
@@ -89,6 +90,7 @@ def _format_of_name(file: PurePosixPath) -> str | None:
     else:
         compressed = False
     for format_, suffixes in _SUFFIXES.items():
+        # Parquet is read from its end, and a Zstandard stream cannot go there: no compressed Parquet.
         if name.suffix.lower() in suffixes and not (compressed and format_ in ("image", "Parquet")):
             return format_
     return None
@@ -117,6 +119,7 @@ def _json_table(root: Path, files: Sequence[PurePosixPath], location: str, optio
     columns: dict[str, ColumnKind] = {}
     for _, row in itertools.islice(json_rows(root, files, options.errors), _ROWS_LOOKED_AT):
         for name, value in row.items():
+            # What is null in one row may be text in a later one. `type`, as a bool is an int for `isinstance`.
             if columns.get(name, "other") == "other":
                 columns[name] = "text" if isinstance(value, str) else "number" if type(value) is int else "other"
     if not columns:

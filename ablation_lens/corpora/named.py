@@ -50,14 +50,18 @@ def _digits(options: Options) -> Source:
                 f"digits has the ten classes 0 to 9, and the model has {len(options.id2label)} labels; "
                 f"give a model of digits, or images that are labelled for this model."
             )
+        # A model may number its digits in another order.
         ids = dict(LabelMap.match(ids, options.id2label, "digits").ids)
 
     def entries() -> Iterator[Entry]:
         for number, (pixels, digit) in enumerate(embedded.digits_images()):
+            # `partial`, as a lambda would see the pixels of a later turn of the loop.
             image = functools.partial(Image.fromarray, pixels)
             label, identity = ids[str(digit)], f"digits/{number}"
+            # The split goes by the pixels themselves: the bytes of a PNG may change with the encoder.
             yield Entry(identity, pixels.tobytes(), functools.partial(_digit, image, label, identity))
 
+    # The images are a part of scikit-learn, so its version tells which they were.
     settings = (("scikit-learn", version("scikit-learn")),)
     return Source("embedded: digits", "image", entries, EMBEDDED_SHARES, platform.python_version(), settings)
 

@@ -42,6 +42,7 @@ def parquet_table(location: str, files: Sequence[ParquetFile], features: Mapping
                 yield f"{file.name}:{number}", row
 
     if features is None:
+        # A generator of one value, so that `guard` can say what was wrong with the file.
         features = next(guard(_features(files[0]), f"{files[0].name} in {location}"))
     columns, class_names = columns_of(features)
     return Table(location, columns, rows, class_names)
@@ -50,6 +51,7 @@ def parquet_table(location: str, files: Sequence[ParquetFile], features: Mapping
 def _rows(file: ParquetFile, columns: Sequence[str]) -> Iterator[Mapping[str, Any]]:
     with file.open() as handle:
         parquet = _opened_parquet(handle)
+        # pyarrow silently leaves out a column that is not there.
         missing = set(columns) - set(parquet.schema_arrow.names)
         if missing:
             raise CorpusError(f"{file.name} has no column {min(missing)!r}, which other files of the corpus have.")

@@ -15,6 +15,7 @@ Row = tuple[str, Mapping[str, Any]]
 
 ColumnKind = Literal["text", "image", "classes", "number", "other"]
 
+# The first name wins. CIFAR-100 on the hub calls its labels "fine_label".
 _USUAL = {"text": ("text", "content"), "image": ("image", "img"), "label": ("label", "labels", "fine_label")}
 
 
@@ -37,6 +38,7 @@ def table_source(table: Table, options: Options) -> Source:
     column = _column(table, "text", options.column)
 
     def entries() -> Iterator[Entry]:
+        # One column: Parquet then reads nothing of the others. JSON rows may lack it, and count as empty.
         for identity, row in table.rows([column]):
             yield text_entry(
                 _sound_text(row.get(column), options.errors, f"{column!r} of row {identity}", table.location), identity
@@ -77,6 +79,7 @@ def _sound_text(value: object, errors: Errors, cell: str, location: str) -> str:
         raise CorpusError(
             f"{cell} in {location} is of type {type(value).__name__}, expected text; choose another column=NAME."
         )
+    # JSON may escape half of a surrogate pair. Python takes it for a character, but it has no UTF-8 bytes.
     try:
         value.encode()
     except UnicodeEncodeError as error:
@@ -85,6 +88,7 @@ def _sound_text(value: object, errors: Errors, cell: str, location: str) -> str:
                 f"{cell} in {location} holds half of a surrogate pair, which no UTF-8 text can; mend it, or pass "
                 f"errors='replace' to put U+FFFD there."
             ) from error
+        # By way of UTF-16, where two halves that belong together become one; "replace" to UTF-8 would give "?".
         return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return value
 
@@ -92,6 +96,7 @@ def _sound_text(value: object, errors: Errors, cell: str, location: str) -> str:
 def _images(table: Table, options: Options) -> Source:
     column = _column(table, "image", options.column)
     label_of, settings = _labelling(table, options)
+    # The label only when it is used: a table may have none, and a Parquet file without a wanted column is refused.
     wanted = [column] + ([label] if options.id2label is not None and (label := _label_column(table)) else [])
 
     def entries() -> Iterator[Entry]:
@@ -105,12 +110,15 @@ def _image_bytes(cell: object) -> bytes:
     """An undecoded image cell's bytes; a row that only names a file has none unless it lies on the hub."""
     if isinstance(cell, Mapping):
         content, path = cell.get("bytes"), cell.get("path")
+        # Of a chained address (zip://a.png::hf://…) the last part says where it lies. Only the hub: a row of somebody's
+        # table must not make us open a file of this machine.
         if content is None and isinstance(path, str) and path.rsplit("::", 1)[-1].startswith("hf://"):
             import fsspec  # type: ignore[import-untyped]
 
             with fsspec.open(path, "rb") as handle:
                 content = handle.read()
         cell = content
+    # No bytes make a blank document, which the reading counts as empty.
     return bytes(cell) if isinstance(cell, bytes | bytearray | memoryview) else b""
 
 
@@ -146,7 +154,9 @@ def _labelling(
 
     def label_of(row: Mapping[str, Any], identity: str) -> int:
         value = row.get(column)
+        # Matched when first met: which names a text column holds is known only at the end of the stream.
         if value not in known:
+            # Hub data sets often mark rows without a label by -1.
             if not isinstance(value, str):
                 raise CorpusError(
                     f"row {identity} of {table.location} has the label {value!r}, expected one of the model's "
@@ -172,7 +182,9 @@ def columns_of(features: Mapping[str, Any]) -> tuple[dict[str, ColumnKind], dict
 
 
 def _kind_of(feature: Any) -> ColumnKind:
+    # By the name of the type: this module is imported for plain texts too, which must not load `datasets`.
     kind = type(feature).__name__
+    # A struct of bytes and path is how `datasets` stores an image, where the file does not say that it is one.
     if kind == "Image" or (isinstance(feature, Mapping) and "bytes" in feature):
         return "image"
     if kind == "ClassLabel":

@@ -63,6 +63,7 @@ def json_rows(root: Path, files: Sequence[PurePosixPath], errors: Errors) -> Ite
             identity = f"{printable(file)}:{number}"
             try:
                 row = json.loads(line)
+            # JSON that is nested too deeply ends in a RecursionError.
             except (ValueError, RecursionError) as error:
                 raise CorpusError(
                     f"line {number} of {root / file} is not JSON ({error}); expected one object per line."

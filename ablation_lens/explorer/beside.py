@@ -28,6 +28,7 @@ def describe_examples(
     images: dict[str, str] = {}
     neurons = {}
     for name, contexts in found.items():
+        # For its error: a neuron that does not exist would silently never be shown.
         parse_neuron(name, statistics.shape)
         neurons[name] = [_context(example, statistics, tokenizer) for example in contexts]
         for example in contexts:
@@ -47,6 +48,7 @@ def _context(example: Example, statistics: ActivationStatistics, tokenizer: Any)
         "position": example.position,
     }
     if not example.tokens:
+        # A vision model's context is CLS and a square of patches.
         side = round((statistics.provenance.model.n_ctx - 1) ** 0.5)
         return common | {"side": side}
     if tokenizer is not None:
@@ -65,9 +67,11 @@ def thumbnail(pixels: torch.Tensor) -> str:
     from PIL import Image
 
     values = pixels.double()
+    # Pixels are as the model gets them, normalised, so their range is not known beforehand.
     low, high = values.min(), values.max()
     scaled = ((values - low) / (high - low).clamp(min=1e-12) * 255).round().byte()
     array = scaled.movedim(0, -1).numpy()
+    # Pillow refuses a last axis of one channel.
     image = Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array)
     image.thumbnail((THUMBNAIL, THUMBNAIL))
     written = io.BytesIO()
@@ -90,7 +94,7 @@ def describe_damage(results: "pandas.DataFrame", model: str) -> list[dict[str, A
     mine = mine.assign(
         lost_top1=mine["top1"] - mine["baseline_top1"],
         gained=mine["cross_entropy"] - mine["baseline_cross_entropy"],
-        group=mine["group"].fillna("").astype(str),
+        group=mine["group"].fillna("").astype(str),  # groupby drops rows whose key is missing
     )
     lines = []
     for (corpus, group, method), cells in mine.groupby(["corpus", "group", "method"], sort=False):
@@ -105,4 +109,5 @@ def describe_damage(results: "pandas.DataFrame", model: str) -> list[dict[str, A
 
 
 def _finite(value: float) -> float | None:
+    # JSON has neither NaN nor infinity, and `embedded_json` refuses them.
     return value if abs(value) < float("inf") else None  # NaN compares false, too

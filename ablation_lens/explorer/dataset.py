@@ -55,6 +55,7 @@ def pack_dataset(statistics: ActivationStatistics, label: str, *, progress: bool
         histogram = display_histogram(statistics.histogram)
         widths = slider_widths(histogram.bins)
         packed, digits = [], []
+        # A layer at a time: the page inflates only the layers that it shows.
         for layer in range(layers):
             offset = histogram.offset[layer].flatten()
             codes, kept = pack_counts(histogram.counts(layer).flatten(0, 1), offset, widths)
@@ -63,11 +64,14 @@ def pack_dataset(statistics: ActivationStatistics, label: str, *, progress: bool
             digits.append(kept)
             advance(1)
         grid = {
+            # Little-endian on every machine, and of the types that decode.js knows.
+            # Two bytes hold every exponent of float64, -1074 to 1023.
             "exponent": histogram.exponent.flatten().numpy().astype("<i2"),
             "offset": histogram.offset.flatten().numpy().astype("<f8"),  # below 2^53, whatever the resolution
             "digits": torch.cat(digits).numpy().astype("u1"),
             "total": histogram.total.flatten().numpy().astype("<f8"),
         }
+        # decode.js cuts the numbers by this list: both must be in one order.
         columns += [{"name": name, "type": array.dtype.str[1:]} for name, array in grid.items()]
         numbers += [byte_planes(array) for array in grid.values()]
         summary = deflate(b"".join(numbers))

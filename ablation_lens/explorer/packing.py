@@ -46,6 +46,7 @@ def merge_shifts(
     >>> merge_shifts(torch.tensor([[1, 1, 1, 1], [1, 1, 1, 1]]), torch.tensor([0, -1]), 2).tolist()
     [1, 2]
     """
+    # The right shifts below round negative cells down, as the bins of the grid merge; decode.js uses `Math.floor`.
     last = offset + (torch.arange(counts.shape[-1]) * (counts > 0)).amax(-1)
     shift = torch.zeros_like(offset)
     while (wide := (last >> shift) - (offset >> shift) >= width).any():
@@ -67,6 +68,7 @@ def pack_counts(
     shifts = torch.stack([merge_shifts(counts, offset, width) for width in widths])
     exact = _fullest(counts, offset, shifts)
     left = torch.arange(len(counts))
+    # It ends: with enough digits no bit is dropped, and the counts are exact.
     while len(left):
         found = _fullest(unpack_counts(codes[left], digits[left]), offset[left], shifts[:, left])
         left = left[(found != exact[:, left]).any(0)]
@@ -85,7 +87,9 @@ def unpack_counts(codes: Int64[Tensor, "neuron bin"], digits: Int64[Tensor, " ne
 def _encoded(counts: Int64[Tensor, "neuron bin"], digits: Int64[Tensor, " neuron"]) -> Int64[Tensor, "neuron bin"]:
     """Small counts as they are; larger ones as their first digits and, in front of these, how many were dropped."""
     digits = digits.unsqueeze(-1)
+    # The exponent of a whole number is its length in bits, and that of 0 is 0.
     dropped = (torch.frexp(counts.double()).exponent.long() - digits).clamp(min=0)
+    # Half of the last kept digit is added; where nothing is dropped this is 0, not a half.
     rounded = (counts + ((1 << dropped) >> 1)) >> dropped
     return (dropped << (digits - 1)) + rounded  # rounding up to one digit more gives the next code: they count on
 
@@ -94,6 +98,7 @@ def _fullest(
     counts: Int64[Tensor, "neuron bin"], offset: Int64[Tensor, " neuron"], shifts: Int64[Tensor, "width neuron"]
 ) -> Int64[Tensor, "width neuron"]:
     """The fullest bin at every width, the lower of equals."""
+    # Merging depends on the difference of exponents alone, so the finest may count as 0.
     fine = Grid(torch.zeros_like(offset), offset)
     merged = [fine.rebin(counts, Grid(shift, offset >> shift), counts.shape[-1]) for shift in shifts]
     return torch.stack([each.argmax(-1) for each in merged])
@@ -130,4 +135,5 @@ def deflate(data: bytes) -> str:
     >>> deflate(b"")
     'eNoDAAAAAAE='
     """
+    # With zlib's header: the browser's DecompressionStream calls that format "deflate", and the bare one "deflate-raw".
     return base64.b64encode(zlib.compress(data, 9)).decode("ascii")

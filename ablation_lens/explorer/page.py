@@ -55,8 +55,10 @@ def assemble(title: str, payload: dict[str, Any], blobs: dict[str, str]) -> str:
     scripts = [get_plotlyjs(), *(asset(name) for name in SCRIPTS)]
     # The parser turns CR LF into LF before the browser takes the hash.
     scripts = [_closed(script.replace("\r\n", "\n")) for script in scripts]
+    # After all changes: a hash must be of the text exactly as it stands in the page.
     hashes = " ".join(f"'sha256-{_digest(script)}'" for script in scripts)
     policy = (
+        # Styles may be inline, as Plotly sets them while it draws.
         f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data: blob:; "
         "base-uri 'none'; form-action 'none'"
     )
@@ -65,18 +67,21 @@ def assemble(title: str, payload: dict[str, Any], blobs: dict[str, str]) -> str:
         "title": for_html(title),
         "styles": asset("style.css"),
         "payload": embedded_json(payload),
+        # Of this type a script is only data: it does not run, and needs no hash.
         "blobs": "\n".join(
             f'<script type="text/plain" id="{for_html(name)}">{text}</script>' for name, text in blobs.items()
         ),
         "scripts": "\n".join(f"<script>{script}</script>" for script in scripts),
     }
     # One pass: what is put in is not searched for marks again.
+    # A function, as `sub` would interpret the backslashes of a text, such as those of \u003c.
     return _MARK.sub(lambda match: parts[match[1]], asset("page.html"))
 
 
 def frame(page: str, height: int) -> str:
     """The page inside a notebook's cell: an origin of its own, which may run scripts and offer downloads."""
     return (
+        # No allow-same-origin: together with allow-scripts it would let the page reach the notebook.
         f'<iframe srcdoc="{for_html(page)}" sandbox="allow-scripts allow-downloads" '
         f'title="ablation-lens explorer" style="width:100%;height:{int(height)}px;border:0;border-radius:6px"></iframe>'
     )
@@ -84,6 +89,7 @@ def frame(page: str, height: int) -> str:
 
 def _closed(script: str) -> str:
     """A script that cannot end its own element early."""
+    # Inside a JavaScript string the added backslash changes nothing.
     return re.sub(r"</(?=script)|<!(?=--)", lambda match: match[0][0] + "\\" + match[0][1], script, flags=re.IGNORECASE)
 
 

@@ -88,12 +88,14 @@ def explore(
         datasets.append(pack_dataset(compare, names[1], progress=progress))
     blobs = {}
     for number, dataset in enumerate(datasets):
+        # Out of the JSON, which the browser parses as a whole before it shows anything.
         blobs[f"summary-{number}"] = dataset.pop("summary")
         for layer, packed in enumerate(dataset["layers"]):
             blobs[f"layer-{number}-{layer}"] = packed.pop("data")
     if isinstance(results, Results):
         results = results.ablated
     model = statistics.provenance.model.name
+    # Here and not in JavaScript: how a name of the user's own gets its colour is known to `palette` alone.
     methods = (*centers.names(), *([] if results is None else map(str, results["method"].unique())))
     payload = {
         "datasets": datasets,

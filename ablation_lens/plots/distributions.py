@@ -76,9 +76,11 @@ def neuron_distribution(
                 f"statistics of unlike sites cannot be overlaid: {first!r} and {other!r}; give those of one model."
             )
     places = [neuron_at((layer, head, dim), first), *(neuron_at(place, first) for place in also)]
+    # Asked for twice, drawn once; a set would lose the order, and with it the colours.
     series = [(name, one, place) for name, one in several.items() for place in dict.fromkeys(places)]
     overlaid = len(series) > 1
     figure, views = go.Figure(), []
+    # Before the loop: a center is computed for all neurons at once.
     lines = {name: {center: one.center(center) for center in centers} for name, one in several.items()}
     histograms = {name: coarse(one, bins) for name, one in several.items()}
     for number, (name, one, place) in enumerate(series):
@@ -135,10 +137,12 @@ def coarse(stats: ActivationStatistics, bins: int) -> NeuronHistogram:
 def histogram_bars(histogram: NeuronHistogram, place: Place, label: str, color: str, opacity: float = 1) -> go.Bar:
     """One neuron's bins as bars, from its lowest to its highest value."""
     counts, edges = histogram.counts(place).cpu(), histogram.edges(place).cpu()
+    # Only the upper end needs a cut: the grid begins at the smallest value.
     used = int(counts.nonzero().max()) + 1
     counts, low, high = counts[:used], edges[:used], edges[1 : used + 1]
     epsilon = float(histogram.epsilon[place])
     return go.Bar(
+        # Arrays and not lists: Plotly writes them as base64, which is about half as long.
         x=((low + high) / 2).numpy(),
         y=(counts.double() / (counts.sum() * epsilon)).numpy(),
         width=epsilon,
@@ -154,6 +158,7 @@ def histogram_bars(histogram: NeuronHistogram, place: Place, label: str, color: 
 def view_of(histogram: NeuronHistogram, place: Place, also: Iterable[float]) -> tuple[float, float]:
     """From where to where a neuron's axis goes: nearly all values, and every value in `also`."""
     counts, edges = histogram.counts(place).cpu().double(), histogram.edges(place).cpu()
+    # Whole numbers in float64 are exact, so the last share is 1 and both searches below find a bin.
     share = counts.cumsum(0) / counts.sum()
     low = float(edges[int((share > _SHOWN_SHARE).nonzero()[0])])
     high = float(edges[int((share >= 1 - _SHOWN_SHARE).nonzero()[0]) + 1])
@@ -163,6 +168,7 @@ def view_of(histogram: NeuronHistogram, place: Place, also: Iterable[float]) -> 
 def hull(views: Iterable[tuple[float, float]]) -> tuple[float, float]:
     """The range of several, with a little air."""
     lows, highs = zip(*views, strict=True)
+    # An axis needs some width also where all values are equal.
     air = 0.02 * (max(highs) - min(lows)) or 0.5
     return min(lows) - air, max(highs) + air
 
@@ -217,8 +223,10 @@ def layer_traces(
         low, high = low - 0.5, high + 0.5
     edges = torch.linspace(low, high, cells + 1, dtype=torch.float64)
     width = (high - low) / cells
+    # Shares first, then differences: a cell gets its part of a bin however the two overlap.
     density = below(edges).diff(dim=-1) / width
     average = density.mean(0)
+    # In float64 like the densities: `quantile` refuses to mix dtypes.
     lower, upper = density.quantile(torch.tensor(quantiles, dtype=torch.float64), 0)
     # A logarithmic axis has no place for zero, and a band without an end would not be drawn.
     floor = float(average[average > 0].min())
@@ -252,6 +260,7 @@ def layer_traces(
             f"{percent[0]}–{percent[1]} % of neurons",
             f"{percent[1]} % of neurons are below",
             line=faint,
+            # Fills down to the trace before this one, so the lower edge must come first.
             fill="tonexty",
             legendgroup="band",
         ),
@@ -265,12 +274,14 @@ Shares = Callable[[Float64[Tensor, " value"]], Float64[Tensor, "neuron value"]]
 def _shares_below(stats: ActivationStatistics, layer: int) -> Shares:
     """A function: values → the share of each neuron's values below them, linear within a bin."""
     counts = stats.histogram.counts(layer).cpu().flatten(0, -2).double()
+    # With a zero in front: `below[j]` is the share under the lower edge of bin j.
     below = torch.nn.functional.pad(counts.cumsum(-1) / counts.sum(-1, keepdim=True), (1, 0))
     start = stats.histogram.edges(layer).cpu().flatten(0, -2)[:, :1]
     epsilon = stats.histogram.epsilon.cpu()[layer].flatten().unsqueeze(-1)
 
     def shares(values: Float64[Tensor, " value"]) -> Float64[Tensor, "neuron value"]:
         place = ((values - start) / epsilon).clamp(0, counts.shape[-1])
+        # The uppermost edge belongs to the last bin, as `whole + 1` must exist.
         whole = place.floor().long().clamp(max=counts.shape[-1] - 1)
         left, right = below.gather(-1, whole), below.gather(-1, whole + 1)
         found: Tensor = left + (right - left) * (place - whole)

@@ -62,8 +62,10 @@ _ALIASES = {measure.title: measure for measure in _ALL} | {
 }
 
 SUMMARIES = {
+    # torch's median of an even number of values is the lower of the two in the middle, unlike NumPy's.
     "median": lambda values: values.nanmedian(-1).values,
     "mean": lambda values: values.nanmean(-1),
+    # `amax` would pass NaN on, and one constant neuron would blank its whole head.
     "max": lambda values: values.nan_to_num(nan=-torch.inf).amax(-1),
 }
 """How the neurons of a head become one number."""
@@ -89,6 +91,7 @@ def neuron_map(
     scale, note = _color_scale(values, wanted)
     figure = go.Figure(
         go.Heatmap(
+            # Plotly writes an array in its own dtype, so float32 halves the figure.
             z=rearrange(values, "layer head dim -> layer (head dim)").float().numpy(),
             x=[f"H{head}.D{dim}" for head in range(heads) for dim in range(dims)],
             y=[f"L{layer}" for layer in range(layers)],
@@ -103,6 +106,7 @@ def neuron_map(
     else:
         ticks = {dim: f"D{dim}" for dim in range(0, dims, -(-dims // 8))}
     figure.update_xaxes(
+        # On a category axis a number is a place: ticks stand on cells, lines between two of them at a half.
         type="category",
         title_text="head, and the neurons in it" if heads > 1 else "neuron",
         tickvals=list(ticks),
@@ -134,6 +138,7 @@ def head_map(
     """
     wanted = choose(measure, MEASURES | _ALIASES, "measure")
     values = choose(summary, SUMMARIES, "summary")(wanted.of(stats.shapes()))
+    # The "max" of a head of constant neurons is -inf.
     values = values.masked_fill(~values.isfinite(), torch.nan)
     scale, _ = _color_scale(values, wanted, clipped=False)
     figure = _layer_by_head(values, f"{summary} {wanted.title}", scale)
@@ -210,20 +215,25 @@ def _layers_downwards(figure: go.Figure, layers: int) -> None:
 def _color_scale(values: Tensor, measure: Measure, clipped: bool = True) -> tuple[dict[str, Any], str]:
     """Colours, their range and bar for a heat map, and what to say about them."""
     finite = values[values.isfinite()]
+    # All neurons are constant. `max` and `quantile` refuse an empty tensor.
     if not finite.numel():
         finite = torch.zeros(1, dtype=torch.float64)
     bar: dict[str, Any] = {"title": {"text": measure.title, "side": "right"}, "thickness": 14, "outlinewidth": 0}
+    # A mean over the neurons of a head is not a whole number, and gets the continuous scale.
     if measure.counted and bool((finite == finite.round()).all()):
-        most = min(max(int(finite.max()), 2), 6)
+        most = min(max(int(finite.max()), 2), 6)  # two at least, or the next line divides by zero
         shades = sample_colorscale(SEQUENTIAL, [step / (most - 1) for step in range(most)])
+        # Every shade at both ends of its step, as Plotly blends between two stops.
         steps = [[place / most, shade] for step, shade in enumerate(shades) for place in (step, step + 1)]
         names = [str(step) for step in range(1, most)] + [f"{most}+" if float(finite.max()) > most else str(most)]
         bar |= {"tickvals": list(range(1, most + 1)), "ticktext": names}
         return {"colorscale": steps, "zmin": 0.5, "zmax": most + 0.5, "colorbar": bar}, _tally(finite)
     size = finite.abs() if measure.signed else finite
+    # `quantile` refuses more than 2^24 values.
     end = float(size.quantile(0.995)) if clipped and size.numel() <= 2**24 else float(size.max())
     end = end or 1.0  # all zero
     note = f" · colours end at {end:.3g}, the largest is {float(size.max()):.3g}" if float(size.max()) > end else ""
+    # Symmetric, so that the middle of the diverging scale is zero.
     low = -end if measure.signed else min(0.0, float(finite.min()))
     return {
         "colorscale": DIVERGING if measure.signed else SEQUENTIAL,

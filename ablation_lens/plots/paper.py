@@ -59,6 +59,7 @@ def figure_1(
     titles = [f"Layer {layer}: average of {stats.shape[1] * stats.shape[2]:,} neurons"]
     titles += [f"{what}: {neuron_name(*place)}" if place else f"{what}: none" for what, place, _ in panels]
     figure = make_subplots(rows=1, cols=3, subplot_titles=titles, horizontal_spacing=0.09)
+    # The titles of panels are annotations, and so far the only ones.
     figure.update_annotations(font_size=13)
     traces, view = layer_traces(stats, layer, (0.05, 0.95))
     for trace in traces:
@@ -127,6 +128,7 @@ def _bimodal(stats: ActivationStatistics, shapes: Shapes) -> tuple[Place | None,
             f"No such neuron: {many:,} are multi-modal,<br>but none with just two peaks,<br>both off zero" if many else
             f"No such neuron: none of the<br>{two.numel():,} is multi-modal"
         )  # fmt: skip
+    # The smoothing that `shapes` found these peaks with; another would put the valley elsewhere.
     width = kernel_width(stats)
     depth = {}
     for place in map(tuple, fitting.nonzero().tolist()):
@@ -139,6 +141,7 @@ def _bimodal(stats: ActivationStatistics, shapes: Shapes) -> tuple[Place | None,
 
 def _bin_of(stats: ActivationStatistics, place: Place, values: Float64[Tensor, "layer head dim"]) -> int:
     start = float(stats.histogram.edges(place)[0])
+    # A peak is the middle of a bin, so rounding cannot move it to a neighbour.
     return int((float(values[place]) - start) / float(stats.histogram.epsilon[place]))
 
 
@@ -147,6 +150,7 @@ def _peak_marks(stats: ActivationStatistics, shapes: Shapes, place: Place) -> go
     epsilon = float(stats.histogram.epsilon[place])
     heights = smooth(stats.histogram.counts(place).cpu(), kernel_width(stats)[place])
     peaks = (shapes.main_peak, shapes.second_peak)
+    # As a density, which does not depend on the width: the bars may be of merged bins, these heights are not.
     return go.Scatter(
         x=[float(values[place]) for values in peaks],
         y=[float(heights[_bin_of(stats, place, values)]) / (int(stats.count[place]) * epsilon) for values in peaks],
@@ -166,6 +170,7 @@ def _atypical(shapes: Shapes, but: Place | None) -> Place | None:
     if not unusual.any():
         return None
     tails = shapes.l_kurtosis - shapes.l_kurtosis.clamp(*_TYPICAL_L_KURTOSIS)
+    # `argmax` takes NaN for the largest. Constant neurons have NaN, and the mask covers them.
     away = torch.hypot(shapes.l_skewness, tails).masked_fill(~unusual, -torch.inf)
     layer, head, dim = (int(at) for at in torch.unravel_index(away.argmax(), away.shape))
     return layer, head, dim

@@ -64,6 +64,7 @@ def figure_2(
         results = results[(results["group"].astype(str) == name) | (results["model"].astype(str) == name)]
     if results.empty:
         raise MismatchError("there are no results to show; a study's finished cells are needed, one row each.")
+    # A frame of the user's own may have no corpus; groupby drops rows without a key by default.
     rows = list(results.groupby(["group", "model", "corpus"], sort=False, dropna=False))
     titles = [lines(title, _TITLE_WIDTH) for title in _row_titles([key for key, _ in rows])]
     above = 17 * max(title.count("<br>") for title in titles)  # what titles of several lines take, in pixels
@@ -73,6 +74,7 @@ def figure_2(
         cols=2,
         subplot_titles=[f"{title}: {what}" for title in titles for what in ("top-1", "cross-entropy")],
         horizontal_spacing=0.11,
+        # Plotly takes a share of the height; this one is as many pixels for any number of rows.
         vertical_spacing=(96 + above) / height if len(rows) > 1 else None,
     )
     figure.update_annotations(font_size=13)
@@ -86,7 +88,9 @@ def figure_2(
             for col, panel in enumerate(_PANELS, 1):
                 points = list(_points(mine, panel))
                 shown = {"legendgroup": for_plotly(method), "legendrank": rank, "showlegend": False}
+                # The band first: later traces are drawn over earlier ones.
                 figure.add_trace(_band(points, method).update(shown), row, col)
+                # Once per method, where it first appears: the first row of panels may lack it.
                 shown["showlegend"] = method not in named
                 figure.add_trace(_line(points, method, panel).update(shown), row, col)
                 named.add(method)
@@ -143,8 +147,10 @@ def _points(cells: "pandas.DataFrame", panel: _Panel) -> Iterator[_Point]:
     baselines = values.groupby("seed", dropna=False)["base"].first().dropna().tolist()
     baseline = statistics.fmean(baselines) if baselines else math.nan
     if baselines:
+        # This covers a single baseline, too, for which `stdev` raises.
         spread = 0.0 if len(set(baselines)) == 1 else statistics.stdev(baselines)
         yield _Point(0.0, baseline, spread, len(baselines) if spread else 1, baseline)
+    # A measured fraction of 0 is the baseline again, and is needed only where no baseline is known.
     for _, there in values[(values["fraction"] > 0) | (not baselines)].groupby("fraction"):
         percent = 100 * float(there["fraction"].iloc[0])
         found = there["value"].tolist()
@@ -180,6 +186,7 @@ def _band(points: list[_Point], method: str) -> go.Scatter:
     for known, stretch in itertools.groupby(points, key=lambda point: not math.isnan(point.spread)):
         run = list(stretch)
         if known and any(point.spread > 0 for point in run):
+            # None ends an outline; without it Plotly would join two stretches over the gap.
             x += [*(point.percent for point in run), *(point.percent for point in reversed(run)), None]
             y += [*(p.mean + p.spread for p in run), *(p.mean - p.spread for p in reversed(run)), None]
     return go.Scatter(
@@ -195,5 +202,6 @@ def _band(points: list[_Point], method: str) -> go.Scatter:
 
 
 def _faint(color: str) -> str:
+    # The palette is #RRGGBB throughout; a name such as "red" would fail here.
     red, green, blue = (int(color[at : at + 2], 16) for at in (1, 3, 5))
     return f"rgba({red},{green},{blue},0.15)"

@@ -51,6 +51,7 @@ def centers_scatter(
     if over_sigma:
         across, up = across / sigma, up / sigma
     layers, heads, dims = stats.shape
+    # Plotly writes arrays in their own dtype: as int64 the places would outweigh the values.
     small = torch.uint8 if max(stats.shape) <= 256 else torch.int16 if max(stats.shape) < 2**15 else torch.int32
     place = torch.cartesian_prod(*(torch.arange(size, dtype=small) for size in (layers, heads, dims)))
     figure = go.Figure()
@@ -58,6 +59,7 @@ def centers_scatter(
         having = (words == SHAPE_WORDS.index(name)) & across.isfinite() & up.isfinite()
         if having.any():
             figure.add_trace(
+                # WebGL: as SVG every neuron would be an element of the page.
                 go.Scattergl(
                     x=across[having].float().numpy(),
                     y=up[having].float().numpy(),

@@ -62,6 +62,7 @@ LENS_TEMPLATE = go.layout.Template(
 """The look of every figure here. Pass another as `template=`, or a name that Plotly knows, such as "plotly_dark"."""
 
 _DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
+# As many as `palette` has methods: without colours each still has a symbol of its own.
 _SYMBOLS = (
     "circle", "square", "diamond", "triangle-up", "cross", "x", "star", "triangle-down", "pentagon", "hexagram",
     "bowtie", "hourglass",
@@ -87,6 +88,8 @@ def symbol_of(method: str) -> str:
 
 def _place(method: str) -> int:
     known = list(METHOD_COLORS)
+    # `hash` changes with the process. Reversed, as `color_of` takes the plain checksum modulo six, and dashes are six:
+    # all names of one colour would have one dash.
     return known.index(method) if method in known else zlib.crc32(method[::-1].encode())
 
 
@@ -96,6 +99,7 @@ def lines(name: object, width: int, most: int = 6) -> str:
     >>> lines("tiny-opt on stdlib (10,000 tokens)", 20)
     'tiny-opt on stdlib<br>(10,000 tokens)'
     """
+    # Wrapped before it is escaped, or an entity such as &lt; could be cut in two.
     broken = textwrap.wrap(" ".join(str(name).split()), width) or [""]
     kept = broken if len(broken) <= most else [*broken[: most - 1], " ".join(broken[most - 1 :])]
     return "<br>".join(for_plotly(line, width) for line in kept)
@@ -103,6 +107,7 @@ def lines(name: object, width: int, most: int = 6) -> str:
 
 def neuron_at(place: str | tuple[int, int, int], statistics: ActivationStatistics) -> tuple[int, int, int]:
     """A neuron given by name or numbers, if these statistics have it."""
+    # Numbers by way of the name, which cannot be negative: a tensor would count -1 from the end.
     return parse_neuron(place if isinstance(place, str) else neuron_name(*place), statistics.shape)
 
 
@@ -177,6 +182,7 @@ def linear_or_log(axes: Sequence[str], log: bool, above: int = 6) -> list[dict[s
                         {
                             f"{axis}.{key}": value
                             for axis in axes
+                            # A range left from the linear axis would be read as powers of ten.
                             for key, value in (density_axis(label == "log") | {"autorange": True}).items()
                         }
                     ],

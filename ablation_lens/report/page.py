@@ -10,6 +10,7 @@ from typing import Any
 from ablation_lens.escaping import for_html, for_markdown
 from ablation_lens.files import write_text, writing
 
+# Inline scripts are allowed, as Plotly's `to_html` writes one for every figure.
 _POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
 """What the page may load: nothing, from nowhere."""
 
@@ -102,6 +103,7 @@ class Page:
 
     def write(self, html_path: Path, markdown_path: Path) -> tuple[Path, Path]:
         """Write both, each whole or not at all."""
+        # The tuple makes both texts before either is written: an error in one leaves no half of a report.
         for path, content in ((html_path, self.html()), (markdown_path, self.markdown())):
             with writing(path.parent):
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -119,6 +121,7 @@ def _html(block: Block) -> str:
     if isinstance(block, Figure):
         drawn = block.figure.to_html(
             full_html=False,
+            # It stands in the head once; in every figure it would be several megabytes each.
             include_plotlyjs=False,
             div_id=re.sub(r"[^\w-]", "-", block.name, flags=re.ASCII),  # it stands in a tag and in a script
             default_width="100%",
@@ -154,6 +157,7 @@ def _markdown(block: Block) -> str:
     if isinstance(block, Paragraph):
         return f"{for_markdown(block.text)}\n"
     if isinstance(block, Notes):
+        # Two spaces at the end break a line in Markdown.
         return "\n".join(f"{for_markdown(line)}  " for line in block.lines) + "\n"
     if isinstance(block, Figure):
         return f"*{for_markdown(block.caption)} The figure is in report.html.*\n"
@@ -162,6 +166,7 @@ def _markdown(block: Block) -> str:
     for row in block.rows:
         cells = []
         for text in row:
+            # The marks are found first, as `for_markdown` escapes asterisks.
             before, inside, after = map(for_markdown, _bold(text))
             cells.append(f"{before}**{inside}**{after}" if inside else before)
         lines.append(" | ".join(cells))

@@ -39,6 +39,7 @@ def make_report(folder: str | Path | Results) -> Page:
 def _summary(results: Results) -> str:
     frame = results.frame
     ablated = frame[frame["method"] != BASELINE]
+    # `nunique` leaves out missing seeds, those of cells that do not depend on one.
     seeds, methods, fractions = (int(ablated[column].nunique()) for column in ("seed", "method", "fraction"))
     return (
         f"{len(results.groups)} model{_s(len(results.groups))}, {methods} method{_s(methods)}, "
@@ -92,11 +93,13 @@ def _add_neurons(page: Page, results: Results, group: str, label: str) -> None:
     if not found:
         page.add(Paragraph("No statistics were collected."))
         return
+    # Of two passes, where they were made: that file holds all that one pass gives.
     statistics = ActivationStatistics.load(found[-1])
     shapes = statistics.shapes()
     total = shapes.word.numel()
     counts = Counter(SHAPE_WORDS[code] for code in shapes.word.flatten().tolist())
     unresolved = counts["unresolved"]
+    # NaN compares false, so constant neurons are in the total and never among the far ones.
     far = float((shapes.mean_to_peak_over_sigma > 0.5).double().mean())
     off = float((shapes.peak_over_sigma > 0.5).double().mean())
     page.add(
@@ -122,7 +125,9 @@ def _add_inputs(page: Page, results: Results) -> None:
     """The paper's Table 3."""
     rows, left = [], 0
     seen: Counter[tuple[str, str]] = Counter()
+    # Files are named by digests: unsorted, chance would choose the seeds that are shown.
     for drawn in sorted(results.folder.inputs(), key=lambda drawn: (drawn["kind"], drawn["seed"])):
+        # An input is kept before the cell it is for, so its group may have no finished cell.
         if drawn["group"] not in results.groups:
             continue
         kind = (drawn["group"], drawn["kind"])
@@ -148,6 +153,7 @@ def _add_settings(page: Page, results: Results) -> None:
     for group, label in results.groups.items():
         facts = results.facts(group)
         model = ModelRecord.from_dict(facts["model"])
+        # `frame` has groups by key; `ablated`, which figures take, has them by label.
         cells = results.frame[results.frame["group"] == group]
         rows.append(
             (
@@ -163,6 +169,7 @@ def _add_settings(page: Page, results: Results) -> None:
         )
     heads = ("model", "weights", "statistics of", "scores of", "predictions", "cells", "computing")
     page.add(Table(heads, tuple(rows)))
+    # Several of each: folders are merged by copying, so groups may come from different machines.
     versions: dict[str, set[str]] = {
         name: set() for name in ("ablation_lens", "python", "torch", "transformers", "transformer_lens")
     }
@@ -183,6 +190,7 @@ def _add_settings(page: Page, results: Results) -> None:
     failures = results.folder.failures()
     if failures:
         page.add(Heading("What failed"))
+        # A model that could not be loaded has failed without a cell.
         rows_failed = [(f["model"], f.get("cell", "–"), f"{f['error']}: {f['message']}") for f in failures]
         page.add(Table(("model", "cell", "error"), tuple(rows_failed)))
 
