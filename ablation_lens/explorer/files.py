@@ -25,7 +25,7 @@ def explore_files(
 
     `examples` loads the model the file names, and looks through the documents it was collected over.
     """
-    require_target(html, statistics, compare)
+    require_target(html, statistics, compare, results)
     loaded = ActivationStatistics.load(statistics)
     second = None if compare is None else ActivationStatistics.load(compare)
     options: dict[str, Any] = {}

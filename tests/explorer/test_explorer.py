@@ -26,7 +26,7 @@ from ablation_lens.explorer.packing import (
     slider_widths,
     unpack_counts,
 )
-from ablation_lens.measure.contexts import Example
+from ablation_lens.measure.contexts import Example, striking_neurons
 from ablation_lens.neurons.histogram import NeuronHistogram
 from ablation_lens.neurons.peaks import naive_peak
 from ablation_lens.palette import DARK_METHOD_COLORS, METHOD_COLORS

@@ -132,3 +132,11 @@ def test_bad_requests_for_pages_are_one_line_exit_code_two_and_no_file(command, 
     places = [tmp_path / each if str(each).endswith(".html") else each for each in places]
     require_refused(command("explore", *places), message)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_page_never_replaces_a_file_of_the_results_it_reads(command, files, tmp_path):
+    cell = tmp_path / "cell"
+    cell.write_text("precious")
+    answer = command("explore", files / "first.safetensors", "--html", cell, "--results", tmp_path)
+    require_refused(answer, f"is a file of {re.escape(str(tmp_path))}, which is read")
+    assert cell.read_text() == "precious"
