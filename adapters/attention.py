@@ -67,13 +67,16 @@ class HookedEncoderAttention(nn.Module):
         if visible is not None:
             scores = scores.masked_fill(~visible, -torch.inf)
         scores = self.hook_attn_scores(scores)
+        # In float32, as in the eager attention of Hugging Face's ViT.
         pattern = F.softmax(scores, dim=-1, dtype=torch.float32).to(value.dtype)
+        # A row without visible keys is 0/0; hooks see zeros there.
         pattern = self.hook_pattern(torch.where(torch.isnan(pattern), 0.0, pattern))
         return pattern @ value
 
     @property
     def W_Q(self) -> Float[Tensor, "head d_model d_head"]:
         """Query weights."""
+        # A Linear's weight is [out in]: heads are in its rows, here and below, and in the columns for W_O.
         return rearrange(self.query.weight, "(head dim) model -> head model dim", head=self.n_heads)
 
     @property
@@ -120,6 +123,7 @@ def _attend_fused(query: Tensor, key: Tensor, value: Tensor, visible: Tensor | N
 
 def bias_of(linear: nn.Linear) -> Float[Tensor, " out"]:
     """The Linear's bias; zeros where it has none."""
+    # Without a bias this is a new tensor: to write into it changes nothing in the model.
     return linear.bias if linear.bias is not None else linear.weight.new_zeros(linear.out_features)
 
 

@@ -120,7 +120,7 @@ class HookedEncoderBlock(nn.Module):
         self.hook_mlp_out = HookPoint()
         self.hook_resid_post = HookPoint()
         if cfg.post_norm:
-            self.hook_normalized_resid_post = HookPoint()
+            self.hook_normalized_resid_post = HookPoint()  # as in TransformerLens' BertBlock: after the last norm
 
     def forward(
         self, residual: Float[Tensor, "batch pos d_model"], visible: Bool[Tensor, "batch 1 1 pos"] | None
@@ -133,6 +133,7 @@ class HookedEncoderBlock(nn.Module):
         mlp_out = self.hook_mlp_out(self.mlp(normalized))
         if not self.post_norm:
             return self.hook_resid_post(residual + mlp_out)
+        # Post-LN: the normalised stream goes on, so the sum starts from it and not from hook_resid_mid.
         residual = self.hook_resid_post(normalized + mlp_out)
         return self.hook_normalized_resid_post(self.ln2(residual))
 
@@ -186,6 +187,7 @@ class HookedEncoder(HookedRootModule):
                     f"attention_mask has shape {tuple(attention_mask.shape)}, "
                     f"the input {tuple(residual.shape[:2])}; they must agree."
                 )
+            # A mask that hides nothing is left out: not every fused kernel takes one.
             if not bool(attention_mask.all()):
                 visible = attention_mask.to(residual.device, torch.bool)[:, None, None, :]
         for block in list(self.blocks)[:stop_at_layer]:
@@ -203,7 +205,7 @@ class HookedEncoder(HookedRootModule):
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
         """As `nn.Module.to`; `cfg.device` and `cfg.dtype` follow."""
-        kwargs.pop("print_details", None)
+        kwargs.pop("print_details", None)  # HookedTransformer.to takes it, nn.Module.to does not
         super().to(*args, **kwargs)
         weight = next(self.parameters())
         self.cfg.device, self.cfg.dtype = weight.device, weight.dtype

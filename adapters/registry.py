@@ -40,6 +40,7 @@ def register(*model_types: str, auto_class: str) -> Callable[[Adapter], Adapter]
 
     def decorate(adapter: Adapter) -> Adapter:
         for model_type in model_types:
+            # A later registration replaces an earlier one, so a user's class can take over a family of ours.
             _FAMILIES[model_type] = Family(model_type, auto_class, adapter)
         return adapter
 

@@ -77,6 +77,7 @@ class HookedRoberta(HookedEncoder):
         self.hook_pos_embed = HookPoint()
         self.hook_token_type_embed = HookPoint()
         self.hook_full_embed = HookPoint()
+        # After the last HookPoint: TransformerLens collects their names now, and finds none that come later.
         self.setup()  # type: ignore[no-untyped-call]
 
     def forward(
@@ -118,8 +119,10 @@ class HookedRoberta(HookedEncoder):
     ) -> Float[Tensor, "batch pos d_model"]:
         """Word, position and token-type embeddings, normalised."""
         real = tokens != self.pad_token_id
+        # Padding stays at the padding id; real tokens count from the next one, wherever the padding is.
         positions = torch.cumsum(real, dim=1) * real + self.pad_token_id
         types = torch.zeros_like(tokens) if token_type_ids is None else token_type_ids.to(tokens.device)
+        # Types before positions, as in Hugging Face: float sums depend on the order.
         embedded = self.hook_embed(self.token_embedding(tokens)) + self.hook_token_type_embed(
             self.token_type_embedding(types)
         )

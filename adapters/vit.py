@@ -37,6 +37,7 @@ class HookedViT(HookedEncoder):
             EncoderConfig(
                 n_layers=config.num_hidden_layers,
                 n_heads=config.num_attention_heads,
+                # Module names of recent transformers; 4.x has `encoder.layer`, and other names in it.
                 d_head=body.layers[0].attention.head_dim,
                 d_model=config.hidden_size,
                 d_mlp=config.intermediate_size,
@@ -74,6 +75,7 @@ class HookedViT(HookedEncoder):
         self.hook_embed = HookPoint()  # [batch pos d_model], CLS first
         self.hook_pos_embed = HookPoint()  # [1 pos d_model]
         self.hook_full_embed = HookPoint()  # [batch pos d_model]
+        # After the last HookPoint: TransformerLens collects their names now, and finds none that come later.
         self.setup()  # type: ignore[no-untyped-call]
 
     def forward(

@@ -22,9 +22,9 @@ class _Commands(typer.core.TyperGroup):
     def invoke(self, ctx: Any) -> Any:  # a context of click, or of the copy that typer brings along
         try:
             return super().invoke(ctx)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt:  # typer itself would end without a word
             _errors.print("interrupted; run the same command again to go on.", soft_wrap=True)
-            raise typer.Exit(130) from None
+            raise typer.Exit(130) from None  # 128 + SIGINT, as in shells
 
 
 app = typer.Typer(
@@ -108,7 +108,9 @@ def collect(
     from ablation_lens.sites import Site
     from ablation_lens.tasks.tasks import task_for
 
+    # Wrong names and paths are refused before the model is loaded, which takes long.
     where = choose(site, {member.value: member for member in Site}, "site")
+    # A hub id is not a path here, so it is passed over.
     require_target(out, *(Path(given).expanduser() for given in (model, corpus, labels) if given is not None))
     loaded = load_model(model, dtype=dtype, device=device)
     options: dict[str, Any] = {} if labels is None else {"labels": labels}
@@ -118,6 +120,7 @@ def collect(
         statistics = collection.collect(loaded, plan, site=where, bins=bins, passes=passes, include_bos=bos)
     except collection.CollectionInterrupted as interruption:
         if interruption.statistics is not None:
+            # Not `out` itself: an earlier run may have saved a whole file there.
             partial = out.with_suffix(f".partial{out.suffix}")
             interruption.statistics.save(partial)
             _errors.print(f"interrupted; {interruption.statistics!r} is in {partial}", markup=False, soft_wrap=True)
@@ -210,5 +213,6 @@ def run() -> None:
     try:
         app()
     except (AblationLensError, OSError) as error:
+        # markup=False, or rich would read [brackets] in a message as style; soft_wrap, or it would break paths.
         _errors.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
         sys.exit(2)

@@ -47,6 +47,7 @@ def study(
     from ablation_lens.study.study import Study
 
     changes: dict[str, Any] = {
+        # An option that was not given must not replace what the preset says: None is dropped below.
         "models": models or None,
         "methods": methods or None,
         "fractions": None if fractions is None else _numbers(fractions, "fractions", float),
@@ -74,10 +75,12 @@ def study(
         raise AblationLensError("say what to study: --preset tiny, --model tiny-opt, or a TOML file.")
     corpora = {kind: name for kind, name in (("text", text), ("image", image)) if name is not None}
     if corpora:
+        # Not among `changes`, where --text alone would replace the whole table of a TOML file.
         settings = settings.with_corpora(corpora)
     try:
         results = settings.run(out)
     except KeyboardInterrupt as interruption:
+        # Ctrl-C before the first model, or after the last cell, is a plain KeyboardInterrupt without a text.
         told = str(interruption) or f"interrupted: what is done is in {out}. Run the same again to go on."
         _errors.print(told, markup=False, soft_wrap=True)
         raise typer.Exit(130) from None
@@ -120,9 +123,10 @@ def table(
         print_table(results, Console(), wanted)
     else:
         made = make_table2(results, wanted)
+        # A file has no width to fit a table into, so it gets Markdown. The other formats are Table2's methods.
         content = made.markdown() if form == "text" else getattr(made, form)()
         if out is None:
-            typer.echo(content)
+            typer.echo(content)  # not by rich, which would break long lines
         else:
             with writing(out.parent):
                 write_text(out, content + "\n")

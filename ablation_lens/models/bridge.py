@@ -23,6 +23,7 @@ def load_bridge(
     checkpoint: Checkpoint, architecture: str, device: torch.device, dtype: torch.dtype, attention: str
 ) -> tuple[Any, str]:
     """The model, and the digest of its weights."""
+    # Eager, as Hugging Face's SDPA returns no pattern for the bridge's hooks to show.
     hf_model = load_weights(checkpoint, "AutoModelForCausalLM", device=device, dtype=dtype, attention="eager")
     digest = weights_digest(hf_model)
     return _bridge(checkpoint, architecture, hf_model, attention), digest
@@ -72,6 +73,7 @@ def _embedding_parked(hf_model: Any) -> Iterator[None]:
     try:
         yield
     finally:
+        # The same Parameter object, which a tied lm_head has held all the time.
         embedding.weight = weight
 
 
@@ -92,8 +94,10 @@ def enable_bridge_attention(model: Any, hf_model: Any) -> None:
 
     # Additive registrations under a name of our own: other models in the process are not touched.
     AttentionInterface.register(_NAME, _attend)
+    # Without a mask function of this name transformers makes no mask at all, and padding would be attended to.
     AttentionMaskInterface.register(_NAME, sdpa_mask)
     for block in model.blocks:
+        # In a tuple: bare hook points would be registered as submodules a second time.
         block.attn.original_component.bridge_hooks = (block.attn.hook_attn_scores, block.attn.hook_pattern)
     hf_model.set_attn_implementation(_NAME)
 
@@ -109,6 +113,7 @@ def _attend(
 ) -> tuple[Tensor, None]:
     """Hugging Face's attention interface: [batch head pos dim] in, [batch pos head dim] out."""
     hook_scores, hook_pattern = module.bridge_hooks
+    # sdpa_mask leaves the mask out where is_causal says the same, and for a single query, which sees all keys.
     causal = attention_mask is None and query.shape[2] > 1
     if not listening(hook_scores, hook_pattern):
         visible = attention_mask
@@ -123,7 +128,9 @@ def _attend(
         if visible is not None:
             scores = scores.masked_fill(~visible, -torch.inf) if visible.dtype == torch.bool else scores + visible
         scores = hook_scores(scores)
+        # In float32, as in OPT's eager attention: half precision must give what Hugging Face gives.
         pattern = F.softmax(scores, dim=-1, dtype=torch.float32).to(value.dtype)
+        # A row that sees no key is 0/0; hooks see zeros there.
         z = hook_pattern(torch.where(torch.isnan(pattern), 0.0, pattern)) @ value
     if attention_mask is not None and attention_mask.dtype == torch.bool:
         z = z.masked_fill(~attention_mask.any(-1, keepdim=True), 0.0)

@@ -77,6 +77,7 @@ def find_checkpoint(name: str | os.PathLike[str], revision: str | None = None) -
     if text in zoo.NAMES:
         return Checkpoint(text, str(zoo.folder(text)), None, _read_config(zoo.folder(text)), local=True)
     folder = Path(text).expanduser()
+    # An empty name must not come here: Path("") is the current folder.
     if text and folder.is_dir():
         return Checkpoint(str(folder), str(folder), None, _read_config(folder), local=True)
     if text and folder.exists():
@@ -96,6 +97,7 @@ def _hub_checkpoint(name: str, revision: str | None) -> Checkpoint:
     commit, reason, reachable = revision, "", True
     try:
         # One question first: from_pretrained alone retries for half a minute when there is no network.
+        # The commit holds for config, weights and tokenizer, also if the repository moves on while they are read.
         commit = HfApi().model_info(name, revision=revision, timeout=15).sha
     except HFValidationError as error:
         raise ModelError(f"{name!r} is neither a folder here nor a hub id like facebook/opt-1.3b.") from error
@@ -103,12 +105,14 @@ def _hub_checkpoint(name: str, revision: str | None) -> Checkpoint:
         reason, reachable = _first_line(error), False
     try:
         with quiet():
+            # Out of reach, the cache alone is asked: the hub would be tried again, with all retries.
             config = AutoConfig.from_pretrained(name, revision=commit, local_files_only=not reachable)
     except Exception as error:  # hub, OS and config validation errors alike
         raise ModelError(
             f"{name!r} is not a folder here{_nearest_zoo_name(name)}, and the hub did not serve it "
             f"({reason or _first_line(error)}). {_OFFLINE_HINT}."
         ) from error
+    # From the cache, only the config says which commit it is of.
     return Checkpoint(name, name, commit or getattr(config, "_commit_hash", None), config, local=False)
 
 
@@ -203,6 +207,7 @@ def load_tokenizer(checkpoint: Checkpoint) -> Any:
     from transformers import AutoTokenizer
 
     names = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
+    # By the files, as transformers' errors do not tell a missing tokenizer from a broken one.
     if checkpoint.local and not any((Path(checkpoint.source) / name).is_file() for name in names):
         return None
     try:
@@ -243,6 +248,7 @@ def weights_digest(model: torch.nn.Module) -> str:
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
         flat = tensor.detach().reshape(-1) if tensor.is_contiguous() else tensor.detach().flatten()
         step = max(1, flat.numel() // 64)
+        # Sampled before it is moved and widened. float64 holds every float type exactly, and NumPy has no bfloat16.
         digest.update(flat[::step].to("cpu", torch.float64).numpy().tobytes())
     return digest.hexdigest()[:16]
 

@@ -135,7 +135,8 @@ def _attention_applies(attn: Any, inputs: tuple[Tensor, Tensor, Tensor], attenti
         or attn.q_norm is not None
         or attn.k_norm is not None
         or listening(attn.hook_attn_scores, attn.hook_pattern)
-        or device.type == "mps"
+        or device.type == "mps"  # stock works around an error of torch's F.linear there
+        # Stock moves tensors between devices; this path does not.
         or any(x.device != device or x.shape != inputs[0].shape for x in inputs)
         or (attention_mask is not None and attention_mask.device != device)
         or (rotary and attn.rotary_cos.device != device)
@@ -166,6 +167,7 @@ def _attention_forward(
     if past_kv_cache_entry is not None:
         offset = past_kv_cache_entry.past_keys.size(1)
         k, v = past_kv_cache_entry.append(k, v)
+    # SDPA would take them without a word, and align its causal mask with the first key.
     if q.shape[1] + offset != k.shape[1]:
         raise ModelError(
             f"got {q.shape[1]} queries after {offset} cached positions but {k.shape[1]} keys; "
@@ -173,10 +175,12 @@ def _attention_forward(
         )
     if attn.cfg.positional_embedding_type == "rotary":
         q = attn.hook_rot_q(rotate(attn, q, offset, padding))
+        # The cache holds keys before their rotation, so all of them are rotated from position 0.
         k = attn.hook_rot_k(rotate(attn, k, 0, padding))
 
     z = attend(attn, q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), padding)
     z = attn.hook_z(z.transpose(1, 2))
+    # [head d_head d_model] as [(head d_head) d_model]: a view of Hugging Face's weights and of TransformerLens' own.
     matrix = attn.W_O.reshape(-1, attn.W_O.shape[-1])
     return F.linear(z.to(matrix.dtype).reshape(*z.shape[:2], -1), matrix.T, attn.b_O)
 
@@ -210,11 +214,11 @@ def _block_forward(
     attn_out = block.hook_attn_out(attn_out)
     resid_pre = resid_pre.to(attn_out.device)
     resid_mid = resid_pre + attn_out
-    if not cfg.parallel_attn_mlp:
+    if not cfg.parallel_attn_mlp:  # blocks with parallel branches have no hook_resid_mid
         resid_mid = block.hook_resid_mid(resid_mid)
     mlp_in = resid_pre if cfg.parallel_attn_mlp else resid_mid
     if cfg.use_hook_mlp_in:
-        mlp_in = block.hook_mlp_in(mlp_in.clone())
+        mlp_in = block.hook_mlp_in(mlp_in.clone())  # a hook may write into it, and the stream is needed below
     mlp_out = block.apply_mlp(block.ln2(mlp_in))
     return block.hook_resid_post(resid_mid + mlp_out)
 
@@ -225,6 +229,7 @@ def _fused(norm: Any, x: Float[Tensor, "*batch d"], kernel: Callable[..., Tensor
     unlike = [p for p in parameters if p is not None and (p.dtype != x.dtype or p.device != x.device)]
     if unlike or x.dtype != norm.cfg.dtype or listening(*norm._modules.values()):
         return _stock(norm, x)
+    # LayerNormPre and RMSNormPre have no parameters: both kernels take None for them.
     return kernel(x, x.shape[-1:], *parameters, eps=norm.eps)
 
 
@@ -241,6 +246,7 @@ def _rms_norm_forward(norm: Any, x: Float[Tensor, "*batch d"]) -> Float[Tensor, 
 def _gated_mlp_forward(mlp: Any, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
     if mlp.cfg.is_layer_norm_activation() or mlp.W_gate.device != x.device:
         return _stock(mlp, x)
+    # A view: stock's .contiguous() copies the matrix at every call, unless it lies as Hugging Face loaded it.
     pre = mlp.hook_pre(F.linear(x, mlp.W_gate.T))
     linear = mlp.hook_pre_linear(F.linear(x, mlp.W_in.T))
     post = mlp.hook_post(torch.addcmul(mlp.b_in, mlp.act_fn(pre), linear))
@@ -294,7 +300,7 @@ def _make_mask(
 ) -> tuple[Float[Tensor, "#batch 1 query key"], Bool[Tensor, "#batch 1 query 1"] | None]:
     """What SDPA adds to the scores, and the rows that see nothing at all, if any."""
     key = torch.arange(n_key, device=like.device)
-    query = key[n_key - n_query :, None]
+    query = key[n_key - n_query :, None]  # queries are the last positions; what lies before them is cached
     visible = key <= query
     if window is not None:
         visible = visible & (key > query - window)
@@ -324,6 +330,8 @@ def attend(
     # As in stock, a bidirectional model looks at padding too, and knows no window.
     causal = (attn._attention_dir_override or attn.cfg.attention_dir) == "causal"
     bias, blind = None, None
+    # Without a mask is_causal does: SDPA aligns it with the first key, which is right if nothing is cached. A single
+    # query sees every key.
     if causal and (window is not None or padding is not None or n_query not in (1, n_key)):
         signature = ("mask", n_query, n_key, window, q.dtype, q.device)
         bias, blind = _once(padding, signature, lambda: _make_mask(n_query, n_key, window, padding, q))
@@ -338,7 +346,7 @@ def attend(
         v,
         attn_mask=bias,
         is_causal=causal and bias is None and n_query > 1,
-        scale=1 / float(attn.attn_scale),
+        scale=1 / float(attn.attn_scale),  # TransformerLens divides by it; it may hold the layer's number, too
         enable_gqa=grouped,
     )
     return z if blind is None else z.masked_fill(blind, 0)
@@ -373,7 +381,9 @@ def rotate(
     if padding is not None:
         ids: Any = importlib.import_module("transformer_lens.utilities").get_offset_position_ids
         positions = _once(padding, ("positions", offset), lambda: ids(offset, padding))
+    # [pos 1 dim], or [batch pos 1 dim] with padding: one angle for all heads.
     cos, sin = (table[positions][..., None, :] for table in (attn.rotary_cos, attn.rotary_sin))
+    # Dim i turns with dim i + half. In place only in `rotated`, which is new: x is what hooks have seen.
     half = size // 2
     rotated = x[..., :size] * cos
     rotated[..., :half].addcmul_(x[..., half:size], sin[..., :half], value=-1)

@@ -22,7 +22,9 @@ def load_hooked_transformer(
     """The model, and the digest of its weights."""
     _refuse_unsupported(checkpoint)
     cfg = _transformer_lens_config(checkpoint, architecture, device, dtype)
+    # Only now, as an unsupported model should be refused before gigabytes are read.
     hf_model = load_weights(checkpoint, "AutoModelForCausalLM", device=device, dtype=dtype)
+    # Of Hugging Face's tensors, as in bridge.py: one model has one digest under both majors.
     digest = weights_digest(hf_model)
     return _hooked_transformer(checkpoint, cfg, hf_model, attention), digest
 
@@ -43,6 +45,7 @@ def _transformer_lens_config(
 ) -> Any:
     from transformer_lens import loading_from_pretrained as loading
 
+    # With defaults (use_diff=False): TransformerLens reads values that a config.json may leave to its family.
     values = json.loads(checkpoint.config.to_json_string(use_diff=False)) | {"architectures": [architecture]}
     try:
         with _neutral_folder(values) as folder:
@@ -86,10 +89,11 @@ def _hooked_transformer(checkpoint: Checkpoint, cfg: Any, hf_model: Any, attenti
     with warnings.catch_warnings():
         # transformer-lens 3 announces on every construction that 4 has no such class.
         warnings.filterwarnings("ignore", message="HookedTransformer is deprecated", category=DeprecationWarning)
-        model = HookedTransformer(cfg, move_to_device=False)
+        model = HookedTransformer(cfg, move_to_device=False)  # these weights are replaced below
     # assign=True makes the model's parameters the Hugging Face tensors (or views of them): no second copy.
     model.load_state_dict(loading.fill_missing_keys(model, state), strict=False, assign=True)
     _move_rest(model, cfg.device)
+    # Again: assign=True gives the tensors the requires_grad of the parameters that they replace.
     model.requires_grad_(False)
     model.eval()
     tokenizer = load_tokenizer(checkpoint)

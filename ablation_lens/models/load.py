@@ -80,6 +80,7 @@ def load_model(
 
     checkpoint = find_checkpoint(name_or_folder, revision)
     family = adapters.families().get(checkpoint.model_type)
+    # `attention` is for causal models: the adapters' blocks choose by themselves, at every call.
     if family is not None:
         return _load_family(family, checkpoint, device=device, dtype=dtype)
     target = resolve_device(device)
@@ -170,6 +171,7 @@ def _load_causal(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtyp
     load = load_bridge if transformer_lens_major() >= 4 else load_hooked_transformer
     model, digest = load(checkpoint, architecture, device, dtype, attention)
     model.image_processor = None
+    # A second one, as TransformerLens gives the first one special tokens that it lacks.
     model.hf_tokenizer = load_tokenizer(checkpoint)
     model.record = ModelRecord.of_cfg(
         model.cfg, name=checkpoint.name, revision=checkpoint.revision, architecture=architecture, weights=digest

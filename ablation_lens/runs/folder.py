@@ -42,6 +42,7 @@ def key_of(facts: Mapping[str, Any]) -> str:
     >>> key_of({"a": 1, "b": 2}) == key_of({"b": 2, "a": 1})
     True
     """
+    # Order and spacing are fixed: another text of the same facts would be another key, and all would be measured again.
     text = json.dumps(facts, sort_keys=True, allow_nan=False, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:24]
 
@@ -75,6 +76,7 @@ class RunFolder:
             raise AblationLensError(f"{path} is a file; give a folder for the run.")
         marked = (path / MARKER).exists()
         if not marked and path.is_dir():
+            # A run that was killed before it wrote the marker left our parts and hidden files: those are not foreign.
             others = {entry.name for entry in path.iterdir() if not entry.name.startswith(".")} - {*PARTS, LOCKS}
             if others:
                 raise AblationLensError(
@@ -84,9 +86,11 @@ class RunFolder:
         with keeping(path):
             for name in PARTS:
                 (path / name).mkdir(parents=True, exist_ok=True)
+            # The marker comes last, so a folder that has one has every part.
             if not marked:
                 write_text(path / MARKER, _as_json({"format": FORMAT_VERSION}))
         for left in path.glob("*/.*tmp*"):  # by a process that was killed; another may still be at a younger one
+            # It may vanish between two calls: its writer finishes, or another process sweeps too.
             with suppress(OSError):
                 if time.time() - left.stat().st_mtime > ABANDONED:
                     left.unlink()
@@ -104,6 +108,7 @@ class RunFolder:
 
     def keys(self, part: str) -> list[str]:
         """The keys of all finished files of a part, in order."""
+        # pathlib's * matches hidden names too, such as the ._* files that macOS leaves on shared disks.
         return sorted(path.stem for path in (self.path / part).glob("[!.]*.safetensors"))
 
     def write(self, part: str, key: str, kind: str, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
@@ -121,6 +126,7 @@ class RunFolder:
         """`with folder.locked(key, wait=…) as mine`: whether nobody else, here or elsewhere, works on this key."""
         with ExitStack() as stack:
             with keeping(self.path):
+                # Only taking the lock is under `keeping`: an OSError of the work inside is not an error of this disk.
                 mine = stack.enter_context(self._locks.holding(key, wait=wait))
             yield mine
 
@@ -129,6 +135,7 @@ class RunFolder:
     def write_once(self, part: str, name: str, values: Mapping[str, Any]) -> None:
         """Keep values under a name of which they are the content: what is there already is the same."""
         path = self._json(part, name)
+        # Asked first, as a finished run may lie on a read-only disk. Two processes may both write here: the same bytes.
         if not path.exists():
             with keeping(self.path):
                 write_text(path, _as_json(values))
@@ -140,6 +147,7 @@ class RunFolder:
     def read_all(self, part: str, *needed: str) -> list[dict[str, Any]]:
         """Everything that `write_once` kept in a part, the oldest first."""
         found = (self.path / part).glob("[!.]*.json")
+        # Times can be equal, on a coarse clock or after a copy; the name then decides.
         paths = sorted(found, key=lambda path: (path.stat().st_mtime, path.name))
         return [_read_json(path, *needed) for path in paths]
 
@@ -188,6 +196,7 @@ def damaged(path: Path) -> FileFormatError:
 
 def plain_name(name: Any) -> str:
     """A name that a file gives to another, if it is one that we give: it goes into paths and pages."""
+    # fullmatch, as $ would let a final line feed through; ASCII, as \w would take letters of any script.
     if not isinstance(name, str) or not re.fullmatch(r"[\w-]+", name, re.ASCII):
         raise FileFormatError(
             f"{name!r}, which a file of the run folder refers to, is not a name that a study gives; take a copy of the "
@@ -199,7 +208,7 @@ def plain_name(name: Any) -> str:
 def _read_json(path: Path, *needed: str) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError) as error:  # ValueError is broken JSON and broken UTF-8 alike
         raise damaged(path) from error
     if not isinstance(values, dict) or not set(needed) <= set(values):
         raise damaged(path)

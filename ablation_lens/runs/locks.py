@@ -58,11 +58,13 @@ class KeyLocks:
     @contextmanager
     def holding(self, key: str, *, wait: bool) -> Iterator[bool]:
         """Hold the lock of `key` for the block, after waiting for it if asked to."""
+        # Seven bytes: file offsets are signed 64-bit numbers, and eight bytes could exceed them.
         byte = int.from_bytes(hashlib.sha256(key.encode()).digest()[:7], "big")
         while (place := self._take(byte)) is None:
             if not wait:
                 yield False
                 return
+            # Polled: a lockf that waits would hold _mutex meanwhile, and would not wait for a thread of this process.
             time.sleep(_WAIT)
         try:
             yield True
@@ -74,8 +76,11 @@ class KeyLocks:
         if not self.path.exists():
             self.path.touch()
         status = self.path.stat()
+        # The process is part of it: a fork copies `_files`, but the system gives a child none of the locks.
         place = (os.getpid(), status.st_dev, status.st_ino)
         with _mutex:
+            # A bare setdefault would open the file every time, and closing that second descriptor frees all locks.
+            # O_RDWR, as an exclusive lockf needs a descriptor that is open for writing.
             file = _files.get(place) or _files.setdefault(place, _LockFile(os.open(self.path, os.O_RDWR)))
             if byte not in file.held and self._lock(file.descriptor, byte):
                 file.held.add(byte)
@@ -100,13 +105,13 @@ class KeyLocks:
             return True
         try:
             fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, byte)
-        except (BlockingIOError, PermissionError):
+        except (BlockingIOError, PermissionError):  # a lock that is taken is EAGAIN on some systems, EACCES on others
             return False
         except OSError as error:
             self._lockless = True
             warnings.warn(
                 f"the file system of {self.path.parent} has no locks ({error.strerror}): processes that share "
                 "this folder may compute the same cells twice. Results are the same.",
-                stacklevel=5,
+                stacklevel=5,  # after _lock, _take, holding and contextlib's __enter__
             )
         return True

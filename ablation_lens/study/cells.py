@@ -27,6 +27,7 @@ def plain_share(share: float) -> float:
     >>> 3 * 0.1, plain_share(3 * 0.1)
     (0.30000000000000004, 0.3)
     """
+    # The fraction is in every key: a different last bit would be another cell, and a frame would not find it.
     return round(float(share), 12)
 
 
@@ -46,6 +47,7 @@ class Cell:
     @property
     def facts(self) -> dict[str, Any]:
         """What tells the cells of a group apart, as plain JSON values: a part of the cell's key and header."""
+        # What stands here goes into the key: another name or format makes every finished cell a new one.
         method = BASELINE if self.method is None else self.method.label
         return {"method": method, "fraction": self.fraction, "seed": self.seed}
 
@@ -62,6 +64,7 @@ class StudyFolder(RunFolder):
             "predictions": score.predictions_per_document,
         }
         self.write("cells", key, KIND, {**header, "splits": score.splits}, tensors)
+        # After the cell: a run that is killed in between keeps both; the other order could lose both.
         self.forget_failure(key)
 
     def read_cell(self, key: str) -> tuple[dict[str, Any], Score]:

@@ -34,6 +34,7 @@ _DIFFERENCES: tuple[Callable[[Mapping[str, Any]], str], ...] = (
 
 def _shared(group: Mapping[str, Any]) -> Any:
     shared = group["facts"]["shared_input"]
+    # `is`, as a seed of 0 equals False. (Early files say False where None stands now.)
     return None if shared is False else shared
 
 
@@ -59,12 +60,15 @@ def label_groups(groups: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
 def _further(groups: Mapping[str, Mapping[str, Any]]) -> Iterator[Callable[[Mapping[str, Any]], str]]:
     """A difference for every single value in the groups' files, named by where it stands."""
     flat = [dict(_leaves(group)) for group in groups.values()]
+    # Sorted, as a set of strings has another order in every process.
     for place in sorted({place for leaves in flat for place in leaves}):
         if len({str(leaves.get(place)) for leaves in flat}) > 1:
             yield partial(_say, place)
 
 
 def _say(place: tuple[str, ...], group: Mapping[str, Any]) -> str:
+    # KeyError where this group has no such value; `_told_apart` passes over that. Two long values may be cut to the
+    # same text; then the groups' keys tell them apart.
     return f"{' '.join(place)} {str(dict(_leaves(group))[place])[:12]}"
 
 
@@ -85,6 +89,7 @@ def _told_apart(groups: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
             with suppress(KeyError, TypeError, ValueError):  # written by an earlier version, or by hand
                 texts[key] = difference(group)
         further = {key: ", ".join(filter(None, (told[key], texts.get(key)))) for key in groups}
+        # A difference is said only if it splits groups that were still alike: labels stay short.
         if len(set(further.values())) > len(set(told.values())):
             told = further
     same = Counter(told.values())

@@ -28,6 +28,7 @@ class Method:
     """
 
     name: str
+    # A dict has no hash. Without it, equal methods still hash alike, by their names.
     parameters: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
@@ -36,6 +37,7 @@ class Method:
                 raise MismatchError(f"{self.name} takes no parameters, got {', '.join(self.parameters)}.")
             return
         if self.name not in centers.names():
+            # This always raises: it names the nearest of all methods, those of resampling included.
             require_known(self.name, names(), "method")
         centers.require_parameters(self.name, self.parameters)
 
@@ -51,6 +53,7 @@ were collected. Collect with more to see finer.
         if self.draws or not (self.parameters or centers.is_ours(self.name)):
             return
         values = torch.linspace(-1e4, 1e4, 99).view(-1, 1, 1, 1)
+        # Two passes, or the trimmed peak would have no histogram to be tried on.
         neuron = ActivationStatistics.of_values(values, bins=bins, passes=2)
         try:
             centers.center(self.name, neuron, **self.parameters)
@@ -72,6 +75,7 @@ were collected. Collect with more to see finer.
             if key in parameters:
                 raise MismatchError(f"{text!r} gives {key} twice; give it once.")
             try:
+                # 64 must stay an int, as 64.0 has another label, and so other keys.
                 parameters[key] = int(value) if value.lstrip("+-").isdigit() else float(value)
             except ValueError:
                 sign = ""
@@ -82,6 +86,7 @@ were collected. Collect with more to see finer.
     @property
     def label(self) -> str:
         """How people and tables write it."""
+        # Part of every key: sorted, so that the order of parameters does not matter; repr reads back exactly.
         return " ".join([self.name, *(f"{key}={value!r}" for key, value in sorted(self.parameters.items()))])
 
     @property

@@ -44,6 +44,7 @@ def load_model_run(study: "Study", name: str, folder: StudyFolder) -> "ModelRun"
     sizes = (study.collect_images, study.evaluate_images) if image else (study.collect_tokens, study.evaluate_tokens)
     collected = _plan(study, task, "collect", sizes[0], "all")
     scored = _plan(study, task, "evaluate", sizes[1], study.count)
+    # run.py asks this before anything is loaded, but cannot for models on the hub: their task is known only now.
     if not any(Method.parse(method).suits(task.name) for method in study.methods):
         raise MismatchError(f"{', '.join(study.methods)} cannot be applied to {name}, a model for {task.name}.")
     return ModelRun(study, name, folder, model, task, collected, scored)
@@ -52,6 +53,7 @@ def load_model_run(study: "Study", name: str, folder: StudyFolder) -> "ModelRun"
 def _plan(study: "Study", task: Task, split: str, size: int | None, count: str) -> BatchPlan:
     unit = task.unit
     wanted = size or paper.SIZES[unit]
+    # A corpus that is too small is an error below where a size was asked for; otherwise what there is will do.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", CorpusSizeWarning)
         plan = task.batches(
@@ -107,7 +109,9 @@ class ModelRun:
             "site": study.site,
             # A shared input is the first seed's: with other seeds it is another one.
             "shared_input": study.seeds[0] if study.shared_input else None,
+            # A causal model writes its own text: its cells do not depend on the generator.
             "generator": study.generator if self.task.name == "masked-lm" else None,
+            # Without its number, so that cuda:1 goes on with what cuda:0 began.
             "device": torch.device(self.model.cfg.device).type,
             # Python itself changes no number, and what it brings along is in the plans' digests.
             "versions": {**Versions.current().to_dict(), "python": None},
@@ -123,6 +127,7 @@ class ModelRun:
         return key_of({"group": self.group, **cell.facts})
 
     def _statistics_key(self, passes: int) -> str:
+        # Not the whole group: what is scored, and the shared input, change no statistics, so such groups share a file.
         parts = ("model", "collect", "bins", "include_bos", "site", "device", "versions")
         return key_of({"passes": passes, **{part: self.facts[part] for part in parts}})
 
@@ -157,6 +162,8 @@ class ModelRun:
         self._write_group()
         failed: dict[str, Exception] = {}
         taken: list[Cell] = []
+        # The second round iterates over what the first appended. With wait=True a lock is always ours, so `taken` does
+        # not grow meanwhile.
         for wait, cells in ((False, self.cells), (True, taken)):
             for cell in cells:
                 key, what = self.key(cell), f"{self.name}: {cell}"
@@ -166,6 +173,7 @@ class ModelRun:
                         if not mine:
                             taken.append(cell)
                             continue
+                        # Asked again: another process may have finished it between the first question and the lock.
                         error = None if self.folder.has("cells", key) else self._measure(cell, key, shown)
                     if error is not None:
                         failed[what] = without_frames(error)
@@ -178,7 +186,7 @@ class ModelRun:
         try:
             ablation, origin = self._ablation(cell, shown)
             score = evaluate(self.model, self.scored, ablation)
-        except CannotWrite:
+        except CannotWrite:  # a full disk ends the study: the next cells would fail, too, and nothing can be recorded
             raise
         except Exception as error:
             self.folder.record_failure(key, {"model": self.name, "cell": str(cell)}, error)
@@ -204,6 +212,7 @@ class ModelRun:
     def _values_of(self, method: Method, seed: int | None, shown: CellProgress) -> tuple[Tensor, dict[str, Any]]:
         """What the neurons are set to, and where that is from."""
         drawn = (self.study.seeds[0] if self.study.shared_input else seed) if method.draws else None
+        # One seed per method is enough, as cells come seed by seed; those of all seeds would only take memory.
         held = self._values.get(method.label)
         if held is None or held[0] != drawn:
             if method.draws:
@@ -231,6 +240,7 @@ class ModelRun:
                     )
                 with keeping(self.folder.path):
                     statistics.save(path)
+        # Read back also by the process that wrote it: all compute from what the file holds.
         with mending():
             return ActivationStatistics.load(path)
 
@@ -239,7 +249,7 @@ class ModelRun:
         key = key_of({"group": self.group, "kind": kind, "seed": seed})
         with self.folder.locked(f"inputs {key}", wait=True):
             if not self.folder.has("inputs", key):
-                return self._drawn_anew(key, kind, seed)
+                return self._drawn_anew(key, kind, seed)  # with the values of this one run: no second one is needed
         # The same input for everybody who works in this folder, also where another machine would have drawn another.
         header, inputs = self.folder.read_input(key)
         return resampling.values_of(self.model, inputs, self.site), {"input": header["digest"]}
@@ -267,6 +277,7 @@ class ModelRun:
 def without_frames(error: Exception) -> Exception:
     """The error alone: what its frames hold is the model, which is to make room for the next."""
     link: BaseException | None = error
+    # An error raised from another keeps that one, and its frames, alive.
     while link is not None:
         link.__traceback__, link = None, link.__cause__ or link.__context__
     return error

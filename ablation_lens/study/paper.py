@@ -11,6 +11,7 @@ from pathlib import PurePath
 from types import MappingProxyType
 from typing import Any
 
+# Divided, not multiplied: 3 * 0.1 is not 0.3, and fractions are in keys.
 FRACTIONS = tuple(tenth / 10 for tenth in range(1, 11))
 SEEDS = (42, 123, 456)
 SIZES: Mapping[str, int] = MappingProxyType({"tokens": 100_000, "images": 1000})
@@ -99,6 +100,7 @@ def published(model: str, metric: str, method: str, fraction: float) -> tuple[fl
     table = _table()
     table = table[table["metric"] == {"top1": "top1", "cross_entropy": "ce"}[metric]]
     baseline = table.loc[table["method"] == "baseline", column].iloc[0]
+    # The table counts in whole percent, and 100 * 0.29 is 28.999…
     found = table.loc[(table["method"] == method) & (table["pruned"] == round(100 * fraction)), column]
     if found.empty or pd.isna(found.iloc[0]):
         return None

@@ -62,6 +62,7 @@ class Results:
             warnings.warn(f"left out of the results: {self.unreadable[0]}{more}", UnreadableCell, stacklevel=3)
         order = {name: place for place, name in enumerate(self._model_order())}
         frame = pd.DataFrame(rows).set_index("key")
+        # The nullable Int64: with a seed missing, pandas would make floats of all, and 42 would become 42.0.
         frame["seed"] = frame["seed"].astype("Int64")
         methods = {name: place for place, name in enumerate(dict.fromkeys([BASELINE, *self._method_order()]))}
         frame = frame.assign(
@@ -118,6 +119,7 @@ class Results:
         return [name for study in self.folder.studies() for name in study["methods"]]
 
     def _with_baselines(self, frame: pd.DataFrame) -> pd.DataFrame:
+        # pandas takes missing seeds for equal here, so two cells at 100 % are found as well.
         twice = frame[frame.duplicated(["group", "method", "fraction", "seed"], keep=False)]
         if len(twice):
             row = twice.iloc[0]
@@ -126,6 +128,7 @@ class Results:
                 f"{row['fraction']:g}; delete one of {', '.join(twice.index[:2])}."
             )
         baselines = frame[frame["method"] == BASELINE].set_index("group")[list(METRICS)].add_prefix("baseline_")
+        # A left join: where a group's baseline failed, its cells stay, with NaN. No other group's will do.
         return frame.join(baselines, on="group")
 
     @property
@@ -152,12 +155,14 @@ class Results:
         """How much two methods differ, paired by mask and document."""
         one, two = (self._of(group, method, fraction) for method in (first, second))
         drawn = [set(rows["seed"].dropna()) for rows in (one, two)]
+        # An empty set is a value without seeds (100 %): broadcasting below sets it against every seed of the other.
         if all(drawn):
             common = drawn[0] & drawn[1]
             one, two = (rows[rows["seed"].isin(common)] for rows in (one, two))
         if one.empty or two.empty:
             raise MismatchError(f"{first} and {second} have no seed in common at {100 * fraction:g} %.")
         sums = np.broadcast_arrays(self._sums(one, metric), self._sums(two, metric))
+        # One cell speaks for all: those of a group have one plan, and so the same predictions per document.
         predictions = self._scores[str(one.index[0])].predictions_per_document.numpy()
         interval = difference(sums[0], sums[1], predictions)
         # Where every neuron is ablated there is one mask, and nothing that the interval is conditional on.
@@ -166,6 +171,7 @@ class Results:
     def _of(self, group: str, method: str, fraction: float) -> pd.DataFrame:
         frame = self.frame
         chosen = (frame["group"] == group) & (frame["method"] == method) & (frame["fraction"] == plain_share(fraction))
+        # In the order of seeds: `difference` pairs the rows of two methods by their place.
         return frame[chosen].sort_values("seed")
 
     def summary(self, fractions: Sequence[float] | None = None) -> pd.DataFrame:
@@ -182,6 +188,7 @@ class Results:
                 here = frame[(frame["group"] == group) & (frame["fraction"] == fraction)]
                 if here.empty:
                     continue
+                # sort=False keeps the study's order of methods, which tables follow.
                 methods = {str(name): rows for name, rows in here.groupby("method", sort=False)}
                 best = {
                     "top1": max(methods, key=lambda name: methods[name]["top1"].mean()),

@@ -25,6 +25,7 @@ class StudyInterrupted(KeyboardInterrupt):
 
 def run_study(study: "Study", folder: str | Path, *, progress: bool = True) -> Results:
     """Measure the cells of `study` that `folder` lacks. What failed is in the results' `failed`."""
+    # Before the folder is made, so that a mistyped name leaves nothing.
     _require_possible(study)
     kept = StudyFolder.create(folder)
     settings = study.to_dict()
@@ -40,7 +41,7 @@ def run_study(study: "Study", folder: str | Path, *, progress: bool = True) -> R
                 key = key_of({"model": name})  # until it can be measured, by whatever settings
                 try:
                     model_run = load_model_run(study, name, kept)
-                except CannotWrite:
+                except CannotWrite:  # every other model would meet the same disk
                     raise
                 except Exception as error:
                     kept.record_failure(key, {"model": name}, error)
@@ -91,4 +92,5 @@ def _task_of(name: str) -> str | None:
 
 
 def _may_be_on_the_hub(name: str) -> bool:
+    # A folder of that name comes before the hub, as in find_checkpoint.
     return name.count("/") == 1 and not name.startswith((".", "~", "/")) and not Path(name).exists()

@@ -85,6 +85,7 @@ class Study:
     def __post_init__(self) -> None:
         for name, (possible, wanted) in _LISTS.items():
             given = getattr(self, name)
+            # A string is a sequence, too: models="tiny-opt" would be a model per letter.
             if isinstance(given, str) or not isinstance(given, Sequence):
                 raise MismatchError(f"{name}={given!r} must be a list.")
             if not given:
@@ -109,6 +110,7 @@ class Study:
         methods = [Method.parse(method) for method in self.methods]
         for method in methods:
             method.require_possible(self.bins)
+        # By label: "peak  bins=64" and "peak bins=64" are one method with one set of cells.
         object.__setattr__(self, "methods", tuple(dict.fromkeys(method.label for method in methods)))
 
     def to_dict(self) -> dict[str, Any]:
@@ -121,8 +123,10 @@ class Study:
         """The cells of a model of this task: the baseline first, and as soon as possible a bit of everything."""
         methods = [method for method in map(Method.parse, self.methods) if method.suits(task)]
         cells = [Cell(None, 0.0, None)]
+        # A fraction of 0 is the baseline, which is there already.
         partial = [fraction for fraction in self.fractions if 0 < fraction < 1]
         whole = [fraction for fraction in self.fractions if fraction == 1]
+        # Seeds outermost: the first one soon shows every fraction, and ModelRun keeps values of one seed only.
         for seed in self.seeds:
             cells += [Cell(method, fraction, seed) for fraction in partial for method in methods]
             cells += [Cell(method, fraction, seed) for fraction in whole for method in methods if self._differs(method)]
@@ -147,10 +151,12 @@ class Study:
         """
         require_known(name, paper.PRESETS, "preset")
         settings = {**paper.PRESETS[name], **changes}
+        # Dtypes of the preset's models that were replaced would be refused as unknown.
         if "dtype" not in changes and isinstance(settings["models"], Sequence):
             dtypes = paper.PRESETS[name].get("dtype", {})
             settings["dtype"] = {model: dtypes[model] for model in dtypes if model in settings["models"]} or None
         study = cls(**settings)
+        # Merged only after cls() has refused what is no table; a change of one kind keeps the preset's other.
         return study.with_corpora({**paper.PRESETS[name].get("corpora", {}), **study.corpora})
 
     @classmethod
@@ -161,7 +167,7 @@ class Study:
                 settings = tomllib.load(file)
         except OSError as error:
             raise AblationLensError(f"cannot read {path} ({error.strerror}).") from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:  # the second: bytes that are not UTF-8
             raise AblationLensError(f"{path} is not TOML ({error}).") from error
         preset = settings.pop("preset", None)
         names = [field.name for field in dataclasses.fields(cls)]
@@ -198,10 +204,12 @@ def _is_text(value: Any) -> bool:
 
 
 def _is_whole(value: Any) -> bool:
+    # For Python True is an Integral. Results keep seeds in 64 bits.
     return isinstance(value, Integral) and not isinstance(value, bool) and abs(int(value)) < 2**63
 
 
 def _is_share(value: Any) -> bool:
+    # NaN is neither above 0 nor below 1, so it is refused.
     return isinstance(value, Real) and not isinstance(value, bool) and 0 <= float(value) <= 1
 
 

@@ -68,6 +68,7 @@ class Table2:
         lines = [f"| {' | '.join(heads)} |", "|" + " --- |" * 2 + " ---: |" * len(self.groups)]
         for section, name, texts in self.texts():
             lines.append(f"| {section} | {for_markdown(name)} | {' | '.join(texts)} |")
+        # Two spaces end a line in Markdown; without them the notes become one paragraph.
         return "\n".join([*lines, "", *(f"{note}  " for note in self.notes)])
 
     def latex(self) -> str:
@@ -75,8 +76,10 @@ class Table2:
         heads = " & ".join(["", "", *map(for_latex, self.groups.values())])
         lines = [r"\begin{tabular}{ll" + "r" * len(self.groups) + "}", r"\toprule", heads + r" \\", r"\midrule"]
         for section, name, texts in self.texts(lambda text: rf"\textbf{{{text}}}", r"$\pm$"):
+            # The first section follows the head, which has its own rule: these four lines.
             if section and len(lines) > 4:
                 lines.append(r"\midrule")
+            # A bare % in "50 % ablated" would make the rest of the line a comment. Figures are LaTeX already.
             cells = [for_latex(section), for_latex(name), *(text.replace("†", r"$^\dagger$") for text in texts)]
             lines.append(" & ".join(cells) + r" \\")
         lines += [r"\bottomrule", r"\end{tabular}"]
@@ -151,6 +154,7 @@ def make_table2(results: Results, fractions: Sequence[float] = TABLE_FRACTIONS) 
         rows.append((metric, 0.0, "baseline", _baselines(summary, metric)))
         for fraction in sorted(set(summary["fraction"])):
             here = summary[summary["fraction"] == fraction]
+            # RS1 is two methods, random characters and random pixels. They share a row, as no model takes both.
             for name in sorted(dict.fromkeys(map(row_name, here["method"])), key=_row_order):
                 chosen = here[here["method"].map(row_name) == name]
                 rows.append(
@@ -168,6 +172,7 @@ def row_name(method: str) -> str:
 def _row_order(name: str) -> tuple[int, str]:
     """As in the paper, with the other methods between its three constants and resampling."""
     first = {"peak": 0, "mean": 1, "zero": 2}
+    # Sorting is stable, so the methods between, whose text here is empty, keep the study's order.
     return first.get(name, 4 if name in RESAMPLED.values() else 3), name if name in RESAMPLED.values() else ""
 
 
@@ -189,6 +194,7 @@ def _entry(row: Any, metric: str) -> Entry:
         as_best=bool(row[f"{metric}_as_best"]),
         change=ours - baseline,
         paper_change=None if printed is None else printed[1] - printed[0],
+        # `not … >` and not `<=`: a NaN, from a baseline that failed, must not get the dagger.
         comparable=printed is None or not abs(baseline / printed[0] - 1) > BASELINES_APART,
     )
 
@@ -224,6 +230,7 @@ def _notes(summary: pd.DataFrame, rows: Sequence[tuple[str, float, str, dict[str
 def _widest(texts: Sequence[str]) -> int:
     from rich.text import Text
 
+    # Cells of the terminal, not characters: markup takes none, an East Asian character two.
     return max(Text.from_markup(text).cell_len for text in texts)
 
 

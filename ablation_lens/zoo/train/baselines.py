@@ -39,7 +39,7 @@ def _interpolated(counts: Table, lower: Float[np.ndarray, "token"]) -> Table:
     discount = _discount(counts[counts > 0])
     totals = counts.sum(1, keepdims=True)
     kinds = (counts > 0).sum(1, keepdims=True)
-    seen = np.maximum(totals, 1)
+    seen = np.maximum(totals, 1)  # a context never seen: its row is `lower`, without 0/0
     free = np.where(totals > 0, discount * kinds / seen, 1.0)
     table: Table = np.maximum(counts - discount, 0) / seen + free * lower
     return table
@@ -66,6 +66,7 @@ class CountModel:
         left, middle, right = np.concatenate(triples, axis=1) if triples else np.zeros((3, 0), dtype=np.int64)
 
         pairs = np.zeros((vocabulary, vocabulary))
+        # add.at, as `pairs[first, second] += 1` counts a pair that comes again only once.
         np.add.at(pairs, (first, second), 1)
         counts = pairs.sum(0)
         counts[beginning] = 0
@@ -81,16 +82,18 @@ class CountModel:
         self._between = _ContextCounts(left * vocabulary + right, middle, vocabulary)
 
     def _base(self, kinds: Int[np.ndarray, "token"]) -> Float[np.ndarray, "token"]:
+        # One percent is left for the uniform end: a probability of 0 would cost infinitely many nats.
         share = 0.99 * kinds / max(1, kinds.sum())
         base: Table = share + (1 - share.sum()) / self._size
         return base
 
     def following(self, before: Tokens, last: Tokens) -> Float[np.ndarray, "position token"]:
         """P(token | the two tokens before it); either may be `UNSEEN`, which backs off."""
+        # UNSEEN is -1 and picks the last row here; `where` then puts the right one in its place.
         lower = np.where((before == UNSEEN)[:, None], self.bigram[last], self._lower_bigram[last])
         lower = np.where((last == UNSEEN)[:, None], self.unigram, lower)
         key = np.where((before == UNSEEN) | (last == UNSEEN), UNSEEN, before * self._size + last)
-        return self._trigram.interpolated(key, lower)
+        return self._trigram.interpolated(key, lower)  # UNSEEN is no context that was counted, so it stays `lower`
 
     def between(self, left: Tokens, right: Tokens) -> Float[np.ndarray, "position token"]:
         """P(token | both neighbours): their joint counts, backing off to P(token | left) · P(right | token)."""
@@ -121,6 +124,7 @@ class CountModel:
         """
         columns = []
         for ids, labels in rows:
+            # With two places in front, position i is seen[i + 2]; its neighbours are at i, i + 1 and i + 3.
             seen = np.concatenate([[UNSEEN, UNSEEN], np.where(ids == MASK, UNSEEN, ids), [UNSEEN]])
             chosen = np.flatnonzero(labels >= 0)
             columns.append(np.stack([seen[chosen], seen[chosen + 1], seen[chosen + 3], ids[chosen], labels[chosen]]))
@@ -129,6 +133,7 @@ class CountModel:
         def weighed(kind: str) -> Iterator[tuple[Table, Tokens]]:
             for part in _parts(target):
                 if kind == "unigram":
+                    # A copy, not a broadcast: `_knowing_shown` writes into it.
                     table = np.tile(self.unigram, (len(part), 1))
                 elif kind == "3-gram":
                     table = self.following(before[part], left[part])
@@ -152,6 +157,7 @@ class _ContextCounts:
     """Counts of tokens by context, stored sparsely and sorted by context."""
 
     def __init__(self, context: Tokens, token: Tokens, vocabulary: int) -> None:
+        # A cell is a number below vocabulary³, 8.6 · 10⁹ in the zoo: 64-bit ids are needed.
         cells, self._counts = np.unique(context * vocabulary + token, return_counts=True)
         self._contexts, self._tokens = cells // vocabulary, cells % vocabulary
         self._discount = _discount(self._counts)

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from ablation_lens.zoo.train.vocabulary import END, MASK, PAD, SPECIAL_TOKENS, START, VOCABULARY_SIZE
 
-IGNORED = -100
+IGNORED = -100  # what torch's cross_entropy leaves out by default
 MASKED_SHARE = 0.15
 
 
@@ -30,6 +30,7 @@ def packed_rows(
     for _ in range(rows):
         row: list[int] = []
         while len(row) < length:
+            # One draw more, or another order of draws, gives a seed other weights.
             document = documents[_below(len(documents), generator)]
             begin = _below(len(document) // 2 + 1, generator) if _below(2, generator) else 0
             row += [] if start is None else [start]
@@ -93,6 +94,7 @@ def corrupt(
     chosen = torch.rand(ids.shape, generator=generator) < share
     chosen &= ~torch.isin(ids, torch.tensor([START, PAD, END]))
     fate = torch.rand(ids.shape, generator=generator)
+    # Drawn for all positions: what is drawn later must not depend on how many were chosen.
     random_ids = torch.randint(len(SPECIAL_TOKENS), VOCABULARY_SIZE, ids.shape, generator=generator)
     corrupted = torch.where(chosen & (fate < 0.8), MASK, ids)
     corrupted = torch.where(chosen & (fate >= 0.8) & (fate < 0.9), random_ids, corrupted)
@@ -122,4 +124,5 @@ def augment(
     # Border padding continues the black margin; zeros would be mid-grey after normalisation.
     moved = functional.grid_sample(images, grid, padding_mode="border", align_corners=False)
     contrast = (1 + uniform(0.2))[:, None, None, None]
+    # Black is -1 after normalisation, and stays black.
     return (moved + 1) * contrast - 1

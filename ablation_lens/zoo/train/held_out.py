@@ -35,6 +35,7 @@ def measure(folder: Path, data: Texts | Images, device: str = "cpu") -> dict[str
         return _images(folder, data, device)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     context = int(tokenizer.model_max_length)
+    # Not truncated, as counting has no longest context; verbose=False keeps the tokenizer from warning of that.
     train = [np.array(ids) for ids in tokenizer(list(data.train), verbose=False).input_ids]
     rows = [torch.tensor(ids) for ids in tokenizer(list(data.evaluate), truncation=True).input_ids]
     counts = CountModel(train, VOCABULARY_SIZE, int(train[0][0]))
@@ -79,6 +80,7 @@ def _score(model: Any, pairs: Sequence[tuple[Tensor, Tensor]], *, causal: bool, 
         scored = labels != IGNORED
         chosen, target = logits[scored], labels[scored]
         hits += int((chosen.argmax(-1) == target).sum())
+        # Summed in float64: float32 would lose digits over many predictions.
         loss += float(functional.cross_entropy(chosen.double(), target, reduction="sum"))
         tokens += len(target)
     return CountScore(hits / max(1, tokens), loss / max(1, tokens), tokens)

@@ -20,8 +20,11 @@ def orthogonalise(matrix: Float[Tensor, "rows columns"], iterations: int = 5) ->
     >>> bool((singular > 0.5).all() and (singular < 1.5).all())
     True
     """
+    # Muon's numbers: small singular values grow fast, and all end near 1. More iterations do not bring them to 1.
     a, b, c = 3.4445, -4.7750, 2.0315
+    # The wide way round, so that the Gram matrix is the smaller one.
     wide: Tensor = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
+    # The iteration needs singular values of at most 1, and the Frobenius norm bounds them.
     wide = wide / (wide.norm() + 1e-7)
     for _ in range(iterations):
         gram = wide @ wide.T
@@ -59,6 +62,7 @@ def optimizers(
     matrices: list[Tensor] = []
     others: list[Tensor] = []
     plain: list[Tensor] = []
+    # An embedding that is tied to the head comes once, so no optimiser steps it twice.
     for name, parameter in model.named_parameters():
         # OPT and Mistral call their blocks `layers`, RoBERTa `layer`; RoBERTa's head has a matrix of its own.
         if parameter.ndim == 2 and any(part in name for part in (".layers.", ".layer.", "lm_head.dense")):

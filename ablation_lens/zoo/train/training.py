@@ -68,7 +68,7 @@ def train(
     # Beside the target: a folder can only be renamed within its file system.
     temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
-        temporary.chmod(0o755)
+        temporary.chmod(0o755)  # mkdtemp makes private folders
         started, cpu_started = time.perf_counter(), time.process_time()
         with torch.random.fork_rng():  # the caller's random state is not ours
             torch.manual_seed(seed)
@@ -113,9 +113,10 @@ def _move_into_place(temporary: Path, out: Path) -> None:
     if out.exists():
         earlier = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
         try:
+            # A folder cannot be renamed onto one that holds files, so the earlier one moves away first.
             out.replace(earlier / "earlier")
             temporary.replace(out)
-        except BaseException:
+        except BaseException:  # Ctrl-C between the two renames must not cost the earlier model
             if not out.exists():
                 (earlier / "earlier").replace(out)
             raise
@@ -177,6 +178,7 @@ def _block_dropout(model: Any, recipe: Recipe) -> Iterator[None]:
             *(b.self_attn.o_proj for b in blocks),
             *(b.mlp.down_proj for b in blocks),
         ]
+        # functional.dropout drops in eval mode, too: only removing the hooks ends it.
         for module in outputs:
             handles.append(
                 module.register_forward_hook(lambda _, __, output: functional.dropout(output, recipe.dropout))
@@ -197,6 +199,7 @@ def _optimise(
 ) -> float:
     """Train in place; returns the smoothed loss at the end."""
     steppers = optimizers(model, recipe.matrix_rate, recipe.other_rate, recipe.weight_decay)
+    # The peak rates, kept apart: group["lr"] is overwritten at every step.
     groups = [(group, group["lr"]) for stepper in steppers for group in stepper.param_groups]
     smoothed = 0.0
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -206,6 +209,7 @@ def _optimise(
         task = progress.add_task("starting", total=recipe.steps)
         for step in range(recipe.steps):
             done = step / recipe.steps
+            # Warm-up, and a straight line down to 0; step + 1, as a first step at rate 0 would be lost.
             factor = min(1.0, (step + 1) / (WARM_UP * recipe.steps)) * (1 - done)
             for group, rate in groups:
                 group["lr"] = rate * factor

@@ -46,6 +46,7 @@ def learn_vocabulary(documents: Sequence[str]) -> Tokenizer:
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY_SIZE,
         special_tokens=list(SPECIAL_TOKENS),
+        # All 256 bytes, so that every text can be encoded.
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
@@ -55,6 +56,7 @@ def learn_vocabulary(documents: Sequence[str]) -> Tokenizer:
 
 def framed(tokenizer: Tokenizer, family: str, context: int) -> PreTrainedTokenizerFast:
     """The Hugging Face tokenizer of a family (`opt`, `mistral`, `roberta`) over the shared vocabulary."""
+    # A copy: the post-processor of one family must not be that of the shared vocabulary.
     backend = Tokenizer.from_str(tokenizer.to_str())
     single, pair = _FRAMES[family]
     backend.post_processor = processors.TemplateProcessing(

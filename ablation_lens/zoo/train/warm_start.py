@@ -30,6 +30,7 @@ def start_from_neighbours(model: Any, documents: Sequence[Tensor]) -> None:
     vocabulary, width = model.get_input_embeddings().weight.shape
     embeddings = information_embeddings(documents, vocabulary, width)
     model.get_input_embeddings().weight.copy_(torch.as_tensor(embeddings))
+    # One more of each: a count of 0 would be a bias of -inf.
     counts = torch.bincount(torch.cat(list(documents)), minlength=vocabulary) + 1.0
     model.lm_head.bias.copy_((counts / counts.sum()).log())
     model.lm_head.dense.weight.copy_(torch.eye(width))
@@ -71,11 +72,13 @@ def information_embeddings(
         ids = document.numpy()
         for distance, weight in ((1, 2.0), (2, 1.0)):
             np.add.at(together, (ids[:-distance], ids[distance:]), weight)
+    # NumPy sees that the two overlap, and adds as if they did not.
     together += together.T
     share = together.sum(1) / together.sum()
     context = share**0.75 / (share**0.75).sum()
     expected = share[:, None] * context
     ratio = np.divide(together / together.sum(), expected, out=np.ones_like(expected), where=expected > 0)
+    # Only what is together more often than by chance: the log of pairs never seen would be -inf.
     information = np.log(np.maximum(ratio, 1.0))
     left, strengths, _ = np.linalg.svd(information)
     embeddings: np.ndarray = left[:, :width] * np.sqrt(strengths[:width])
