@@ -48,6 +48,7 @@ def for_latex(text: str) -> str:
     >>> for_latex("50 % of a_b")
     '50 \\% of a\\_b'
     """
+    # Letter by letter: replacing one after the other would escape the backslashes that were just put in.
     return "".join(_LATEX.get(letter, letter) for letter in on_one_line(text))
 
 
@@ -70,6 +71,7 @@ def for_plotly(name: object, longest: int = 48) -> str:
     if len(plain) > longest:
         plain = f"{plain[: longest // 3]}…{plain[-(longest - longest // 3 - 1) :]}"
     # Plotly fills in %{…} in hover texts and sets $…$ as a formula; as entities both are only characters.
+    # Entities come last: escaping after them would turn their & into &amp;.
     return html.escape(plain, quote=False).replace("%", "&#37;").replace("$", "&#36;")
 
 

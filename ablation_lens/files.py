@@ -36,7 +36,7 @@ def require_target(path: Path, *sources: Path | None) -> None:
     for source in sources if path.exists() else ():
         if source is None or not source.exists():
             continue
-        if path.samefile(source):
+        if path.samefile(source):  # also through a link
             raise AblationLensError(f"{path} is what is read; give another file to write.")
         if source.is_dir() and path.resolve().is_relative_to(source.resolve()):
             raise AblationLensError(f"{path} is a file of {source}, which is read; give a file elsewhere to write.")
@@ -50,16 +50,18 @@ def write_atomically(path: str | Path, write: Callable[[Path], Any]) -> None:
     one, or none — never half of one.
     """
     path = Path(path)
+    # The name ends in .tmp, so nobody who lists *.safetensors or *.json takes it for a result.
     descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     os.close(descriptor)
     temporary = Path(name)
     try:
         write(temporary)
+        # fsync is about the file, not the handle: what `write` wrote and closed is flushed, too.
         with temporary.open("rb+") as handle:
             os.fsync(handle.fileno())
         temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
-        _sync_folder(path.parent)
+        _sync_folder(path.parent)  # the rename itself lives in the folder
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -114,8 +116,10 @@ def save_tensors(path: str | Path, kind: str, header: Mapping[str, Any], tensors
     ...     load_tensors(f"{folder}/x.safetensors", "example")
     ({'a': 1}, {'t': tensor([1., 1.])})
     """
+    # safetensors refuses tensors that are not contiguous.
     held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     text = json.dumps(dict(header), sort_keys=True, allow_nan=False)
+    # The header as it reads back, lists for tuples, because that is what the checksum is compared with.
     outer = {"kind": kind, "version": FORMAT_VERSION, "checksum": _checksum(text, held), "header": json.loads(text)}
     write_atomically(path, lambda temporary: _write(held, temporary, {_KEY: json.dumps(outer)}))
 
@@ -174,6 +178,8 @@ def _read_header(path: Path, kind: str, metadata: Mapping[str, str]) -> dict[str
 def _checksum(text: str, tensors: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256(text.encode())
     for name, tensor in sorted(tensors.items()):
+        # The bytes alone do not tell a [2, 3] from a [3, 2], or one dtype from another.
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        # As bytes, because NumPy has no bfloat16; flat first, because a 0-d tensor cannot be viewed as bytes.
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -51,8 +51,9 @@ class CachedPositions:
         entry = kwargs.get("past_kv_cache_entry")  # transformer-lens 3
         cache = kwargs.get("past_key_values")  # Hugging Face, and with it transformer-lens 4
         if entry is not None:
-            self.length = int(entry.past_keys.shape[1])
+            self.length = int(entry.past_keys.shape[1])  # [batch pos head dim]
         else:
+            # Not the length of the keys it holds: a sliding window has dropped the first ones.
             self.length = 0 if cache is None else int(cache.get_seq_length(self.layer))
 
     def count(self) -> int:
@@ -120,6 +121,7 @@ class _Parameters:
 
     def weight(self) -> Float[Tensor, "neuron d_model"]:
         weight: Tensor = getattr(self.module, self.names[0])
+        # [head dim d_model] → [neuron d_model]; `W_out` has that shape already.
         return weight.flatten(0, -2)
 
     def bias(self) -> Tensor | None:
@@ -133,4 +135,5 @@ class _Parameters:
 
 
 def _parameter(tensor: Tensor) -> nn.Parameter:
+    # Contiguous, because a transposed view cannot be saved; frozen, as `load_model` leaves every weight.
     return nn.Parameter(tensor.contiguous(), requires_grad=False)

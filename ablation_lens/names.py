@@ -15,6 +15,7 @@ def nearest(given: object, known: Iterable[str]) -> str:
     >>> nearest("pique", ["zero", "mean", "peak"])
     'peak'
     """
+    # cutoff 0: some name is always the nearest, so [0] exists. The default of 0.6 would often give none.
     return difflib.get_close_matches(str(given), list(known), n=1, cutoff=0.0)[0]
 
 

@@ -31,4 +31,5 @@ def color_of(method: str, *, dark: bool = False) -> str:
     ('#D55E00', '#BBBBBB', '#117733')
     """
     known = DARK_METHOD_COLORS if dark else METHOD_COLORS
+    # crc32 and not hash(), which differs from process to process for strings.
     return known.get(method) or _FURTHER[zlib.crc32(method.encode()) % len(_FURTHER)]

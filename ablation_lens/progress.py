@@ -67,6 +67,7 @@ class CellProgress:
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Make room for another bar."""
+        # Two live bars on one terminal overwrite each other.
         if self._bar is not None:
             self._bar.stop()
         try:
@@ -84,7 +85,7 @@ class _Lines(CellProgress):
     def __init__(self, console: Any) -> None:
         super().__init__()
         self._console, self._total, self._what = console, 0, ""
-        self._last = time.monotonic() - self.EVERY
+        self._last = time.monotonic() - self.EVERY  # so that the first line comes at once
 
     def expect(self, total: int) -> None:
         self._total = total
@@ -93,6 +94,7 @@ class _Lines(CellProgress):
         self._what = what
         if time.monotonic() - self._last >= self.EVERY:
             self._last = time.monotonic()
+            # Names from outside may hold [brackets], which rich would read as markup.
             self._console.print(f"{self.done:,} of {self._total:,} cells; {what}", markup=False, highlight=False)
 
 
@@ -131,5 +133,6 @@ def progress_over_cells(shown: bool) -> Iterator[CellProgress]:
         TimeRemainingColumn(),
         TextColumn("{task.description}", markup=False),
     )
+    # rich looks back 30 s by default. A cell may take longer, and then there would be no estimate.
     with Progress(*columns, console=console, transient=True, speed_estimate_period=120) as bar:
         yield CellProgress(bar, bar.add_task("starting", total=None))

@@ -27,6 +27,7 @@ class Record:
         required = {
             field.name
             for field in dataclasses.fields(cls)  # type: ignore[arg-type]
+            # A field with a default may be missing, so a later version can add one and still read older files.
             if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         }
         if not isinstance(values, Mapping) or not required <= set(values) <= names:
@@ -36,6 +37,7 @@ class Record:
 
 
 def _frozen(value: Any) -> Any:
+    # JSON knows lists only; a record that was read must equal the one that was written.
     return tuple(_frozen(item) for item in value) if isinstance(value, list) else value
 
 

@@ -44,6 +44,7 @@ class Site(Enum):
 
     def to_heads(self, activation: Float[Tensor, "batch pos *site"]) -> Float[Tensor, "batch pos head dim"]:
         """A hook's activation with an explicit head axis (a view)."""
+        # Checked, because a tensor of another layout may broadcast against a mask without an error.
         wanted = 4 if self is Site.Z else 3
         if activation.ndim != wanted:
             raise MismatchError(
@@ -108,6 +109,7 @@ def parse_head(text: str, shape: Iterable[int] | None = None) -> tuple[int, int]
 
 
 def _require_exists(text: str, place: tuple[int, ...], limits: tuple[int, ...]) -> None:
+    # Not strict: a head gives two numbers, against three limits.
     if any(number >= limit for number, limit in zip(place, limits, strict=False)):
         raise MismatchError(
             f"{text} does not exist: this model has {limits[0]} layers, {limits[1]} heads and "

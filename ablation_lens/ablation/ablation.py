@@ -20,10 +20,12 @@ from ablation_lens.records import ModelRecord, record_of
 from ablation_lens.sites import Hook, Site, neuron_name
 
 KIND = "ablation"
+# Weak, so that no model stays in memory because it was warned about.
 _warned: "weakref.WeakSet[Any]" = weakref.WeakSet()
 """Models of unknown processing that zero ablation has spoken about."""
 
 
+# eq=False: `==` of two tensors is a tensor, and has no single truth value.
 @dataclass(frozen=True, eq=False, repr=False)
 class Ablation:
     """Neurons, and the values they are set to.
@@ -58,6 +60,7 @@ class Ablation:
             raise MismatchError(
                 f"a mask is a boolean tensor [layer head dim], got {mask.dtype} of shape {tuple(mask.shape)}."
             )
+        # Without the position axis, which is the second.
         per_neuron = values.shape if values.ndim == 3 else (*values.shape[:1], *values.shape[2:])
         if values.ndim not in (3, 4) or tuple(per_neuron) != tuple(mask.shape):
             raise MismatchError(
@@ -72,6 +75,7 @@ class Ablation:
                 f"the value of {neuron_name(place[0], *place[-2:])} is not finite; an ablated neuron needs a number."
             )
         if self.positions is not None:
+            # Sorted and without repeats, as `repr` counts them. A frozen dataclass refuses a plain assignment.
             object.__setattr__(self, "positions", tuple(sorted({int(place) for place in self.positions})))
             if not self.positions or self.positions[0] < 0:
                 raise MismatchError(f"positions={self.positions} is not possible; count from 0, and name at least one.")
@@ -107,6 +111,7 @@ class Ablation:
         >>> changed, torch.equal(model(tokens), before)
         (True, True)
         """
+        # Here and not in the generator, which runs only at `with`: errors and warnings belong to this call.
         self.require_fits(model)
         return self._in_place(model)
 
@@ -115,9 +120,11 @@ class Ablation:
         with ExitStack() as leaving:
             hooks = self.hooks()
             if self.depends_on_position:
+                # One per block: while the model runs, the caches of earlier blocks hold the new positions already.
                 caches = {layer: CachedPositions(layer) for layer in self._layers()}
                 for layer, cached in caches.items():
                     handle = model.blocks[layer].register_forward_pre_hook(cached, with_kwargs=True)
+                    # At once: if anything below fails, the handles made so far are removed.
                     leaving.callback(handle.remove)
                 hooks = [(self.site.hook_name(layer), _Replace(self, layer, c.count)) for layer, c in caches.items()]
             leaving.enter_context(model.hooks(fwd_hooks=hooks))
@@ -139,11 +146,13 @@ class Ablation:
                 "it is not known how this model's weights were processed: where value biases were folded (as "
                 "transformer-lens does by default) hook_z is shifted, and zero is not the model's own zero. "
                 "ablation_lens.load_model leaves weights as they are.",
+                # The line that called `applied_to`, `bake` or `evaluate`: the user's own.
                 stacklevel=3,
             )
 
     def _is_zero(self) -> bool:
         by_position = self.values if self.values.ndim == 4 else self.values[:, None]
+        # Both as [layer pos head dim], the positions of the mask to be broadcast.
         chosen = self.mask[:, None].to(self.values.device)
         return bool(chosen.any()) and not bool((chosen & (by_position != 0)).any())
 
@@ -196,6 +205,7 @@ class Ablation:
                 positions=header["positions"],
                 center=header["center"],
             )
+        # What the constructor refuses is a fault of the file here, not of the caller.
         except (KeyError, TypeError, ValueError, MismatchError, NonFiniteError) as error:
             raise FileFormatError(f"{path} is not a complete ablation ({error}); make it again.") from error
 
@@ -219,7 +229,7 @@ class _Replace:
     def __call__(self, value: Tensor, hook: Any) -> Tensor:
         site = self.ablation.site
         heads = site.to_heads(value)
-        mask, replacement = self._on(heads)
+        mask, replacement = self._on(heads)  # [head dim], and [head dim] or [pos head dim]
         if self.ablation.depends_on_position:
             places = self._places(value.shape[1])
             if replacement.ndim == 3:
@@ -228,10 +238,12 @@ class _Replace:
                 here = torch.arange(places.start, places.stop, device=mask.device)
                 chosen = torch.isin(here, torch.tensor(self.ablation.positions, device=mask.device))
                 mask = mask & chosen[:, None, None]
+        # Not in place: a cache may hold the activation. Not by arithmetic with the mask: 0 times NaN is NaN.
         return site.from_heads(torch.where(mask, replacement, heads))
 
     def _on(self, value: Tensor) -> tuple[Tensor, Tensor]:
         """Mask and values like the activation, kept for the batches to come."""
+        # Both may change between calls: one ablation serves models of several dtypes.
         key = (value.device, value.dtype)
         if self.ready is None or self.ready[0] != key:
             mask = self.ablation.mask[self.layer].to(value.device)
@@ -240,6 +252,8 @@ class _Replace:
 
     def _places(self, length: int) -> slice:
         offset = self.offset()
+        # Several positions without an offset are taken for a text from its start. A single one may as well be
+        # the next token of a text in a cache.
         if offset is None and length == 1:
             raise MismatchError(
                 "this ablation depends on the position, and a single token came in, as happens with a key-value cache: "

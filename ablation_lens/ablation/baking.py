@@ -24,10 +24,13 @@ def bake(model: Any, site: Site, mask: Bool[Tensor, "layer head dim"], values: F
         projection = output_projection(copied.blocks[layer], site)
         weight = projection.weight()
         gone = mask[layer].flatten().to(weight.device)
+        # In float64, rounded once at the end: a bias is a sum over up to all of a layer's neurons.
         constant = values[layer].flatten().to(weight.device).double().masked_fill(~gone, 0.0)
         bias = constant @ weight.double()
+        # Families without an output bias get one.
         if (old := projection.bias()) is not None:
             bias = bias + old.double()
+        # A new tensor: the old one is the original's, too.
         projection.set(weight.masked_fill(gone[:, None], 0.0), bias.to(weight.dtype))
     # Statistics of the original, or of a model baked otherwise, are not this model's, nor the other way round.
     record = record_of(model)

@@ -30,6 +30,7 @@ def sharing_copy(model: Any) -> Any:
     for name in ("tokenizer", "hf_tokenizer", "image_processor"):
         if getattr(model, name, None) is not None:
             shared.append(getattr(model, name))
+    # deepcopy's memo: what is in it counts as copied already, and is taken over as it is.
     counterparts: dict[int, Any] = {id(thing): thing for thing in shared}
     copied = copy.deepcopy(model, counterparts)
     for module in nn.Module.modules(copied):
@@ -53,10 +54,12 @@ def _rebound(thing: Any, counterparts: dict[int, Any]) -> Any:
     call the original's hook points and write into its attention.
     """
     if isinstance(thing, weakref.ProxyTypes):
+        # A bound method is the way from a proxy to the object that it stands for.
         there = counterparts.get(id(thing.__init__.__self__))
         return thing if there is None else weakref.proxy(there)
     if id(thing) in counterparts or not isinstance(thing, FunctionType) or thing.__closure__ is None:
         return counterparts.get(id(thing), thing)
+    # New cells: shared ones would rebind the original, too.
     cells = tuple(CellType() for _ in thing.__closure__)
     function = FunctionType(thing.__code__, thing.__globals__, thing.__name__, thing.__defaults__, cells)
     function.__kwdefaults__ = thing.__kwdefaults__

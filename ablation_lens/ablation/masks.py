@@ -32,6 +32,7 @@ def random_neurons(shape: Shape, fraction: float, seed: int) -> Bool[Tensor, "la
     wanted = _share(fraction, heads * dims)
     mask = torch.zeros(layers, heads * dims, dtype=torch.bool)
     for layer in range(layers):
+        # Seed and layer as one text: their sum would draw the same neurons for seed 0 in layer 1 and seed 1 in layer 0.
         mask[layer, _permutation(heads * dims, f"{seed} {layer}")[:wanted]] = True
     return mask.view(layers, heads, dims)
 
@@ -60,11 +61,13 @@ def top_neurons(
     [[0, 1, 2], [0, 1, 3]]
     """
     layers, heads, dims = _checked_shape(scores.shape)
+    # torch sorts NaN as the greatest number: such a neuron would be ablated first.
     if bool(torch.isnan(scores).any()):
         place = torch.isnan(scores).nonzero()[0].tolist()
         raise NonFiniteError(f"the score of {neuron_name(*place)} is NaN; rank only what has a number.")
     rows = scores.detach().cpu().reshape(layers if per_layer else 1, -1)
     wanted = _share(fraction, rows.shape[1])
+    # Without stable=True torch may put equal scores in any order, and masks of several fractions would not nest.
     order = rows.argsort(dim=1, descending=largest, stable=True)[:, :wanted]
     return torch.zeros_like(rows, dtype=torch.bool).scatter_(1, order, True).view(layers, heads, dims)
 

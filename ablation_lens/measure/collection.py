@@ -113,6 +113,7 @@ class _Pass:
         batch = item if isinstance(item, Batch) else _plain(item, self.model)
         batch = batch.to(self.model.cfg.device)
         counted = batch.valid if self.include_bos or batch.special is None else batch.valid & ~batch.special
+        # None spares every layer the selection of positions.
         valid = None if bool(counted.all()) else counted
         thread = threading.get_ident()
 
@@ -185,6 +186,7 @@ class _Pass:
 
 def _run(running: _Pass, batches: Any, title: str, progress: bool) -> None:
     plan = batches.plan if isinstance(batches, PlanPart) else batches
+    # For images `size` counts images, and the bar is advanced by positions: no total then.
     total = batches.size if isinstance(plan, BatchPlan) and plan.task != "image-classification" else None
     with (
         torch.inference_mode(),
@@ -195,6 +197,7 @@ def _run(running: _Pass, batches: Any, title: str, progress: bool) -> None:
             advance(running.take(item))
             if interrupted():
                 held = running.histogram is not None
+                # In a second pass there is no histogram here: the first pass holds what can be kept.
                 raise CollectionInterrupted(running.statistics(batches, number) if held else None)
     if interrupted() and running.histogram is not None:  # after the last batch
         raise CollectionInterrupted(running.statistics(batches))
@@ -206,6 +209,7 @@ def _ctrl_c_between_batches() -> Iterator[Callable[[], bool]]:
 
     A batch that is counted in some layers only would make statistics that no set of documents has.
     """
+    # `signal.signal` raises in every thread but the main one.
     ours = threading.current_thread() is threading.main_thread()
     # Ignored (a background job of a script), or not Python's to put back (None): then it stays as it is.
     if not ours or signal.getsignal(signal.SIGINT) in (signal.SIG_IGN, None):

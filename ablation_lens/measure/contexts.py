@@ -86,6 +86,7 @@ def gather_contexts(
     with torch.inference_mode():
         for batch in batches:
             on_device = batch.to(model.cfg.device)
+            # Only the layers asked for: the activations of all would be kept until the batch is done.
             values = capture(model, on_device, statistics.site, (layer for layer, _, _ in chosen))
             counted = batch.valid
             if not statistics.provenance.include_bos and batch.special is not None:
@@ -100,7 +101,9 @@ def gather_contexts(
                         number = batch.documents[row] if batch.documents else rows_before + row
                         example = _example(neuron, where, here[row, place].item(), number, place, batch, row, plan)
                         ranked.append((badness[row, place].item(), example))
+                    # By document among equals (a ReLU is exactly 0 in many), whatever the order of the batches.
                     ranked.sort(key=lambda pair: (pair[0], pair[1].document))
+                    # After every batch, so that no more than k and one batch are ever held.
                     del ranked[k:]
             rows_before += len(batch.inputs)
     return {
@@ -133,6 +136,7 @@ def _example(
     start = 0
     if batch.inputs.ndim == 2:
         start = max(0, position - WINDOW)
+        # Padding lies on the right, so the number of valid positions is where the text ends.
         end = min(int(batch.valid[row].sum()), position + WINDOW + 1)
         tokens = tuple(batch.inputs[row, start:end].tolist())
     return Example(
@@ -181,6 +185,7 @@ def collected_plan(model: Any, statistics: ActivationStatistics, most: int = 50_
             "examples with ablation_lens.measure.contexts.gather_contexts and give them to "
             "al.explore(statistics, examples=...)."
         )
+    # Of merged statistics the first corpus only.
     corpus = statistics.provenance.corpora[0]
     task = task_for(model, corpus.name)
     if corpus.unit == "images":

@@ -90,6 +90,7 @@ def _add_rows(
     sums: dict[int, tuple[int, float, int]], batch: Batch, correct: Int[Tensor, " row"], loss: Float[Tensor, " row"]
 ) -> None:
     counts = batch.scored.reshape(len(batch.scored), -1).sum(1).tolist()
+    # Rows without numbers go on counting. A document in several batches is added up.
     numbers = batch.documents or range(len(sums), len(sums) + len(counts))
     for number, right, nats, count in zip(numbers, correct.tolist(), loss.tolist(), counts, strict=True):
         before = sums.get(number, (0, 0.0, 0))
@@ -105,6 +106,7 @@ def _score_within_memory(
     except torch.OutOfMemoryError:
         if len(batch.inputs) == 1:
             raise
+    # Outside the except: inside it the traceback keeps the failed run's tensors alive, and memory stays full.
     middle = len(batch.inputs) // 2
     halves = [_score_within_memory(model, _rows(batch, part), hooks) for part in (slice(middle), slice(middle, None))]
     first, second = halves
@@ -138,6 +140,7 @@ def _score(
             "the cross-entropy of some prediction is not finite; the ablation's values or the model's dtype overflow. "
             "Try bfloat16 or float32."
         )
+    # `nonzero` lists places in the order in which indexing by `scored` took them.
     row = batch.scored.reshape(len(batch.scored), -1).nonzero()[:, 0]
     right = torch.zeros(len(batch.scored), dtype=torch.int64, device=row.device).index_add_(0, row, hits.long())
     loss = torch.zeros(len(batch.scored), dtype=torch.float64, device=row.device).index_add_(0, row, nats)
@@ -146,5 +149,6 @@ def _score(
 
 def _predictions(logits: Float[Tensor, "row out"], labels: Int[Tensor, " row"]) -> tuple[Tensor, Float[Tensor, " row"]]:
     """Whether each prediction is right, and its negative log-likelihood in float64."""
+    # In 16 bits every loss would be rounded to about three digits.
     logits = logits.float()
     return logits.argmax(-1) == labels, F.cross_entropy(logits, labels, reduction="none").double()

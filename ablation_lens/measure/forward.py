@@ -37,6 +37,8 @@ def final_residual(model: Any, batch: Batch, hooks: Sequence[Hook] = ()) -> Floa
         raise _ReachedTheEnd
 
     last = (residual_after(model.cfg.n_layers - 1), stop)
+    # Last in the list: hooks of one point run in order, so the caller's may still change the residual stream.
+    # Raising is safe, as run_with_hooks takes its hooks off in a `finally`.
     try:
         _run(model, args, [*hooks, last], options)
     except _ReachedTheEnd:
@@ -54,6 +56,7 @@ def watch(
     """Run the model, and show `see(layer, values)` what the site holds, layer by layer as it is computed."""
 
     def hook_for(layer: int) -> Callable[[Tensor, Any], None]:
+        # `see` returns None, so the activation stays; anything else would replace it.
         return lambda value, hook: see(layer, site.to_heads(value.detach()))
 
     wanted = range(model.cfg.n_layers) if layers is None else sorted(set(layers))
@@ -89,6 +92,7 @@ def logits_from(model: Any, residual: Float[Tensor, "row d_model"]) -> Float[Ten
     """Final norm and unembedding of single positions."""
     if _is_encoder(model):
         return model.head(residual)
+    # TransformerLens wants [batch pos d_model]; the rows are taken for one text, as both act on each position alone.
     return model.unembed(model.ln_final(residual[None]))[0]
 
 

@@ -48,10 +48,12 @@ def difference(
     >>> interval.low, interval.high, interval.conditional
     (0.5, 0.5, True)
     """
+    # Named, because NumPy may let `default_rng` take another bit generator one day.
     generator = np.random.Generator(np.random.PCG64(seed))
     seeds, documents = first.shape
     gap = np.asarray(first - second, dtype=np.float64)
     observed = float((gap.sum(1) / predictions.sum()).mean())
+    # How often each document is drawn, instead of which: one matrix product then makes all replicates.
     drawn = generator.multinomial(documents, np.full(documents, 1 / documents), size=resamples).astype(np.float64)
     conditional = seeds < ENOUGH_SEEDS
     weights = np.full((resamples, seeds), 1 / seeds)

@@ -72,6 +72,7 @@ def random_pixels(
         raise ModelError("this model has no image processor; put preprocessor_config.json beside its weights.")
     height, width = model.image_size
     mode = "L" if model.n_channels == 1 else "RGB"
+    # PIL wants (width, height); `image_size` is (height, width).
     image = Image.frombytes(mode, (width, height), draw.randbytes(height * width * len(mode)))
     # The image has the model's size already; a processor that enlarges and crops would smooth the noise.
     prepared = model.image_processor(image, do_resize=False, do_center_crop=False, return_tensors="pt")
@@ -81,6 +82,7 @@ def random_pixels(
 def _tokens(model: Any, kind: str, room: int, draw: random.Random, author: Any) -> list[int]:
     known = _ordinary_ids(model)
     if kind == "tokens":
+        # Not `choice`: only `random()` is promised to give the same numbers in every version of Python.
         return [known[int(draw.random() * len(known))] for _ in range(room)]
     if kind == "characters":
         if tokenizer_of(model) is None:
@@ -98,8 +100,11 @@ def _tokenized(model: Any, room: int, source: Iterator[Any], as_text: Callable[[
     # A text may spell a special token letter by letter.
     known = set(_ordinary_ids(model))
     taken: list[Any] = []
+    # Every round doubles the text, up to 32 times as many pieces as tokens are needed.
     for _ in range(6):
         taken.extend(islice(source, max(room, len(taken))))
+        # All of it again: the last token of a text depends on what follows. verbose=False, because Hugging Face
+        # warns of texts longer than the context, and this one is cut below.
         ids = tokenizer_of(model)(as_text(taken), add_special_tokens=False, verbose=False)["input_ids"]
         tokens = [token for token in ids if token in known]
         if len(tokens) >= room:
@@ -126,6 +131,7 @@ def _sampled(author: Any, draw: random.Random) -> Iterator[int]:
             cumulative = logits[allowed].softmax(0).cumsum(0)
             if not bool(cumulative[-1].isfinite()):
                 raise NonFiniteError(f"the logits of {record_of(author).name} are not finite; use another dtype.")
+            # right=True: an id of probability 0 is never taken. Rounding may put the place after the last id.
             place = int(torch.searchsorted(cumulative, draw.random() * float(cumulative[-1]), right=True))
             fed = [known[min(place, len(known) - 1)]]
             written += fed
@@ -139,7 +145,9 @@ def _ordinary_ids(model: Any) -> list[int]:
     if tokenizer is None:
         return list(range(model.cfg.d_vocab))
     special = set(tokenizer.all_special_ids)
+    # Some tokenizers declare a token special where it is added, and not among their named ones.
     special.update(token for token, added in tokenizer.added_tokens_decoder.items() if added.special)
+    # Sorted, because a fast tokenizer's `get_vocab` comes in no fixed order, and tokens are drawn by place.
     return sorted(
         token
         for name, token in tokenizer.get_vocab().items()
@@ -152,6 +160,7 @@ def _surroundings(model: Any) -> tuple[list[int], list[int]]:
     tokenizer = tokenizer_of(model)
     if tokenizer is None:
         return [], []
+    # Asked, not looked up: what a tokenizer adds follows from its template, not from `bos_token`.
     probe, whole = tokenizer("a", add_special_tokens=False)["input_ids"], tokenizer("a")["input_ids"]
     start = next((i for i in range(len(whole)) if whole[i : i + len(probe)] == probe), 0)
     return whole[:start], whole[start + len(probe) :]
@@ -159,4 +168,5 @@ def _surroundings(model: Any) -> tuple[list[int], list[int]]:
 
 def _decoded(model: Any, tokens: list[int]) -> str | None:
     tokenizer = tokenizer_of(model)
+    # With clean-up, Hugging Face turns " ." into ".", and the text would not be the tokens' own.
     return None if tokenizer is None else tokenizer.decode(tokens, clean_up_tokenization_spaces=False)

@@ -63,6 +63,7 @@ class Resampled:
     def digest(self) -> str:
         """A digest of the exact input."""
         inputs = self.inputs.contiguous()
+        # Shape and dtype, too: the same bytes may be other numbers.
         content = f"{tuple(inputs.shape)} {inputs.dtype} ".encode() + inputs.view(torch.uint8).numpy().tobytes()
         return hashlib.sha256(content).hexdigest()[:16]
 
@@ -112,9 +113,11 @@ def methods_for(model: Any) -> tuple[str, ...]:
     >>> methods_for(load_model("tiny-vit"))
     ('resample-pixels',)
     """
+    # "pixels" is the last of KINDS.
     return METHODS[3:] if task_of(model) == "image-classification" else METHODS[:3]
 
 
+# Not inference mode: its tensors take no part in gradients, and circuits differentiate through ablations.
 @torch.no_grad()
 def resample(
     model: Any,
@@ -185,6 +188,7 @@ def values_of(model: Any, inputs: Tensor, site: Site = Site.Z) -> Float[Tensor, 
     >>> tuple(values_of(load_model("tiny-opt"), torch.tensor([[2, 7, 9]])).shape)
     (4, 3, 4, 32)
     """
+    # Also for masked models: only the inputs are read, nothing is scored.
     batch = Batch.images(inputs, int(model.cfg.n_ctx)) if inputs.ndim == 4 else Batch.causal(inputs)
     captured = capture(model, batch.to(model.cfg.device), site)
     values = torch.stack([captured[layer][0].cpu() for layer in range(model.cfg.n_layers)])

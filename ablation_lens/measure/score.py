@@ -37,6 +37,7 @@ class Score:
     @property
     def cross_entropy(self) -> float:
         """Mean negative log-likelihood in nats, added up in document order."""
+        # Python adds from left to right; torch adds in an order that depends on threads and hardware.
         return float(sum(self.loss.tolist())) / self.predictions
 
     def __repr__(self) -> str:

@@ -107,6 +107,7 @@ peak, peak-smooth, peak-kde, half-sample, peak-trimmed.
             f"center {name!r} gave values of shape {tuple(values.shape)}; expected one per neuron, "
             f"{statistics.histogram.shape}."
         )
+    # Always a copy: a center may return a tensor that the statistics hold, and callers may write into theirs.
     values = values.detach().to("cpu", torch.float64, copy=True)
     bad = (~values.isfinite()).nonzero()
     if len(bad):
@@ -128,6 +129,7 @@ It takes bins, epsilon.
     """
     function = _find(name)
     try:
+        # Only the signature is tried; None stands for the statistics.
         inspect.signature(function).bind(None, **parameters)
     except TypeError as error:
         taken = list(inspect.signature(function).parameters)[1:]
@@ -214,6 +216,7 @@ def peak_smooth(statistics: NeuronStatistics, *, sigma: float = 2.0) -> Float64[
     if _positive("sigma", sigma) > histogram.bins / 8:
         raise MismatchError(f"sigma={sigma} bins smooths a histogram of {histogram.bins} away; at most an eighth.")
     width = torch.full(histogram.shape[1:], sigma, dtype=torch.float64)
+    # Layer by layer: smoothing takes several times the memory of the counts.
     layers = [highest(smooth(histogram.counts(layer).cpu(), width)) for layer in range(histogram.shape[0])]
     return at_bins(histogram, torch.stack(layers))
 
@@ -236,11 +239,13 @@ def peak_kde(statistics: NeuronStatistics, *, bandwidth: float | None = None) ->
     for layer in range(histogram.shape[0]):
         heights = smooth(histogram.counts(layer).cpu(), width[layer])
         place = highest(heights).unsqueeze(-1)
+        # Padded by one bin in front, so `place + 0` is the left neighbour and `place + 1` the top.
         left, top, right = (F.pad(heights, (1, 1)).gather(-1, place + step).squeeze(-1) for step in range(3))
         bend = 2 * top - left - right
         # No parabola on a plateau, nor at an end of the range: what lies beyond is not low, it is unknown.
         none = (left == 0) | (right == 0) | (bend <= 1e-9 * top)
         places.append(place.squeeze(-1))
+        # `highest` forgives rounding: a neighbour may be slightly higher, and the vertex then lie outside the bin.
         shifts.append(((right - left) / (2 * bend)).masked_fill(none, 0).clamp(-0.5, 0.5))
     values = at_bins(histogram, torch.stack(places)) + torch.stack(shifts) * histogram.epsilon.cpu()
     return values.clamp(histogram.minimum.cpu(), histogram.maximum.cpu())
@@ -263,12 +268,15 @@ def _densest_bin(counts: Int64[Tensor, "head dim bin"]) -> Int64[Tensor, "head d
     below = F.pad(counts.flatten(0, -2).cumsum(-1), (1, 0))  # values below every edge of the stretch that is left
     first = torch.zeros(len(below), 1, dtype=torch.int64)
     while (bins := below.shape[-1] - 1) > 1:
+        # Rounded up, or half of one value would be none.
         half = (below[:, -1:] - below[:, :1] + 1) // 2
         start = below[:, :-1]
+        # The first edge with at least half of the values before it, counted from `start`; `bins + 1` if there is none.
         end = torch.searchsorted(below, start + half)
         length = (end - torch.arange(bins)).masked_fill(end > bins, bins + 1)
         shortest = length.amin(-1, keepdim=True)
         inside = below.gather(-1, end.clamp(max=bins)) - start
+        # Among the shortest the fullest; argmax gives the first of equals, which is the lowest.
         best = inside.masked_fill(length > shortest, -1).argmax(-1, keepdim=True)
         # Every stretch shrinks, as either its first or its last bin can be spared; shorter ones repeat their last edge.
         below = below.gather(-1, best + torch.minimum(torch.arange(int(shortest.max()) + 1), shortest))

@@ -29,6 +29,7 @@ def power_of_two(exponent: Int64[Tensor, "*neurons"]) -> Float[Tensor, "*neurons
     >>> power_of_two(torch.tensor([-3, 10])).tolist()
     [0.125, 1024.0]
     """
+    # The bits of a float64: 1023 is the exponent's bias, 52 the width of the mantissa, which stays 0.
     return ((exponent + 1023) << 52).view(torch.float64)
 
 
@@ -82,6 +83,7 @@ class Grid:
         (-6, -64)
         """
         empty = minimum > maximum
+        # An empty range is [inf, -inf]; its floor cannot become an integer.
         ends = torch.stack([minimum, maximum]).double().masked_fill_(empty, 0)
         digits, smallest = RESOLUTIONS[resolution]
         largest = ends.abs().amax(0)
@@ -92,12 +94,14 @@ class Grid:
         mantissa, e = torch.frexp(ends[1] * 0.5 - ends[0] * 0.5)
         least = e.long() + 1 - math.ceil(math.log2(bins)) - (mantissa == 0.5).long()
         exponent = torch.where(mantissa > 0, torch.maximum(exponent, least), exponent)
+        # A range that is not aligned touches one bin more than its width needs, so a few neurons take another step.
         while True:
             first, last = scaled_floor(ends, exponent)
             too_fine = last - first >= bins
             if not too_fine.any():
                 break
             exponent = exponent + too_fine.long()
+        # Exact: no end is farther out than 2^53 bins, as no bin is finer than the spacing of the resolution there.
         return cls(exponent.masked_fill(empty, 0), first.long().masked_fill(empty, 0))
 
     def __getitem__(self, which: Int64[Tensor, " chosen"]) -> "Grid":
@@ -120,6 +124,7 @@ class Grid:
         >>> fine.rebin(torch.tensor([[1, 2, 3, 4]]), Grid(torch.tensor([1]), torch.tensor([-1])), 3)
         tensor([[1, 5, 4]])
         """
+        # Cells are below 2^54, so 62 leaves 0 or -1 already; a shift by 64 or more is undefined in C++.
         shift = (coarser.exponent - self.exponent).clamp(max=62)
         cell = self.offset.unsqueeze(-1) + torch.arange(counts.shape[-1], device=counts.device)
         # Bins outside the new grid are empty, wherever their (clamped) cell seems to lie.
@@ -139,6 +144,7 @@ def value_at(
     [[5.5, 6.25, 6.75]]
     """
     cumulative = counts.cumsum(-1)
+    # right=True passes empty bins over: `count` is 0 only where nothing was counted at all.
     place = torch.searchsorted(cumulative, index, right=True).clamp(max=counts.shape[-1] - 1)
     count = counts.gather(-1, place)
     share = (index - (cumulative.gather(-1, place) - count) + 0.5) / count
@@ -161,6 +167,7 @@ def quantiles(
     weight = rank - below
     low = ordered(below.long())
     high = ordered(torch.minimum(below.long() + 1, last.clamp(min=0)))
+    # Where the weight is 0, `high` must not matter: beyond a trimmed range it is NaN, and 0 times NaN is NaN.
     values = torch.where(weight > 0, low + (high - low) * weight, low)
     return values.masked_fill(last < 0, torch.nan).movedim(-1, 0)
 
@@ -196,11 +203,13 @@ class Binning:
         self._within = None if within is None else [end.unsqueeze(-1) for end in _ends_as(values, *within)]
         exponent = grid.exponent
         narrow = values != torch.float64
+        # 2^126 is a float32, and 2^149 is not: bins finer than 2^-126 need float64 scales.
         easy = narrow and resolution != torch.float64 and bool(((exponent >= -126) & (exponent <= 0)).all())
         self.dtype = torch.float32 if easy else torch.float64
         # A narrower value scaled in float64 stays far from underflow; a float64 needs a second look at its sign.
         self._signs = not narrow and bool((exponent > 0).any())
         half = -exponent >> 1
+        # Beyond 2^±1022 a factor may not be a normal float64, so those take two.
         one_step = bool((exponent.abs() <= 1022).all())
         steps = [power_of_two(-exponent)] if one_step else [power_of_two(half), power_of_two(-exponent - half)]
         self._scales = [step.to(self.dtype).unsqueeze(-1) for step in steps]
@@ -223,6 +232,7 @@ class Binning:
         out.sub_(self._offset[which])
         if self._within is not None:
             low, high = self._within
+            # The values decide, not their bins: an end may lie inside a bin.
             out.masked_fill_(values < low[which], -1).masked_fill_(values > high[which], self._bins).add_(1)
         return out
 
@@ -256,6 +266,8 @@ class Counter:
         for which, values in rows.blocks(at_most=None if rows.on_cpu else max(1, HISTC_BINS // bins)):
             index = binning.index(values, which, self._scratch.like(values, binning.dtype))
             if rows.on_cpu:
+                # `which` is a slice, so `counts[which]` is a view. The source is a single 1, expanded without memory:
+                # scatter_add_ wants one as large as the index.
                 target = self._scratch.like(values, torch.int64).copy_(index)
                 counts[which].scatter_add_(1, target, target.new_ones(()).expand_as(target))
             else:

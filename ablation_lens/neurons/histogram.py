@@ -61,7 +61,7 @@ class NeuronHistogram:
             self._exponent = torch.zeros(self.shape, dtype=torch.int64, device=device)
             self._offset = torch.zeros_like(self._exponent)
             self._minimum = torch.full(self.shape, torch.inf, dtype=torch.float64, device=device)
-            self._maximum = -self._minimum
+            self._maximum = -self._minimum  # inf, -inf: the empty range, which any value replaces
         self._binnings: list[Binning | None] = [None] * self.shape[0]
         self._counter = Counter()
 
@@ -96,6 +96,8 @@ class NeuronHistogram:
             def rows(layer: int) -> Rows:
                 return rows_for(self.shape, self.device, values[..., layer, :, :], valid, scratch)
 
+            # All layers before any is counted, or a NaN in the last one would leave the first ones changed.
+            # Rows are made twice: the next layer takes the scratch memory of the one before.
             ranges = [finite_range(layer, rows(layer), self.shape) for layer in range(self.shape[0])]
             for layer, (low, high) in enumerate(ranges):
                 self._absorb(layer, rows(layer), low, high)
@@ -123,6 +125,7 @@ class NeuronHistogram:
         self._flat_counts(layer).add_(counts)
 
     def _absorb(self, layer: int, rows: Rows, low: Float[Tensor, " neuron"], high: Float[Tensor, " neuron"]) -> None:
+        # First, because it drops the binning that was made for the old grid.
         self._widen(layer, low, high)
         binning = self._binnings[layer]
         if binning is None or binning.values != rows.dtype:
@@ -142,6 +145,7 @@ class NeuronHistogram:
         low, high = torch.minimum(low, known_low), torch.maximum(high, known_high)
         if torch.equal(low, known_low) and torch.equal(high, known_high):
             return
+        # Clones: `flatten` gives views, and `place` writes into what they show.
         old = Grid(self._exponent[layer].flatten().clone(), self._offset[layer].flatten().clone())
         self.place(layer, low, high)
         new, counts = self.grid(layer), self._flat_counts(layer)
@@ -158,6 +162,7 @@ class NeuronHistogram:
             (self._offset, grid.offset),
         ):
             state[layer] = part.view(self.shape[1:])
+        # It holds the scales and offsets of the old grid.
         self._binnings[layer] = None
 
     # ------------------------------------------------------------------ combining
@@ -234,6 +239,7 @@ class NeuronHistogram:
         with own_memory():
             for layer in range(self.shape[0]):
                 low, high = self.ends(layer)
+                # The grid follows from range, bins and resolution alone, so it is computed, not copied.
                 result.place(layer, low.to(device), high.to(device))
         return result
 
@@ -341,6 +347,7 @@ class NeuronHistogram:
         total = counts.sum(-1)
 
         def ordered(index: Int64[Tensor, "neuron q"]) -> Float[Tensor, "neuron q"]:
+            # Bins reach beyond the smallest and the largest value, which are known exactly.
             inside = value_at(counts, grid, index).clamp(low, high)
             return torch.where(index == 0, low, torch.where(index == total.unsqueeze(-1) - 1, high, inside))
 
@@ -348,6 +355,7 @@ class NeuronHistogram:
 
     def _checked(self, neuron: tuple[int, ...] | int) -> tuple[int, ...]:
         place = (neuron,) if isinstance(neuron, int) else tuple(neuron)
+        # Negative numbers are refused: tensors would take them, and count from the end.
         if len(place) > 3 or not all(0 <= at < size for at, size in zip(place, self.shape, strict=False)):
             raise MismatchError(
                 f"{place} is not a neuron or layer here: shape is {self.shape} (layer, head, dim), counted from 0."

@@ -32,6 +32,7 @@ def to_file(histogram: NeuronHistogram | TrimmedHistogram) -> tuple[dict[str, Te
         "bins": histogram.bins,
         "resolution": dtype_name(histogram.resolution),
     }
+    # `total` follows from the counts; kept beside them, it shows when they were changed.
     return {name: tensor.clone() for name, tensor in _state(histogram).items()} | {"total": histogram.total}, header
 
 
@@ -56,6 +57,7 @@ def histogram_from_file(
     held, shape, bins, resolution = _checked("NeuronHistogram", tensors, header, device, 0, _histogram_flaws)
     with own_memory():
         histogram = NeuronHistogram(shape, bins, resolution=resolution, device=device)
+        # Copied in: the tensors of a file may have been made in inference mode, and could not be updated later.
         for name, state in histogram.tensors().items():
             state.copy_(held[name])
     return histogram
@@ -109,6 +111,7 @@ def _checked(
 
 def _read_header(kind: str, header: Mapping[str, Any]) -> tuple[tuple[int, int, int], int, torch.dtype]:
     def is_size(value: Any) -> bool:
+        # JSON's true is an int in Python, and equals 1.
         return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
     if (
@@ -120,6 +123,7 @@ def _read_header(kind: str, header: Mapping[str, Any]) -> tuple[tuple[int, int, 
         or not all(map(is_size, header["shape"]))
         or not is_size(header["bins"])
         or not 2 <= header["bins"] <= 2**16
+        # A list, because a header may hold anything, and a dict raises TypeError for what cannot be hashed.
         or header["resolution"] not in list(RESOLUTION_NAMES)
     ):
         raise FileFormatError(
@@ -138,10 +142,12 @@ def _flaws(held: Mapping[str, Tensor], bins: int, resolution: torch.dtype) -> Fl
     counts, low, high = held["counts"], held["minimum"], held["maximum"]
     empty = (low == torch.inf) & (high == -torch.inf)
     yield "a negative count", (counts < 0).any(-1)
+    # In float64, because a sum of int64 wraps round; from here on sums are exact.
     yield "counts beyond 2^62", counts.double().sum(-1) >= 2.0**62
     yield "a total that is not the sum of its counts", counts.sum(-1) != held["total"]
     yield "a range that is not finite", ~empty & ~(low.isfinite() & high.isfinite())
     yield "a minimum above its maximum", ~empty & (low > high)
+    # `Rows.range` makes it 0.0; a sign bit would make equal histograms unequal in bits.
     yield "a range that ends in -0.0", ((low == 0) & low.signbit()) | ((high == 0) & high.signbit())
     grid = Grid.fitting(low, high, bins, resolution)
     yield "bins that do not fit its range", (held["exponent"] != grid.exponent) | (held["offset"] != grid.offset)
@@ -159,7 +165,9 @@ def _histogram_flaws(held: Mapping[str, Tensor], bins: int, resolution: torch.dt
     empty = total == 0
     yield "a range without values, or values without a range", empty != (low > high)
     yield "one value, but a minimum below its maximum", (total == 1) & (low < high)
+    # inf is no bin number, so empty neurons are filled first.
     last = (scaled_floor(high, held["exponent"]).masked_fill(empty, 0)).long() - held["offset"]
+    # `last` is a bin: this is a generator, and that the grid fits was yielded and checked before.
     ends = counts.gather(-1, torch.stack([torch.zeros_like(last), last], -1))
     yield "no value in the bin of its minimum or maximum", ~empty & (ends == 0).any(-1)
     beyond = torch.arange(bins, device=counts.device) > last.unsqueeze(-1)

@@ -59,6 +59,7 @@ class Moments:
                 first = next(iter(rows))[:, :_FIRST].sort(1).values
                 pivot.copy_(first[:, first.shape[1] // 2])
             for which, values in rows.blocks():
+                # One sum at a time: the next one overwrites the memory that this one's terms were in.
                 for total, part in zip(sums, self._sums_of(values, pivot[which]), strict=True):
                     total[which] += part
             self.count[layer] += rows.tokens
@@ -102,6 +103,7 @@ class Moments:
         deviation = wide.copy_(values).sub_(pivot.unsqueeze(-1))
         yield deviation.sum(1)
         yield torch.linalg.vector_norm(deviation, dim=1).square_()  # in one reading, without the squares in memory
+        # From the values again, over `deviation`: |x - pivot| does not give |x|.
         size = wide.copy_(values).abs_()
         yield size.sum(1)
         yield size.sqrt_().sum(1)
@@ -115,6 +117,7 @@ class Moments:
     @property
     def variance(self) -> Float[Tensor, "layer head dim"]:
         """Population variance (divided by the count)."""
+        # Rounding may leave a tiny negative number, whose root would be NaN.
         return (self._average("squared_deviation") - self._average("deviation").square()).clamp_min(0.0)
 
     @property

@@ -72,8 +72,10 @@ def naive_peak(
         grid = Grid(exponent[layer], offset[layer])
         wanted = Grid.fitting(low[layer], high[layer], min(bins, histogram.bins), histogram.resolution)
         if epsilon is not None:
+            # frexp gives ⌊log2⌋ + 1 exactly; `math.log2` may round up to the next whole number.
             coarser = grid.exponent.clamp(min=math.frexp(epsilon)[1] - 1)
             wanted = Grid(coarser, grid.offset >> (coarser - grid.exponent).clamp(max=62))
+        # argmax gives the first of equals, which is the lower bin.
         fullest = grid.rebin(histogram.counts(layer).cpu(), wanted, histogram.bins).argmax(-1)
         layers.append(scale_by((wanted.offset + fullest).double() + 0.5, wanted.exponent))
     return torch.where(low == high, low, torch.stack(layers))
@@ -98,6 +100,7 @@ def kernel_width(statistics: NeuronStatistics, order: int = 0) -> Float64[Tensor
     factor, power = ((0.9, -1 / 5), (0.97, -1 / 7))[order]
     histogram = statistics.histogram
     quartiles = histogram.quantile([0.25, 0.75]).cpu()
+    # The IQR of a normal distribution is 1.349 σ. Far values widen σ and hardly the IQR.
     spread = torch.minimum(statistics.variance.double().cpu().sqrt(), (quartiles[1] - quartiles[0]) / 1.34)
     width = factor * spread * histogram.total.cpu().double() ** power / histogram.epsilon.cpu()
     return width.clamp(1, histogram.bins / 8)
@@ -117,12 +120,15 @@ def smooth(counts: Int64[Tensor, "*neurons bin"], width: Float[Tensor, "*neurons
     inside = place <= (place * (counts > 0)).amax(-1, keepdim=True)
     # Twice as long, so that what runs over one end does not come back at the other.
     angle = 2 * math.pi * torch.fft.rfftfreq(2 * bins, dtype=torch.float64)
+    # The transform of the discrete Gaussian e^-t I_n(t), t = width²: no Bessel functions, no cut-off to choose.
     transfer = (width.double().unsqueeze(-1).square() * (angle.cos() - 1)).exp()
     both = torch.stack([counts.double(), inside.double()])
     averaged: Tensor = torch.fft.irfft(torch.fft.rfft(both, 2 * bins) * transfer, 2 * bins)[..., :bins]
+    # The FFT rounds, so an empty bin may come out below 0. Outside the range the quotient may be 0/0.
     return (averaged[0] / averaged[1]).clamp(min=0).masked_fill(~inside, 0)
 
 
 def highest(heights: Float[Tensor, "*neurons bin"]) -> Int64[Tensor, "*neurons"]:
     """The lowest bin whose height is the greatest, up to rounding in the smoothing."""
+    # As bytes: torch has no argmax of booleans.
     return (heights >= heights.amax(-1, keepdim=True) * (1 - 1e-9)).byte().argmax(-1)

@@ -55,6 +55,7 @@ class Positions:
     def _make_room(self, length: int) -> None:
         missing = length - len(self.counts)
         if missing > 0:
+            # F.pad counts axes from the last one: dim, head, then positions, which grow at their end.
             self.sums, self.counts = F.pad(self.sums, (0, 0, 0, 0, 0, missing)), F.pad(self.counts, (0, missing))
 
     def merge(self, other: "Positions") -> "Positions":

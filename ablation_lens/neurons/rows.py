@@ -90,8 +90,10 @@ class Rows:
         self.device = values.device
         self.on_cpu = values.device.type == "cpu"
         narrow = values.dtype in (torch.bfloat16, torch.float16)
+        # Widened on the way, as values are copied there anyway. Exact: float32 holds every number of both.
         self.dtype = torch.float32 if self.on_cpu and narrow else values.dtype
         parts = _flat_parts(values, self.valid)
+        # Places instead of a mask: those can be cut into chunks of a known length.
         self._parts = [(part, None if mask is None else mask.nonzero().flatten()) for part, mask in parts]
         self.tokens = sum(len(part) if chosen is None else len(chosen) for part, chosen in self._parts)
         self._scratch = scratch or Scratch()
@@ -150,6 +152,7 @@ class Rows:
         low = torch.full((self.neurons,), torch.inf, dtype=torch.float64, device=self.device)
         high = -low
         for piece in self:
+            # All four of amin, amax, minimum and maximum pass NaN on; `finite_range` relies on that.
             low = torch.minimum(low, piece.amin(1).double())
             high = torch.maximum(high, piece.amax(1).double())
         return low + 0.0, high + 0.0  # -0.0 becomes 0.0, or the state would depend on the order of values
@@ -161,6 +164,7 @@ def _flat_parts(
     """Views with one token axis: usually one; one per text where texts do not lie after each other in memory."""
     rows = values.shape[:-2].numel()
     try:
+        # `view` raises where it would have to copy; `reshape` would copy a whole activation without a word.
         return [(values.view(rows, *values.shape[-2:]), None if valid is None else valid.flatten())]
     except RuntimeError:
         if values.ndim != 4:

@@ -101,6 +101,7 @@ def describe(statistics: NeuronStatistics, thresholds: Thresholds | None = None)
     require_values(histogram)
     mean, variance = statistics.mean.double().cpu(), statistics.variance.double().cpu()
     constant = (histogram.minimum == histogram.maximum).cpu()
+    # NaN, because over 0 the peak of a constant neuron would be infinitely far away.
     sigma = variance.sqrt().masked_fill(constant, torch.nan)
     epsilon, quartiles = histogram.epsilon.cpu(), histogram.quantile([0.25, 0.75]).cpu()
     in_iqr = (quartiles[1] - quartiles[0]) / epsilon
@@ -133,6 +134,7 @@ def describe(statistics: NeuronStatistics, thresholds: Thresholds | None = None)
         mean_to_peak_over_sigma=(mean - peak).abs() / sigma,
         epsilon_over_sigma=epsilon / sigma,
         bins_in_iqr=in_iqr,
+        # argmax gives the first 1, so the order of SHAPE_WORDS decides. As bytes: torch has no argmax of booleans.
         word=torch.stack([applies[word] for word in SHAPE_WORDS]).byte().argmax(0).byte(),
     )
 
@@ -148,12 +150,14 @@ def _peaks(
     shape, bins = heights.shape[:-1], heights.shape[-1]
     heights, width = heights.reshape(-1, bins), width.flatten().double()
     # A smoothed count has the noise of a Poisson count of so many bins together: one over the sum of squared weights.
+    # That sum is e^-2t I0(2t), t = width². i0e has the exponential in it; I0 alone overflows for wide kernels.
     together = 1 / torch.special.i0e(2 * width.square())
     least_fall = thresholds.prominence * heights.amax(-1)
     least_root = thresholds.noise * torch.rsqrt(2 * together)
     rising = torch.ones(len(heights), dtype=torch.bool)
     extreme, place = torch.zeros_like(width), torch.zeros(len(heights), dtype=torch.long)
     found = torch.zeros_like(heights, dtype=torch.bool)
+    # One empty bin at the end, so that the heights fall after a peak in the last bin, too.
     for bin_, here in enumerate(F.pad(heights, (0, 1)).T.contiguous()):
         top, bottom = torch.where(rising, extreme, here), torch.where(rising, here, extreme)
         deep = torch.minimum((top.sqrt() - least_root).clamp(min=0).square(), top - least_fall)
@@ -182,8 +186,11 @@ def _moments(
     place = torch.arange(counts.shape[-1], dtype=torch.float64)
     away = place - (share * place).sum(-1, keepdim=True)
     third, fourth = (share * away**3).sum(-1), (share * away**4).sum(-1)
+    # Sheppard's correction in bins. Its usual +7/240 is for the σ² of the histogram; the values' own σ² is less by
+    # 1/12, which makes it -1/80.
     excess = (fourth - sigma**2 / 2 - 1 / 80) / sigma**4 - 3
     # λ2 = ∫F(1-F), and so on with Legendre polynomials: a trapezoid sum over bin edges, where F is known exactly.
+    # Rounding may carry the sum beyond 1, and 1 - F below 0.
     below = share.cumsum(-1).clamp(max=1)
     l2 = (below * (1 - below)).sum(-1).masked_fill(sigma.isnan(), torch.nan)
     l3 = -(below * (1 - below) * (1 - 2 * below)).sum(-1)

@@ -61,6 +61,7 @@ class PlanReading(Record):
             return None
         joined: list[tuple[int, int]] = []
         for start, stop in sorted([*self.read, *other.read]):
+            # Read twice is counted twice: that must not pass for the plan read once.
             if joined and start < joined[-1][1]:
                 return None
             if joined and start == joined[-1][1]:
@@ -75,6 +76,7 @@ class PlanReading(Record):
         if not isinstance(values, str):
             return super().from_dict(values)
         digest, _, part = values.partition(" ")
+        # The first format wrote the digest alone for a whole plan.
         if not part:
             return cls(digest, None)
         numbers = re.fullmatch(r"\(first (\d+) of (\d+) batches\)", part)
@@ -122,6 +124,7 @@ class Provenance(Record):
                     break
             else:
                 read.append((corpus, plan))
+        # The model, site and settings are this one's: `ActivationStatistics.merge` has compared them before.
         return replace(
             self,
             tokens=self.tokens + other.tokens,
@@ -130,6 +133,7 @@ class Provenance(Record):
         )
 
 
+# eq=False: `==` of two tensors is a tensor, and has no single truth value.
 @dataclass(frozen=True, eq=False)
 class ActivationStatistics:
     """Histogram, moments and provenance of every neuron of a site; made by `collect`.
@@ -182,6 +186,7 @@ class ActivationStatistics:
         provenance = Provenance(
             model=model or _unnamed(shape, values.dtype),
             site=site.value,
+            # Nobody said which positions are special, so all were counted.
             include_bos=True,
             tokens=int(moments.count[0]),
             corpora=(),
@@ -261,6 +266,7 @@ class ActivationStatistics:
 
         described = self.shapes()
         layers, heads, dims = self.shape
+        # The order in which `flatten` below goes through a tensor: dim fastest.
         places = [(layer, head, dim) for layer in range(layers) for head in range(heads) for dim in range(dims)]
         columns = {
             "layer": [place[0] for place in places],

@@ -49,6 +49,7 @@ class TrimmedHistogram:
         if low.shape != high.shape:
             raise MismatchError(f"low has shape {tuple(low.shape)}, high {tuple(high.shape)}; expected the same shape.")
         self.inside = NeuronHistogram(low.shape, bins, resolution=resolution, device=device)
+        # + 0.0 makes -0.0 the 0.0 that ranges have everywhere else.
         low, high = low.to(device, torch.float64) + 0.0, high.to(device, torch.float64) + 0.0
         wrong = (~(low.isfinite() & high.isfinite() & (low <= high))).nonzero()
         if len(wrong):
@@ -121,6 +122,7 @@ class TrimmedHistogram:
         with own_memory():
             for layer, rows in enumerate(layers):  # all of them, before any is counted
                 finite_range(layer, rows, self.shape)
+        # Not with `layers`: they share one scratch memory, which now holds the last layer's values.
         for layer in range(self.shape[0]):
             self.update_layer(layer, values[..., layer, :, :], valid)
 
@@ -149,6 +151,7 @@ class TrimmedHistogram:
         for other in others:
             require_like(self, other)
             self._require_same_range(other)
+        # All ranges are equal, so no bin moves.
         inside = self.inside.merge(*(other.inside for other in others))
         beyond = [[each.to(self.device) for each in (part.underflow, part.overflow)] for part in (self, *others)]
         return self._with(inside, *(torch.stack(parts).sum(0) for parts in zip(*beyond, strict=True)))
@@ -207,6 +210,7 @@ class TrimmedHistogram:
         below, held = self.underflow[layer].view(-1, 1), counts.sum(-1, keepdim=True)
 
         def ordered(index: Int64[Tensor, "neuron q"]) -> Float[Tensor, "neuron q"]:
+            # Ranks count from the smallest value of all, bins from the first inside.
             index = index - below
             known = (index >= 0) & (index < held)
             return value_at(counts, grid, index.clamp(min=0)).clamp(low, high).masked_fill(~known, torch.nan)

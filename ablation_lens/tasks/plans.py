@@ -60,6 +60,7 @@ class Batch:
         valid = torch.ones_like(tokens, dtype=torch.bool) if valid is None else valid
         labels = torch.zeros_like(tokens)
         scored = torch.zeros_like(valid)
+        # Both ends of a step must be real, wherever the padding lies.
         scored[:, :-1] = valid[:, 1:] & valid[:, :-1]
         labels[:, :-1] = torch.where(scored[:, :-1], tokens[:, 1:], 0)
         return cls(tokens, valid, labels, scored)
@@ -118,6 +119,7 @@ class TextItem:
 
     def facts(self) -> list[Any]:
         """What the plan's digest covers."""
+        # Not `special`: no score depends on it.
         return [list(self.inputs), list(self.tokens), list(self.scored)]
 
 
@@ -129,6 +131,7 @@ class ImageItem:
     content: str
     label: int
     length: int
+    # Not compared: `==` of two tensors has no single truth value. `content` is a digest of the image.
     pixels: Float[Tensor, "channel height width"] = field(compare=False, repr=False)
 
     def facts(self) -> list[Any]:
@@ -190,6 +193,7 @@ class BatchPlan:
             "batches": [list(batch) for batch in self.batches],
             "pad": self.pad_token,
         }
+        # Every cell's key holds this digest: spelled otherwise, nothing measured before would be found again.
         return hashlib.sha256(json.dumps(facts, separators=(",", ":"), sort_keys=True).encode()).hexdigest()[:16]
 
     def part(self, start: int, stop: int | None = None) -> "PlanPart":
@@ -280,6 +284,7 @@ def _text_batch(items: list[TextItem], numbers: tuple[int, ...], plan: BatchPlan
     if plan.task == "causal-lm":  # the prediction at a position is of the token after it
         labels = torch.cat([labels[:, 1:], torch.zeros_like(labels[:, :1])], dim=1)
     return Batch(
+        # On the right: positions are counted from 0 in every row.
         inputs=rows(plan.pad_token, lambda item: item.inputs),
         valid=valid,
         labels=torch.where(scored, labels, 0),

@@ -123,6 +123,7 @@ class _TextTask(Task):
 
     @property
     def pad_token(self) -> int:
+        # A tokenizer without padding has None; the attention mask hides whatever stands there.
         return int(self.tokenizer.pad_token_id or 0)
 
     def _items(self, corpus_split: Corpus, size: int | None, seed: int, count: str) -> tuple[list[Item], Any]:
@@ -131,6 +132,7 @@ class _TextTask(Task):
         items: list[Item] = []
         left = size
         for text_id, tokens, special in self._tokenized(reading):
+            # The last document is cut, so that the size is not exceeded. `[:None]` keeps everything.
             tokens, special = tokens[:left], special[:left]
             item = self._plan(text_id, tokens, special, seed, common)
             if item is None:
@@ -201,8 +203,10 @@ class MaskedLM(_TextTask):
         if not ordinary:
             return None
         # Python's own generator: its `random()` is promised to be the same everywhere and for ever.
+        # Seeded by the document, not one stream for all: a shorter plan masks the same places.
         drawn = hashlib.sha256(f"{seed} {' '.join(map(str, tokens))}".encode()).digest()
         generator = random.Random(int.from_bytes(drawn, "big"))
+        # All places draw before any fate is drawn; another order would be another mask, and another digest.
         keys = {place: generator.random() for place in ordinary}
         chosen = sorted(sorted(ordinary, key=keys.__getitem__)[: max(1, round(0.15 * len(ordinary)))])
         inputs = list(tokens)
@@ -212,6 +216,7 @@ class MaskedLM(_TextTask):
                 inputs[place] = int(self.tokenizer.mask_token_id)
             elif fate < 0.9:
                 inputs[place] = self.ordinary_ids[int(generator.random() * len(self.ordinary_ids))]
+        # Common ones are masked all the same: the inputs must not depend on `count`.
         scored = tuple(place for place in chosen if tokens[place] not in common)
         return TextItem(text_id, tokens, tuple(inputs), scored, _places(special))
 
@@ -245,6 +250,7 @@ class ImageClassification(Task):
                     "Give a CSV with file,label (labels=…)."
                 )
             prepared = self.image_processor(document.image, return_tensors="pt")["pixel_values"]
+            # The size, too: the bytes alone do not tell 2 × 8 pixels from 4 × 4.
             content = f"{document.image.size} ".encode() + document.image.tobytes()
             items.append(
                 ImageItem(
@@ -252,7 +258,7 @@ class ImageClassification(Task):
                     hashlib.sha256(content).hexdigest()[:16],
                     document.label,
                     self.positions,
-                    torch.as_tensor(prepared)[0],
+                    torch.as_tensor(prepared)[0],  # without the batch axis
                 )
             )
             if size is not None and len(items) == size:
@@ -289,6 +295,7 @@ def task_for(model: Any, corpus: "str | Corpus | None" = None, *, context: int |
     if kind == "causal-lm":
         return CausalLM(corpus=opened, tokenizer=tokenizer, max_context=limit)
     special = set(tokenizer.all_special_ids)
+    # len(), because `vocab_size` of Hugging Face leaves added tokens out.
     ordinary = tuple(token for token in range(len(tokenizer)) if token not in special)
     return MaskedLM(corpus=opened, tokenizer=tokenizer, max_context=limit, ordinary_ids=ordinary)
 
