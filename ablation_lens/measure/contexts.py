@@ -13,7 +13,7 @@ from ablation_lens.measure.forward import capture
 from ablation_lens.neurons.statistics import ActivationStatistics
 from ablation_lens.records import record_of
 from ablation_lens.sites import neuron_name, parse_neuron
-from ablation_lens.tasks.plans import Batch, BatchPlan
+from ablation_lens.tasks.plans import Batch, BatchPlan, PlanPart
 from ablation_lens.tasks.tasks import task_for
 
 Where = Literal["low", "peak", "high"]
@@ -53,7 +53,7 @@ class Example:
 
 def gather_contexts(
     model: Any,
-    batches: "BatchPlan | Iterable[Batch]",
+    batches: "BatchPlan | PlanPart | Iterable[Batch]",
     statistics: ActivationStatistics,
     neurons: Sequence[str | tuple[int, int, int]],
     k: int = 5,
@@ -80,14 +80,15 @@ def gather_contexts(
     known.require_same(record_of(model), "cannot gather examples")
     chosen = [parse_neuron(n if isinstance(n, str) else neuron_name(*n), statistics.shape) for n in neurons]
     peaks = statistics.center("peak")
-    plan = batches if isinstance(batches, BatchPlan) else None
+    plan = batches.plan if isinstance(batches, PlanPart) else batches if isinstance(batches, BatchPlan) else None
     best: dict[tuple[tuple[int, int, int], Where], list[tuple[float, Example]]] = {}
     rows_before = 0
     with torch.inference_mode():
-        for batch in batches:
-            on_device = batch.to(model.cfg.device)
+        for item in batches:
+            # A user's batch may be on a GPU; examples are chosen from values on the CPU.
+            batch = item.to("cpu")
             # Only the layers asked for: the activations of all would be kept until the batch is done.
-            values = capture(model, on_device, statistics.site, (layer for layer, _, _ in chosen))
+            values = capture(model, batch.to(model.cfg.device), statistics.site, (layer for layer, _, _ in chosen))
             counted = batch.valid
             if not statistics.provenance.include_bos and batch.special is not None:
                 counted = counted & ~batch.special
@@ -169,7 +170,11 @@ def striking_neurons(statistics: ActivationStatistics, number: int) -> list[str]
 
 
 def gather_striking(
-    model: Any, batches: "BatchPlan | Iterable[Batch]", statistics: ActivationStatistics, number: int, k: int = 5
+    model: Any,
+    batches: "BatchPlan | PlanPart | Iterable[Batch]",
+    statistics: ActivationStatistics,
+    number: int,
+    k: int = 5,
 ) -> dict[str, list[Example]]:
     """Examples of the most striking neurons; one more pass over the batches."""
     if iter(batches) is batches:

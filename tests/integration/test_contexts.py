@@ -51,6 +51,15 @@ def test_an_example_shows_its_context(collected):
         assert before + here + after == model.hf_tokenizer.decode(list(example.tokens))
 
 
+def test_examples_of_a_part_of_a_plan_name_the_plans_documents(collected):
+    model, plan, statistics = collected
+    found = gather_contexts(model, plan.part(1, 2), statistics, [NEURON])["L2.H1.D7"]
+    assert {example.id for example in found} <= {plan.items[number].id for number in plan.batches[1]}
+    assert all(
+        example.tokens[example.offset] == plan.items[example.document].inputs[example.position] for example in found
+    )
+
+
 def test_padding_and_left_out_positions_are_never_examples(collected):
     model, plan, _ = collected
     statistics = al.collect(model, plan, include_bos=False, progress=False)
