@@ -33,7 +33,7 @@ LOCKS = "locks"
 ABANDONED = 24 * 3600.0
 """Seconds after which a half-written file is nobody's."""
 
-_AGAIN = "To have it made again, delete it and run the study again; the rest is kept."
+_AGAIN = "To have it made again, delete it and run the same command again; the rest is kept."
 
 
 def key_of(facts: Mapping[str, Any]) -> str:
@@ -54,9 +54,7 @@ class RunFolder:
         self.path = Path(path)
         marker = self.path / MARKER
         if not marker.is_file():
-            raise FileFormatError(
-                f"{self.path} is not a run folder (it has no {MARKER}); `ablation-lens study` makes one."
-            )
+            raise FileFormatError(f"{self.path} is not a run folder (it has no {MARKER}); give the folder of a run.")
         try:
             version = json.loads(marker.read_text(encoding="utf-8"))["format"]
         except (ValueError, KeyError, TypeError) as error:
@@ -164,10 +162,10 @@ class RunFolder:
             with keeping(self.path):
                 path.unlink(missing_ok=True)
 
-    def failures(self) -> list[dict[str, Any]]:
-        """What failed and has not succeeded since."""
+    def failures(self, *needed: str) -> list[dict[str, Any]]:
+        """What failed and has not succeeded since, with at least the fields that are needed."""
         paths = sorted((self.path / "failures").glob("[!.]*.json"))
-        return [_read_json(path, "model", "error", "message") for path in paths]
+        return [_read_json(path, "error", "message", *needed) for path in paths]
 
     def _json(self, part: str, name: str) -> Path:
         return self.path / part / f"{name}.json"
@@ -176,7 +174,7 @@ class RunFolder:
 @contextmanager
 def keeping(path: Path) -> Iterator[None]:
     """As `files.writing`, for what can be gone on with after the disk has been made room on."""
-    with writing(path, "make room or give another folder, and run the same command again: finished cells are kept."):
+    with writing(path, "make room or give another folder, and run the same command again: what is finished is kept."):
         yield
 
 
@@ -199,7 +197,7 @@ def plain_name(name: Any) -> str:
     # fullmatch, as $ would let a final line feed through; ASCII, as \w would take letters of any script.
     if not isinstance(name, str) or not re.fullmatch(r"[\w-]+", name, re.ASCII):
         raise FileFormatError(
-            f"{name!r}, which a file of the run folder refers to, is not a name that a study gives; take a copy of the "
+            f"{name!r}, which a file of the run folder refers to, is not a name that a run gives; take a copy of the "
             "folder that nobody has changed."
         )
     return name

@@ -111,7 +111,7 @@ class KeyLocks:
             self._lockless = True
             warnings.warn(
                 f"the file system of {self.path.parent} has no locks ({error.strerror}): processes that share "
-                "this folder may compute the same cells twice. Results are the same.",
+                "this folder may do the same work twice. Results are the same.",
                 stacklevel=5,  # after _lock, _take, holding and contextlib's __enter__
             )
         return True

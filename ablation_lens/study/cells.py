@@ -89,6 +89,10 @@ class StudyFolder(RunFolder):
             raise damaged(self.path / "groups" / f"{group}.json")
         return values
 
+    def failures(self, *needed: str) -> list[dict[str, Any]]:
+        """The cells and models that failed and have not succeeded since."""
+        return super().failures("model", *needed)
+
     def studies(self) -> list[dict[str, Any]]:
         """The settings of every study that ran here, the oldest first."""
         return self.read_all("studies", "models", "methods")

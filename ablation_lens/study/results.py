@@ -109,7 +109,7 @@ class Results:
             }
         except (KeyError, TypeError) as error:
             raise FileFormatError(
-                f"{self.folder.file('cells', key)} lacks {error}; delete it and run the study again."
+                f"{self.folder.file('cells', key)} lacks {error}; delete it and run the same command again."
             ) from error
 
     def _model_order(self) -> list[str]:

@@ -141,7 +141,7 @@ def test_what_shows_only_with_the_model_is_exit_code_2_too(command, tmp_path, ar
     code, out, errors = command(*VIT, *arguments, "--out", tmp_path / "run")
     assert (code, out) == (2, "")
     assert "Traceback" not in errors
-    *_, said = errors.splitlines()  # behind a line about progress
+    *_, said = errors.splitlines()  # after a line about progress
     assert said.startswith("error: ")
     assert message in said
 
@@ -209,7 +209,7 @@ def test_a_damaged_cell_is_left_out_with_a_word_and_exit_code_1(command, run, tm
     path = run.file("cells", cells.index[(cells["method"] == "mean") & (cells["seed"] == 1)][0])
     path.write_bytes(path.read_bytes()[:50])
     for arguments in (("table",), ("export", tmp_path / "cells.csv")):
-        with pytest.warns(UnreadableCell, match=rf"{path.name} .*delete it and run the study again"):
+        with pytest.warns(UnreadableCell, match=rf"{path.name} .*delete it and run the same command again"):
             code, out, _ = command(arguments[0], run.path, *arguments[1:])
         assert code == 1
         assert out
@@ -219,7 +219,7 @@ def test_a_damaged_cell_is_left_out_with_a_word_and_exit_code_1(command, run, tm
     code, out, errors = command("table", run.path)  # nothing is left to be right
     assert (code, out) == (2, "")
     assert errors.count("\n") == 1
-    assert "delete it and run the study again" in errors
+    assert "delete it and run the same command again" in errors
 
 
 def test_a_disk_error_while_exporting_promises_nothing_about_cells(command, run, tmp_path, monkeypatch):

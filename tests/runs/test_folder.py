@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from ablation_lens.errors import AblationLensError, FileFormatError
 from ablation_lens.files import CannotWrite
 from ablation_lens.measure.score import Score
-from ablation_lens.runs import folder as run_folder
+from ablation_lens.runs import folder
 from ablation_lens.runs.folder import MARKER, key_of
 from ablation_lens.study.cells import StudyFolder
 
@@ -69,7 +69,7 @@ def test_a_cell_that_was_copied_in_part_is_named_with_the_way_out(run, length):
     run.write_cell("k", HEADER, SCORE)
     whole = run.file("cells", "k").read_bytes()
     run.file("cells", "k").write_bytes(whole[:length])
-    with pytest.raises(FileFormatError, match=r"k\.safetensors is not a whole .* delete it and run the study again"):
+    with pytest.raises(FileFormatError, match=r"k\.safetensors is not a whole .* delete it and run the same"):
         run.read_cell("k")
 
 
@@ -122,7 +122,7 @@ def test_what_is_written_once_stays(run):
 def test_damaged_json_is_named_with_the_way_out(run, content):
     run.write_once("groups", "g", GROUP)
     (run.path / "groups" / "g.json").write_bytes(content.encode(errors="surrogateescape"))
-    with pytest.raises(FileFormatError, match=r"g\.json is missing or damaged.* delete it and run the study again"):
+    with pytest.raises(FileFormatError, match=r"g\.json is missing or damaged.* delete it and run the same"):
         run.group("g")
     (run.path / "failures" / "f.json").write_bytes(content.encode(errors="surrogateescape"))
     with pytest.raises(FileFormatError, match=r"f\.json"):
@@ -135,7 +135,7 @@ def test_damaged_json_is_named_with_the_way_out(run, content):
 @pytest.mark.parametrize("name", ['x"><img src=x onerror=alert(1)>', "../../secrets", "", ["g"], None])
 def test_names_that_a_study_would_not_give_are_refused(run, name):
     for ask in (run.group, run.statistics):
-        with pytest.raises(FileFormatError, match="is not a name that a study gives"):
+        with pytest.raises(FileFormatError, match="is not a name that a run gives"):
             ask(name)
 
 
@@ -157,7 +157,7 @@ def test_a_damaged_marker_is_one_sentence_and_mended_by_deleting_it(run, content
     run.write_cell("k", HEADER, SCORE)
     (run.path / MARKER).write_text(content)
     for open_it in (StudyFolder, StudyFolder.create):
-        with pytest.raises(FileFormatError, match="delete it and run the study again; the rest is kept"):
+        with pytest.raises(FileFormatError, match="delete it and run the same command again; the rest is kept"):
             open_it(run.path)
     (run.path / MARKER).unlink()
     assert StudyFolder.create(run.path).keys("cells") == ["k"]
@@ -186,7 +186,7 @@ def test_old_left_overs_of_killed_processes_are_swept_and_young_ones_left(run):
     old, young = (run.path / "statistics" / f".s.safetensors.{age}.tmp" for age in ("old", "young"))
     old.write_bytes(b"x" * 10)
     young.write_bytes(b"x" * 10)
-    long_ago = time.time() - 2 * run_folder.ABANDONED
+    long_ago = time.time() - 2 * folder.ABANDONED
     os.utime(old, (long_ago, long_ago))
     StudyFolder.create(run.path)
     assert [old.exists(), young.exists()] == [False, True]

@@ -189,7 +189,7 @@ def test_a_damaged_cell_is_left_out_and_named_with_the_way_out(run):
     with pytest.warns(UnreadableCell, match="1 more like it"):
         results = Results.load(run.path)
     assert len(results.frame) == cells - 1
-    assert any(path.name in said and "delete it and run the study again" in said for said in results.unreadable)
+    assert any(path.name in said and "delete it and run the same command again" in said for said in results.unreadable)
 
 
 def test_a_cell_without_its_group_is_named(run):
