@@ -103,12 +103,13 @@ def _sync_folder(folder: Path) -> None:
 
 # ---------------------------------------------------------------------- tensors
 
-FORMAT_VERSION = 1
 _KEY = "ablation_lens"
 
 
-def save_tensors(path: str | Path, kind: str, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    """Write tensors and a header of plain JSON values, atomically.
+def save_tensors(
+    path: str | Path, kind: str, header: Mapping[str, Any], tensors: Mapping[str, Tensor], *, version: int = 1
+) -> None:
+    """Write tensors and a header of plain JSON values, atomically; `version` is that of the kind's format.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -120,7 +121,7 @@ def save_tensors(path: str | Path, kind: str, header: Mapping[str, Any], tensors
     held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     text = json.dumps(dict(header), sort_keys=True, allow_nan=False)
     # The header as it reads back, lists for tuples, because that is what the checksum is compared with.
-    outer = {"kind": kind, "version": FORMAT_VERSION, "checksum": _checksum(text, held), "header": json.loads(text)}
+    outer = {"kind": kind, "version": version, "checksum": _checksum(text, held), "header": json.loads(text)}
     write_atomically(path, lambda temporary: _write(held, temporary, {_KEY: json.dumps(outer)}))
 
 
@@ -135,8 +136,11 @@ def _write(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str]) 
         raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
 
 
-def load_tensors(path: str | Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Read what `save_tensors` wrote: `(header, tensors)`; anything else is a `FileFormatError`."""
+def load_tensors(path: str | Path, kind: str, *, newest: int = 1) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Read what `save_tensors` wrote: `(header, tensors)`; anything else is a `FileFormatError`.
+
+    Versions of the format from 1 to `newest` are read; which fields an older one lacks is the caller's business.
+    """
     path = Path(path)
     if not path.is_file():
         raise FileFormatError(f"there is no file {path}.")
@@ -146,7 +150,7 @@ def load_tensors(path: str | Path, kind: str) -> tuple[dict[str, Any], dict[str,
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
     except (SafetensorError, OSError, ValueError) as error:
         raise FileFormatError(f"{path} is not a whole safetensors file ({error}); copy or collect it again.") from error
-    header = _read_header(path, kind, metadata)
+    header = _read_header(path, kind, metadata, newest)
     text = json.dumps(header["header"], sort_keys=True)
     if header.get("checksum") != _checksum(text, tensors):
         raise FileFormatError(
@@ -155,7 +159,7 @@ def load_tensors(path: str | Path, kind: str) -> tuple[dict[str, Any], dict[str,
     return header["header"], tensors
 
 
-def _read_header(path: Path, kind: str, metadata: Mapping[str, str]) -> dict[str, Any]:
+def _read_header(path: Path, kind: str, metadata: Mapping[str, str], newest: int) -> dict[str, Any]:
     if _KEY not in metadata:
         raise FileFormatError(f"{path} was not written by ablation-lens; {kind} was expected.")
     try:
@@ -165,13 +169,15 @@ def _read_header(path: Path, kind: str, metadata: Mapping[str, str]) -> dict[str
             raise TypeError
     except (ValueError, KeyError, TypeError) as error:
         raise FileFormatError(f"the header of {path} is damaged; make it again.") from error
-    if version != FORMAT_VERSION:
-        raise FileFormatError(
-            f"{path} has format version {version}, this ablation-lens reads {FORMAT_VERSION}; "
-            "use the version that wrote it, or make the file again."
-        )
+    # The kind first: versions are counted for each kind alone.
     if found != kind:
         raise FileFormatError(f"{path} holds {found}, but {kind} was expected.")
+    if version not in range(1, newest + 1):
+        reads = "1" if newest == 1 else f"1 to {newest}"
+        raise FileFormatError(
+            f"{path} has format version {version}, this ablation-lens reads {reads}; "
+            "use the version that wrote it, or make the file again."
+        )
     return header  # type: ignore[no-any-return]
 
 

@@ -12,7 +12,7 @@ from ablation_lens.measure.contexts import Example
 from ablation_lens.neurons.statistics import ActivationStatistics
 from ablation_lens.sites import parse_neuron
 from ablation_lens.study.results import CELL_COLUMNS
-from ablation_lens.tasks.plans import BatchPlan, ImageItem
+from ablation_lens.tasks.plans import ImageItem, plan_of
 
 if TYPE_CHECKING:
     import pandas
@@ -22,17 +22,18 @@ THUMBNAIL = 96
 
 
 def describe_examples(
-    found: Mapping[str, Sequence[Example]], statistics: ActivationStatistics, tokenizer: Any, plan: Any
+    found: Mapping[str, Sequence[Example]], statistics: ActivationStatistics, tokenizer: Any, batches: Any
 ) -> dict[str, Any]:
     """Plain JSON values per neuron; `images` holds every picture once, by its document."""
     images: dict[str, str] = {}
     neurons = {}
+    plan = plan_of(batches)
     for name, contexts in found.items():
         # For its error: a neuron that does not exist would silently never be shown.
         parse_neuron(name, statistics.shape)
         neurons[name] = [_context(example, statistics, tokenizer) for example in contexts]
         for example in contexts:
-            if not example.tokens and isinstance(plan, BatchPlan) and str(example.document) not in images:
+            if not example.tokens and plan is not None and str(example.document) not in images:
                 item = plan.items[example.document]
                 if isinstance(item, ImageItem):
                     images[str(example.document)] = thumbnail(item.pixels)

@@ -130,7 +130,11 @@ def _provenance(statistics: ActivationStatistics) -> list[list[str]]:
         ("positions", f"{origin.tokens:,}"),
         ("special positions", "counted" if origin.include_bos else "left out"),
     ]
-    pairs += [("corpus", f"{corpus.name}/{corpus.split}, {corpus.documents:,} documents") for corpus in origin.corpora]
+    for corpus, reading in zip(origin.corpora, origin.plans, strict=True):
+        pairs.append(("corpus", f"{corpus.name}/{corpus.split}, {corpus.documents:,} documents"))
+        if not reading.is_whole:
+            ranges = ", ".join(f"{start} to {stop - 1}" for start, stop in reading.read)
+            pairs.append(("read", f"only batches {ranges} of 0 to {(reading.batches or 0) - 1}"))
     if not origin.corpora:
         pairs.append(("corpus", "your own batches"))
     pairs.append(("ablation-lens", origin.versions.ablation_lens))

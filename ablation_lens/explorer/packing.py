@@ -17,8 +17,9 @@ from torch import Tensor
 
 from ablation_lens.neurons.grid import Grid
 from ablation_lens.neurons.histogram import NeuronHistogram
+from ablation_lens.neurons.peaks import PEAK_BINS
 
-DISPLAY_BINS = 128
+DISPLAY_BINS = PEAK_BINS
 """The finest width on the page: most bins per neuron, as in the `peak` center."""
 
 FEWEST_DIGITS = 7

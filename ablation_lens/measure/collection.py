@@ -22,7 +22,7 @@ from ablation_lens.neurons.trimmed import TrimmedHistogram
 from ablation_lens.progress import progress_over
 from ablation_lens.records import Versions, record_of
 from ablation_lens.sites import Site
-from ablation_lens.tasks.plans import Batch, BatchPlan, PlanPart
+from ablation_lens.tasks.plans import Batch, BatchPlan, PlanPart, plan_of
 
 
 class CollectionInterrupted(KeyboardInterrupt):
@@ -163,10 +163,10 @@ class _Pass:
         """What was collected so far, with its provenance; `finished` batches, or None for all of them."""
         assert self.histogram is not None
         assert self.moments is not None
-        plan, start = (batches.plan, batches.start) if isinstance(batches, PlanPart) else (batches, 0)
-        known = isinstance(plan, BatchPlan)
+        plan = plan_of(batches)
+        start = batches.start if isinstance(batches, PlanPart) else 0
         # A plan that was not read to its end must not pass for one that was.
-        stop = start + (len(batches) if finished is None else finished) if known else 0
+        stop = 0 if plan is None else start + (len(batches) if finished is None else finished)
         return ActivationStatistics(
             histogram=self.histogram,
             moments=self.moments,
@@ -175,8 +175,8 @@ class _Pass:
                 site=self.site.value,
                 include_bos=self.include_bos,
                 tokens=self.tokens,
-                corpora=(plan.corpus,) if known else (),
-                plans=(PlanReading(plan.digest, len(plan), ((start, stop),)),) if known else (),
+                corpora=() if plan is None else (plan.corpus,),
+                plans=() if plan is None else (PlanReading(plan.digest, len(plan), ((start, stop),)),),
                 versions=Versions.current(),
             ),
             trimmed=self.trimmed,
@@ -185,9 +185,9 @@ class _Pass:
 
 
 def _run(running: _Pass, batches: Any, title: str, progress: bool) -> None:
-    plan = batches.plan if isinstance(batches, PlanPart) else batches
+    plan = plan_of(batches)
     # For images `size` counts images, and the bar is advanced by positions: no total then.
-    total = batches.size if isinstance(plan, BatchPlan) and plan.task != "image-classification" else None
+    total = batches.size if plan is not None and plan.task != "image-classification" else None
     with (
         torch.inference_mode(),
         _ctrl_c_between_batches() as interrupted,

@@ -13,7 +13,7 @@ from ablation_lens.measure.forward import capture
 from ablation_lens.neurons.statistics import ActivationStatistics
 from ablation_lens.records import record_of
 from ablation_lens.sites import neuron_name, parse_neuron
-from ablation_lens.tasks.plans import Batch, BatchPlan, PlanPart
+from ablation_lens.tasks.plans import Batch, BatchPlan, PlanPart, plan_of
 from ablation_lens.tasks.tasks import task_for
 
 Where = Literal["low", "peak", "high"]
@@ -80,7 +80,7 @@ def gather_contexts(
     known.require_same(record_of(model), "cannot gather examples")
     chosen = [parse_neuron(n if isinstance(n, str) else neuron_name(*n), statistics.shape) for n in neurons]
     peaks = statistics.center("peak")
-    plan = batches.plan if isinstance(batches, PlanPart) else batches if isinstance(batches, BatchPlan) else None
+    plan = plan_of(batches)
     best: dict[tuple[tuple[int, int, int], Where], list[tuple[float, Example]]] = {}
     rows_before = 0
     with torch.inference_mode():
@@ -178,12 +178,17 @@ def gather_striking(
 ) -> dict[str, list[Example]]:
     """Examples of the most striking neurons; one more pass over the batches."""
     if iter(batches) is batches:
-        raise MismatchError("examples are gathered by reading the batches again; give a list or a plan, no iterator.")
+        raise MismatchError(
+            "examples are gathered by reading the batches again; give a list or a plan, not an iterator."
+        )
     return gather_contexts(model, batches, statistics, striking_neurons(statistics, number), k)
 
 
-def collected_plan(model: Any, statistics: ActivationStatistics, most: int = 50_000) -> BatchPlan:
-    """The plan the statistics say they were collected over; of a large one the first `most` tokens, or 500 images."""
+def collected_plan(model: Any, statistics: ActivationStatistics, most: int = 50_000) -> BatchPlan | PlanPart:
+    """The plan the statistics say they were collected over; of a large one the first `most` tokens, or 500 images.
+
+    Where only a part was read, and it is a part of this plan, that part: the rest was never counted.
+    """
     if not statistics.provenance.corpora:
         raise CorpusError(
             "these statistics were collected over batches of your own, which cannot be read again from here; gather "
@@ -194,5 +199,9 @@ def collected_plan(model: Any, statistics: ActivationStatistics, most: int = 50_
     corpus = statistics.provenance.corpora[0]
     task = task_for(model, corpus.name)
     if corpus.unit == "images":
-        return task.batches(split=corpus.split, images=min(corpus.size_obtained, 500))
-    return task.batches(split=corpus.split, tokens=min(corpus.size_obtained, most))
+        plan = task.batches(split=corpus.split, images=min(corpus.size_obtained, 500))
+    else:
+        plan = task.batches(split=corpus.split, tokens=min(corpus.size_obtained, most))
+    reading = statistics.provenance.plans[0]
+    # Numbers of batches mean something in the same plan only, not in one that was cut or has other batches.
+    return plan if reading.is_whole or reading.plan != plan.digest else plan.part(*reading.read[0])

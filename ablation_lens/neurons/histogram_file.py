@@ -165,7 +165,7 @@ def _histogram_flaws(held: Mapping[str, Tensor], bins: int, resolution: torch.dt
     empty = total == 0
     yield "a range without values, or values without a range", empty != (low > high)
     yield "one value, but a minimum below its maximum", (total == 1) & (low < high)
-    # inf is no bin number, so empty neurons are filled first.
+    # inf is not a bin number, so empty neurons are filled first.
     last = (scaled_floor(high, held["exponent"]).masked_fill(empty, 0)).long() - held["offset"]
     # `last` is a bin: this is a generator, and that the grid fits was yielded and checked before.
     ends = counts.gather(-1, torch.stack([torch.zeros_like(last), last], -1))

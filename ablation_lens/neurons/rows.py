@@ -162,11 +162,11 @@ def _flat_parts(
     values: Float[Tensor, "*batch head dim"], valid: Bool[Tensor, "*batch"] | None
 ) -> list[tuple[Float[Tensor, "token head dim"], Bool[Tensor, " token"] | None]]:
     """Views with one token axis: usually one; one per text where texts do not lie after each other in memory."""
-    rows = values.shape[:-2].numel()
+    tokens = values.shape[:-2].numel()
     try:
         # `view` raises where it would have to copy; `reshape` would copy a whole activation without a word.
-        return [(values.view(rows, *values.shape[-2:]), None if valid is None else valid.flatten())]
+        return [(values.view(tokens, *values.shape[-2:]), None if valid is None else valid.flatten())]
     except RuntimeError:
         if values.ndim != 4:
-            return [(values.reshape(rows, *values.shape[-2:]), None if valid is None else valid.flatten())]
+            return [(values.reshape(tokens, *values.shape[-2:]), None if valid is None else valid.flatten())]
         return list(zip(values, [None] * len(values) if valid is None else valid, strict=True))

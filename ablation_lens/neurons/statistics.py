@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
 from ablation_lens.ablation.ablation import Ablation
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     import pandas
 
 KIND = "activation statistics"
+VERSION = 2
+"""Of the file. The first said which batches were read in a sentence; `PlanReading` reads both."""
 
 _UNNAMED = "unknown"
 """The architecture of values that were given without a model."""
@@ -236,6 +238,16 @@ class ActivationStatistics:
         return self.histogram.maximum.cpu()
 
     @property
+    def position_sums(self) -> Float64[Tensor, "layer pos head dim"] | None:
+        """What `position_mean` is the mean of, where it was gathered."""
+        return None if self.positions is None else self.positions.sums
+
+    @property
+    def position_counts(self) -> Int64[Tensor, " pos"] | None:
+        """How many values were seen at every position."""
+        return None if self.positions is None else self.positions.counts
+
+    @property
     def position_mean(self) -> Float[Tensor, "layer pos head dim"]:
         """Mean at every position; needs `collect(..., positions=True)`."""
         if self.positions is None:
@@ -324,12 +336,12 @@ class ActivationStatistics:
             tensors |= {f"trimmed.{name}": tensor for name, tensor in trimmed.items()}
         if self.positions is not None:
             tensors |= {"position.sums": self.positions.sums, "position.counts": self.positions.counts}
-        save_tensors(path, KIND, header, tensors)
+        save_tensors(path, KIND, header, tensors, version=VERSION)
 
     @classmethod
     def load(cls, path: str | Path) -> "ActivationStatistics":
         """Read what `save` wrote; a truncated, foreign, changed or newer file is one clear error."""
-        header, tensors = load_tensors(path, KIND)
+        header, tensors = load_tensors(path, KIND, newest=VERSION)
 
         def part(prefix: str) -> dict[str, Tensor]:
             return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}

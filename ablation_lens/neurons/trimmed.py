@@ -66,7 +66,7 @@ class TrimmedHistogram:
         self._counter = Counter()
 
     @classmethod
-    def around(cls, first: NeuronHistogram, between: tuple[float, float] = (0.001, 0.999)) -> Self:
+    def around(cls, first: NeuronHistogram, shares: tuple[float, float] = (0.001, 0.999)) -> Self:
         """An empty one over the range between two quantiles of a first pass.
 
         >>> first = NeuronHistogram((1, 1, 1))
@@ -74,7 +74,7 @@ class TrimmedHistogram:
         >>> bool(TrimmedHistogram.around(first).epsilon < first.epsilon)
         True
         """
-        low, high = first.quantile(between)
+        low, high = first.quantile(shares)
         return cls(low, high, first.bins, resolution=first.resolution, device=first.device)
 
     @property

@@ -256,6 +256,13 @@ class PlanPart:
             yield self.plan.batch(numbers)
 
 
+def plan_of(batches: Any) -> BatchPlan | None:
+    """The plan that batches are of, in part or whole; None for a user's own."""
+    if isinstance(batches, PlanPart):
+        return batches.plan
+    return batches if isinstance(batches, BatchPlan) else None
+
+
 def cut_batches(lengths: Sequence[int], batch_size: int) -> tuple[tuple[int, ...], ...]:
     """Batches of documents of similar length, the longest first: little padding, and memory peaks at once.
 

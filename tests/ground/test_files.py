@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from ablation_lens import files as storage
+from ablation_lens import files
 from ablation_lens.errors import AblationLensError, FileFormatError
 from ablation_lens.files import CannotWrite, load_tensors, require_target, save_tensors, write_atomically, writing
 
@@ -91,6 +91,14 @@ def test_another_version_kind_or_header_is_refused(path, change, message):
         load_tensors(path, "example")
 
 
+def test_older_versions_of_a_kind_are_read_and_newer_ones_refused(tmp_path):
+    for version in (1, 2, 3):
+        save_tensors(tmp_path / f"{version}", "example", {}, TENSORS, version=version)
+    assert load_tensors(tmp_path / "1", "example", newest=2)[0] == load_tensors(tmp_path / "2", "example", newest=2)[0]
+    with pytest.raises(FileFormatError, match="format version 3, this ablation-lens reads 1 to 2"):
+        load_tensors(tmp_path / "3", "example", newest=2)
+
+
 def test_foreign_files_are_refused_and_never_executed(tmp_path):
     save_file(TENSORS, tmp_path / "plain.safetensors")
     with pytest.raises(FileFormatError, match="not written by ablation-lens"):
@@ -118,7 +126,7 @@ def test_a_header_that_is_no_json_is_not_written(tmp_path):
 
 def test_what_the_disk_answers_is_an_error_of_the_disk(tmp_path, monkeypatch):
     """safetensors wraps it into an error of its own."""
-    monkeypatch.setattr(storage, "write_atomically", lambda path, write: write(path))
+    monkeypatch.setattr(files, "write_atomically", lambda path, write: write(path))
     with pytest.raises(FileNotFoundError, match="No such file or directory"):
         save_tensors(tmp_path / "nowhere" / "x.safetensors", "example", {}, TENSORS)
 

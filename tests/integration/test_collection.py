@@ -114,6 +114,8 @@ def test_the_position_mean(opt):
         counts += batch.valid.sum(0)
     expected = sums / counts[None, :, None]
     assert (statistics.position_mean.flatten(2) - expected).abs().max() <= 1e-5
+    assert (statistics.position_sums.flatten(2) - sums).abs().max() <= 1e-4
+    assert statistics.position_counts.tolist() == counts.tolist()
     with pytest.raises(MismatchError, match="positions=True"):
         _ = collect(opt, batches, progress=False).position_mean
 
@@ -200,7 +202,7 @@ def test_ctrl_c_finishes_the_batch_and_hands_over_what_was_collected(opt, heedin
     assert torch.equal(whole.histogram.counts(), collect(opt, batches, progress=False).histogram.counts())
 
 
-def test_ctrl_c_behind_the_last_batch_is_heard_too(opt, heeding):
+def test_ctrl_c_after_the_last_batch_is_heard_too(opt, heeding):
     batches = batches_of(BY_NAME["opt"], 2)
 
     def pressing_at_the_end():

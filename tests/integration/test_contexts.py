@@ -5,7 +5,7 @@ import torch
 
 import ablation_lens as al
 from ablation_lens.errors import MismatchError
-from ablation_lens.measure.contexts import WINDOW, gather_contexts
+from ablation_lens.measure.contexts import WINDOW, collected_plan, gather_contexts
 from ablation_lens.tasks.plans import Batch
 
 NEURON = (2, 1, 7)
@@ -58,6 +58,18 @@ def test_examples_of_a_part_of_a_plan_name_the_plans_documents(collected):
     assert all(
         example.tokens[example.offset] == plan.items[example.document].inputs[example.position] for example in found
     )
+
+
+def test_documents_that_were_never_counted_give_no_examples():
+    model = al.load_model("tiny-opt")
+    plan = al.task_for(model).batches(split="collect", tokens=12_000)
+    part = plan.part(0, 1)
+    found = collected_plan(model, al.collect(model, part, progress=False))
+    assert (found.plan.digest, found.start, found.stop) == (plan.digest, 0, 1)
+    assert collected_plan(model, al.collect(model, plan, progress=False)).digest == plan.digest
+    other = al.task_for(model).batches(split="collect", tokens=12_000, batch_size=3)
+    # Numbers of batches of another plan say nothing about this one.
+    assert collected_plan(model, al.collect(model, other.part(0, 1), progress=False)).digest == plan.digest
 
 
 def test_padding_and_left_out_positions_are_never_examples(collected):

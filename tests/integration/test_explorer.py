@@ -18,6 +18,20 @@ def test_images_are_embedded_once():
     assert all(image.startswith("data:image/png;base64,") for image in shown["images"].values())
 
 
+def test_a_part_of_a_plan_shows_its_pictures_and_says_what_was_read():
+    model = al.load_model("tiny-vit")
+    plan = al.task_for(model).batches(split="collect", images=6, batch_size=2)
+    payload = payload_of(explore(model, plan.part(1, 3), examples=1, progress=False))
+    (found,) = payload["examples"]["neurons"].values()
+    assert {context["document"] for context in found} == set(payload["examples"]["images"])
+    assert {int(context["document"]) for context in found} <= {
+        number for batch in plan.batches[1:3] for number in batch
+    }
+    assert ["read", "only batches 1 to 2 of 0 to 2"] in payload["datasets"][0]["provenance"]
+    whole = payload_of(explore(model, plan, progress=False))
+    assert "read" not in dict(whole["datasets"][0]["provenance"])
+
+
 def test_a_models_examples_are_those_of_the_examples_function():
     model = al.load_model("tiny-opt")
     plan = al.task_for(model).batches(split="collect", tokens=2000)

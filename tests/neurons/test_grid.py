@@ -107,7 +107,7 @@ def test_coarser_grids_merge_neighbours_and_lose_nothing(counts, offset, shift):
 # ---------------------------------------------------------------------- counting
 
 
-# Sizes that are no powers of two: float32 positions i / n * n round there.
+# Sizes that are not powers of two: float32 positions i / n * n round there.
 @pytest.mark.parametrize(("neurons", "bins"), [(1, 3), (37, 100), (768, 257), (333, 1001), (5, 60_001)])
 def test_histc_counts_every_bin(neurons, bins):
     repeats = np.random.default_rng(0).integers(1, 4, (neurons, bins))

@@ -93,7 +93,7 @@ TAMPERED = {
     "negative zero": (tamper("minimum", put(-0.0)), "-0.0"),
     "a foreign kind": (lambda tensors, header: header.update(kind="Other"), "is not the header"),
     "another size": (lambda tensors, header: header.update(bins=128), "counts"),
-    "bins that are no number": (lambda tensors, header: header.update(bins="256"), "is not the header"),
+    "bins that are not a number": (lambda tensors, header: header.update(bins="256"), "is not the header"),
     "an absurd size": (lambda tensors, header: header.update(shape=[2**40, 2**40, 2**40]), "counts"),
     "a negative size": (lambda tensors, header: header.update(shape=[1, 1, -3]), "is not the header"),
     "another resolution": (lambda tensors, header: header.update(resolution="float16"), "bins that do not fit"),

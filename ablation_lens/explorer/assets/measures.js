@@ -12,7 +12,7 @@
     { column: "mean", title: "|μ|", says: "mean, without sign", names: ["mean", "μ"], size: true },
     { column: "epsilon_over_sigma", title: "ε/σ", says: "bin width in σ: how coarsely a neuron is resolved", names: ["ε/σ", "eps/sigma"] },
   ];
-  // Without a prototype: names come from links and filters, and "constructor" is no measure.
+  // Without a prototype: names come from links and filters, and "constructor" is not a measure.
   const BY_COLUMN = Object.assign(Object.create(null), Object.fromEntries(MEASURES.map((measure) => [measure.column, measure])));
 
   /* A neuron's value in the heat map: a column, or "shape:skewed" for the share of that shape. */

@@ -26,7 +26,7 @@
     return `L${Math.floor(index / (heads * dims))}.H${Math.floor(index / dims) % heads}.D${index % dims}`;
   }
 
-  /* The inverse; -1 for what is no neuron of this model. */
+  /* The inverse; -1 for what is not a neuron of this model. */
   function neuronIndex(name, shape) {
     const match = /^L(\d+)\.H(\d+)\.D(\d+)$/i.exec(String(name).trim());
     if (!match) return -1;
