@@ -29,8 +29,8 @@ SIDEWAYS = {("models", "adapters"), ("explorer", "plots"), ("zoo.train", "corpor
 AT_A_CALL = {("adapters.encoder", "models.load")}
 """`from_pretrained` asks for a model by the same function as everybody; no import of `adapters` needs `models`."""
 
-NO_FLOOR = {"__init__", "__main__", "fast_attention"}
-"""The root re-exports, lazily; `fast_attention` is an old address."""
+NO_FLOOR = {"__init__", "__main__", "fast_attention", "centers", "resampling"}
+"""The root re-exports, lazily; the last three are other addresses of modules."""
 
 
 def modules():
@@ -146,12 +146,23 @@ def test_no_module_is_named_like_a_public_function_of_its_package():
     assert not {package: same for package, own in names.items() if (same := own & functions.get(package, set()))}
 
 
-@pytest.mark.parametrize("package", sorted({name for name in modules() if (ROOT / "ablation_lens" / name).is_dir()}))
-def test_every_package_says_why_it_exists(package):
-    if "." not in package:
-        text = ast.get_docstring(ast.parse(modules()[package].read_text(encoding="utf-8")))
-        assert text
-        assert len(text.split("\n\n")[0]) < 200
+@pytest.mark.parametrize("package", sorted(name for name, path in modules().items() if path.name == "__init__.py"))
+def test_every_package_says_why_it_exists_and_what_to_open(package):
+    text = ast.get_docstring(ast.parse(modules()[package].read_text(encoding="utf-8")))
+    assert text
+    assert len(text.split("\n\n")[0]) < 200
+    own = {name.rpartition(".")[2] for name in modules() if name.rpartition(".")[0] == package} - {"__main__"}
+    assert {name for name in own if f"`{name}`" not in text and f"`{name}/`" not in text} == set()
+
+
+def test_modules_that_the_root_shows_are_imported_from_there_too():
+    import ablation_lens.centers
+    import ablation_lens.resampling
+    from ablation_lens.measure import resampling
+    from ablation_lens.neurons import centers
+
+    assert ablation_lens.centers is centers is sys.modules["ablation_lens.centers"]
+    assert ablation_lens.resampling is resampling
 
 
 def test_only_sites_spells_a_hook_name():

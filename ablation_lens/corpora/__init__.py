@@ -3,6 +3,11 @@
 `open_corpus` takes a name, a path or a hub address and gives a `Corpus`; iterating one gives a `Reading`, which
 hands out `TextDocument`s or `ImageDocument`s one at a time and can say what it handed out (`record`, `digest`).
 Nothing is copied, and nothing is downloaded that is not read.
+
+- `documents`: `open_corpus`, `Corpus`, `Reading`; `options`: what may be asked for; `splits`: which document is where.
+- `named`: corpora with a name, a function each; `embedded`: the texts of those that need no network; `hub`: data sets.
+- `local`: what a path is, and who reads it: `text_files`, `tables` (columns), `images`; `files`: finding and opening.
+- `streams`: rows of a table that are read one after another, Parquet too; `labels`: names of classes to a model's ids.
 """
 
 from collections.abc import Mapping

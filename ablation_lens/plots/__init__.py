@@ -2,6 +2,10 @@
 
 Nothing is shown and no global theme is set; every function takes `template=`, and a figure is data that the caller
 shows, changes or writes. Names that come from outside (models, corpora) appear as text, whatever they contain.
+
+- `distributions`: a neuron, or a layer of them; `maps`: heat maps of a model, of its statistics or its damage.
+- `scatter`: one center against another; `results`: what ablation costs; `paper`: the paper's Figure 1.
+- `template`: the look that all share.
 """
 
 from ablation_lens.plots.distributions import layer_distribution, neuron_distribution

@@ -11,7 +11,7 @@ from torch import Tensor
 from ablation_lens.errors import MismatchError
 from ablation_lens.escaping import for_plotly
 from ablation_lens.neurons.histogram import NeuronHistogram
-from ablation_lens.neurons.peaks import require_values
+from ablation_lens.neurons.peaks import PEAK_BINS, require_values
 from ablation_lens.neurons.statistics import ActivationStatistics
 from ablation_lens.plots.template import (
     BELOW,
@@ -48,7 +48,7 @@ def neuron_distribution(
     *,
     also: Iterable[str | Place] = (),
     centers: Sequence[str] = CENTERS,
-    bins: int = 128,
+    bins: int = PEAK_BINS,
     log: bool = False,
     template: Any = LENS_TEMPLATE,
 ) -> go.Figure:

@@ -9,7 +9,7 @@ from jaxtyping import Float64
 from plotly.subplots import make_subplots
 from torch import Tensor
 
-from ablation_lens.neurons.peaks import kernel_width, smooth
+from ablation_lens.neurons.peaks import PEAK_BINS, kernel_width, smooth
 from ablation_lens.neurons.shapes import Shapes, Thresholds
 from ablation_lens.neurons.statistics import ActivationStatistics
 from ablation_lens.plots.distributions import CENTERS, Place, coarse, histogram_bars, layer_traces, view_of
@@ -68,7 +68,7 @@ def figure_1(
     figure.update_xaxes(title_text=activation_title(stats), range=view, row=1, col=1)
     figure.update_yaxes(title_text=DENSITY_TITLE, **density_axis(log), row=1, col=1)
     centers = {name: stats.center(name) for name in CENTERS}
-    histogram = coarse(stats, 128)  # the bins whose fullest the peak is
+    histogram = coarse(stats, PEAK_BINS)  # the bins whose fullest the peak is
     shown = ["yaxis"]
     for col, (_, place, absent) in enumerate(panels, 2):
         if place is None:
