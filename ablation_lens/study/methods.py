@@ -4,6 +4,7 @@ A new center is a method as soon as it is registered; a method that is neither n
 `model_run.py`, where values are made.
 """
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -49,17 +50,26 @@ class Method:
         ablation_lens.errors.MismatchError: peak bins=1: bins=1; expected a whole number from 2 to 256, the bins that \
 were collected. Collect with more to see finer.
         """
-        # A user's own center without parameters has nothing to be wrong about, and may need the model's real neurons.
-        if self.draws or not (self.parameters or centers.is_ours(self.name)):
+        if self.draws:
             return
         values = torch.linspace(-1e4, 1e4, 99).view(-1, 1, 1, 1)
         # Two passes, or the trimmed peak would have no histogram to be tried on.
         neuron = ActivationStatistics.of_values(values, bins=bins, passes=2)
         try:
             centers.center(self.name, neuron, **self.parameters)
-        except (MismatchError, NonFiniteError) as error:
+        except NonFiniteError as error:
             raise MismatchError(f"{self.label}: {error}") from error
         except Exception as error:
+            # Without parameters nothing that was typed is wrong, and a center of the user's own may need real neurons.
+            if not self.parameters and not centers.is_ours(self.name):
+                warnings.warn(
+                    f"{self.label}: tried on one made-up neuron, this center raised {type(error).__name__}: {error} If "
+                    "it does so on the model's, too, its cells fail.",
+                    stacklevel=2,
+                )
+                return
+            if isinstance(error, MismatchError):
+                raise MismatchError(f"{self.label}: {error}") from error
             raise MismatchError(
                 f"{self.label}: on a neuron of 99 values this center raised {type(error).__name__}: {error}. Mend it, "
                 "or leave its parameters out."

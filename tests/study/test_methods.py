@@ -80,6 +80,14 @@ def test_parameters_are_tried_before_anything_is_measured(registry):
     ):
         with pytest.raises(MismatchError, match=message):
             Method.parse(text).require_possible(256)
-    # Without parameters there is nothing to try, and it may need the model's real neurons.
-    Method("of the model's shape").require_possible(256)
-    Method.parse("broken").require_possible(256)
+    registry.register("nowhere")(lambda statistics: statistics.mean * torch.nan)
+    with pytest.raises(MismatchError, match="nowhere"):
+        Method.parse("nowhere").require_possible(256)
+
+
+def test_a_center_that_may_need_the_models_neurons_is_warned_of_and_left_to_its_cells(registry):
+    registry.register("broken")(lambda statistics: statistics.mean / [])
+    registry.register("shaped")(lambda statistics: torch.zeros(4, 4, 24))
+    for name, told in (("broken", "raised TypeError"), ("shaped", "raised MismatchError")):
+        with pytest.warns(UserWarning, match=f"{name}: tried on one made-up neuron, .*{told}.* its cells fail"):
+            Method(name).require_possible(256)
