@@ -29,7 +29,7 @@ SPECIALS = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
 
 
 def word_tokenizer(before=("<s>",), after=()):
-    """A tokenizer that puts `before` in front of a text and `after` behind it."""
+    """A tokenizer that puts `before` in front of a text and `after` after it."""
     vocabulary = {word: index for index, word in enumerate([*SPECIALS, *WORDS])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()

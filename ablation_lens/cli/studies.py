@@ -8,6 +8,7 @@ from rich.console import Console
 
 from ablation_lens.errors import AblationLensError
 from ablation_lens.names import require_known
+from ablation_lens.study.paper import TABLE_FRACTIONS
 
 if TYPE_CHECKING:
     from ablation_lens.study.results import Results
@@ -105,7 +106,7 @@ def study(
 
 def table(
     folder: Annotated[Path, typer.Argument(help="A run folder.")],
-    fractions: Annotated[str, typer.Option(help="Shares of the neurons.")] = "0.5,0.9",
+    fractions: Annotated[str, typer.Option(help="Shares of the neurons.")] = ",".join(map(str, TABLE_FRACTIONS)),
     form: Annotated[str, typer.Option("--format", help="text, markdown, latex or csv.")] = "text",
     out: Annotated[Path | None, typer.Option(help="Write it to this file.")] = None,
 ) -> None:

@@ -1,7 +1,7 @@
 """The paper: what it measured, at which sizes, and what it found. The presets begin here.
 
-What lower floors need of it are their own defaults: a document's longest context (`tasks.CONTEXTS`) and the number of
-bins of the peak (`neurons.peaks.PEAK_BINS`).
+What lower floors need of it are their own defaults: the number of bins of the peak (`neurons.peaks.PEAK_BINS`), and in
+`tasks.tasks` a document's longest context, the shares of masked language modelling and the number of common tokens.
 """
 
 from collections.abc import Mapping

@@ -156,7 +156,7 @@ class Study:
             dtypes = paper.PRESETS[name].get("dtype", {})
             settings["dtype"] = {model: dtypes[model] for model in dtypes if model in settings["models"]} or None
         study = cls(**settings)
-        # Merged only after cls() has refused what is no table; a change of one kind keeps the preset's other.
+        # Merged only after cls() has refused what is not a table; a change of one kind keeps the preset's other.
         return study.with_corpora({**paper.PRESETS[name].get("corpora", {}), **study.corpora})
 
     @classmethod

@@ -235,7 +235,7 @@ def _widest(texts: Sequence[str]) -> int:
 
 
 def _side_by_side(widths: Sequence[int], room: int) -> list[slice]:
-    """Rows by the lot: as many as there is room for, at least one."""
+    """Columns by the lot: as many as there is room for, at least one."""
     lots, start = [], 0
     for end in range(1, len(widths) + 1):
         if end == len(widths) or sum(width + _GAP for width in widths[start : end + 1]) > room:

@@ -98,7 +98,7 @@ def test_the_same_page_in_a_notebook_cell(chromium, jupyter):
             frame.locator("#png").click()
         assert event.value.path().read_bytes().startswith(b"\x89PNG")
         assert frame.locator("#problem").is_hidden()
-        # What lives in memory alone (blob, data) is no request to anybody.
+        # What lives in memory alone (blob, data) is not a request to anybody.
         assert [request.url for request in asked if not request.url.startswith(("about:", "blob:", "data:"))] == []
         if "SCREENSHOT" in os.environ:
             page.screenshot(path=os.environ["SCREENSHOT"])

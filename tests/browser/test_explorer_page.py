@@ -138,7 +138,7 @@ def test_the_keyboard_does_everything(visit, zoo):
         page.keyboard.press("Escape")
         assert "bin=" not in fragment(page)
         page.keyboard.press("/")
-        page.keyboard.type("L3 p")  # letters typed into the filter are no commands
+        page.keyboard.type("L3 p")  # letters typed into the filter are not commands
         until(page, "document.getElementById('found').textContent.includes('of 512')")
         assert page.locator("#pin").get_attribute("aria-pressed") == "true"
         page.keyboard.press("ArrowDown")

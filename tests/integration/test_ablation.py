@@ -145,7 +145,7 @@ def test_nothing_ablated_is_the_model_bit_for_bit_and_everything_is_every_z_repl
 def test_values_by_position_and_positions(loaded):
     model, inputs, mask = loaded
     places = length(inputs, mask, model)
-    ablation = some(model, positions=places + 5)  # more than needed is no problem
+    ablation = some(model, positions=places + 5)  # more than needed is not a problem
     before = z_of(model, inputs, mask)[0]
     after = z_of(model, inputs, mask, ablation.hooks())[0]
     expected = torch.where(ablation.mask[0], ablation.values[0, :places], before)

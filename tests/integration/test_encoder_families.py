@@ -36,7 +36,7 @@ def test_token_types_reach_the_embedding(hooked_roberta):
     assert (ours - model(tokens)).abs().max() > 1e-2
 
 
-def test_positions_count_from_behind_the_padding_id_and_skip_padding(hooked_roberta):
+def test_positions_count_from_after_the_padding_id_and_skip_padding(hooked_roberta):
     model, _ = hooked_roberta
     seen = []
     padded_left = torch.tensor([[1, 1, 0, 9, 2]])  # 1 is the padding id

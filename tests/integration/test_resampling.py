@@ -274,7 +274,7 @@ def test_another_models_text_is_read_with_the_models_own_tokenizer(zoo, resample
 
 
 def test_a_text_longer_than_the_authors_context_goes_on(zoo):
-    """… from the second half of it, behind BOS."""
+    """… from the second half of it, after BOS."""
     opt = zoo["tiny-opt"]
     cfg = SimpleNamespace(n_ctx=16, d_vocab=2048, device="cpu")
     short = SimpleNamespace(cfg=cfg, hf_tokenizer=opt.hf_tokenizer)
@@ -296,7 +296,7 @@ def test_a_text_longer_than_the_authors_context_goes_on(zoo):
     assert not set(text) & specials(opt)
     assert all(len(fed) <= 16 for fed in calls)
     assert calls[0][:2] == [2, text[0]]
-    assert calls[1][:9] == [2, *text[8:16]]  # BOS, then the eight tokens behind the first eight
+    assert calls[1][:9] == [2, *text[8:16]]  # BOS, then the eight tokens after the first eight
     assert len(calls) > 4
 
 

@@ -14,7 +14,7 @@ from ablation_lens.adapters import HookedViT
 from ablation_lens.errors import AblationLensError, CorpusError, MismatchError
 from ablation_lens.files import CannotWrite
 from ablation_lens.measure.evaluation import evaluate
-from ablation_lens.study import model_run as bench
+from ablation_lens.study import model_run
 from ablation_lens.study.cells import StudyFolder
 from ablation_lens.study.results import Results, UnreadableCell
 from ablation_lens.study.study import Study
@@ -109,7 +109,7 @@ def test_a_finished_study_needs_no_right_to_write(copied, monkeypatch):
     monkeypatch.setattr("ablation_lens.files.tempfile.mkstemp", refuse)
     monkeypatch.setattr("ablation_lens.runs.folder.Path.unlink", refuse)
     assert len(vit().run(copied, progress=False).frame) == 7
-    with pytest.raises(CannotWrite, match=r"cannot write to .*Read-only file system.*finished cells are kept"):
+    with pytest.raises(CannotWrite, match=r"cannot write to .*Read-only file system.*what is finished is kept"):
         vit(seeds=[3]).run(copied, progress=False)
 
 
@@ -270,7 +270,7 @@ def test_a_model_that_failed_is_not_kept_in_memory(tmp_path, capricious, monkeyp
             assert loaded[0]() is None, "the first model should be gone before the second is used"
         return model
 
-    monkeypatch.setattr(bench, "load_model", load)
+    monkeypatch.setattr(model_run, "load_model", load)
     study = vit(
         models=["tiny-vit", "tiny-opt"], methods=["capricious"], fractions=[0.5], seeds=[1], evaluate_tokens=500
     )
@@ -320,7 +320,7 @@ def test_where_nothing_can_be_measured_the_study_raises(copied, capricious, monk
     def broken(*_, **__):
         raise RuntimeError("something odd")
 
-    monkeypatch.setattr(bench, "evaluate", broken)
+    monkeypatch.setattr(model_run, "evaluate", broken)
     with pytest.raises(AblationLensError, match=r"RuntimeError: something odd \(the traceback is in .*failures"):
         vit(evaluate_images=12).run(copied, progress=False)
 
@@ -336,7 +336,7 @@ def test_a_damaged_cell_is_named_and_measured_anew_once_it_is_deleted(copied):
     before = rows(Results.load(copied))
     path = next((copied / "cells").iterdir())
     path.write_bytes(path.read_bytes()[:100])
-    with pytest.warns(UnreadableCell, match=rf"{path.name}.* delete it and run the study again"):
+    with pytest.warns(UnreadableCell, match=rf"{path.name}.* delete it and run the same command again"):
         results = vit().run(copied, progress=False)
     assert len(results.frame) == len(before) - 1
     assert len(results.unreadable) == 1

@@ -234,7 +234,7 @@ def require_full(folder, undisturbed, full_at, study_by_command):
     code, errors = study_by_command(folder)
     assert code == 2
     assert "Traceback" not in errors
-    *_, said = errors.splitlines()  # behind lines about progress
+    *_, said = errors.splitlines()  # after lines about progress
     assert said.startswith(f"error: cannot write to {folder} (No space left on device); make room")
     assert not list(folder.rglob(".*")), "nothing half-written is left to take the room"
     before = rows_of_cells(folder) if list((folder / "cells").iterdir()) else []

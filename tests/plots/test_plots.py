@@ -260,7 +260,7 @@ def test_figure_1_says_when_there_is_no_such_neuron():
     words = [trace.text[0] for trace in normal.data if trace.mode == "text"]
     assert len(words) == 2
     assert all(line.startswith("No such neuron") for line in words)
-    # One peak at zero does not count, and three are no two.
+    # One peak at zero does not count, and three are not two.
     near = plots.figure_1(planted(d00=modes(0.0, 3.0), d01=modes(-4.0, 2.0, 8.0)))
     assert near.layout.annotations[1].text == "Two peaks off zero: none"
     assert "2 are multi-modal" in next(trace.text[0] for trace in near.data if trace.mode == "text")

@@ -60,7 +60,7 @@ def test_every_next_token_is_scored_once_and_nothing_else(corpus):
 
 
 def test_special_tokens_follow_the_tokenizer_and_are_marked(corpus):
-    plan = causal(corpus, before=("</s>",)).batches(split="all")  # as OPT's: one </s> in front, nothing behind
+    plan = causal(corpus, before=("</s>",)).batches(split="all")  # as OPT's: one </s> in front, nothing after
     assert {item.tokens[0] for item in plan.items} == {2}
     assert all(2 not in item.tokens[1:] for item in plan.items)  # no second one
     batch = next(iter(plan))

@@ -33,7 +33,7 @@ from ablation_lens.zoo.train.data import Images, Texts
 from ablation_lens.zoo.train.held_out import measure
 from ablation_lens.zoo.train.optimizer import orthogonalise
 from ablation_lens.zoo.train.recipes import RECIPES, build_model
-from ablation_lens.zoo.train.vocabulary import END, MASK, PAD, SPECIAL_TOKENS, START, framed, learn_vocabulary
+from ablation_lens.zoo.train.vocabulary import END, MASK, PAD, SPECIAL_TOKENS, START, frame, learn_vocabulary
 from ablation_lens.zoo.train.warm_start import NEIGHBOURS, information_embeddings, start_from_neighbours
 
 TEXT_MODELS = ("tiny-opt", "tiny-mistral", "tiny-roberta")
@@ -290,7 +290,7 @@ def few_vocabulary(few_texts: Texts):
     [("opt", [END, "x"]), ("mistral", [START, "x"]), ("roberta", [START, "x", END])],
 )
 def test_each_family_frames_a_text_its_own_way(few_vocabulary, family: str, expected: list):
-    tokenizer = framed(few_vocabulary, family, 256)
+    tokenizer = frame(few_vocabulary, family, 256)
     x = tokenizer.convert_tokens_to_ids("x")
     assert tokenizer("x").input_ids == [x if item == "x" else item for item in expected]
     assert tokenizer.pad_token_id == PAD == 1

@@ -93,7 +93,7 @@ class CountModel:
         lower = np.where((before == UNSEEN)[:, None], self.bigram[last], self._lower_bigram[last])
         lower = np.where((last == UNSEEN)[:, None], self.unigram, lower)
         key = np.where((before == UNSEEN) | (last == UNSEEN), UNSEEN, before * self._size + last)
-        return self._trigram.interpolated(key, lower)  # UNSEEN is no context that was counted, so it stays `lower`
+        return self._trigram.interpolated(key, lower)  # UNSEEN is not a context that was counted, so it stays `lower`
 
     def between(self, left: Tokens, right: Tokens) -> Float[np.ndarray, "position token"]:
         """P(token | both neighbours): their joint counts, backing off to P(token | left) · P(right | token)."""

@@ -31,7 +31,7 @@ from ablation_lens.zoo.train.data import Images, Texts, labels_of, pixels_of
 from ablation_lens.zoo.train.held_out import measure
 from ablation_lens.zoo.train.optimizer import optimizers
 from ablation_lens.zoo.train.recipes import CONTEXT, IMAGE_SIZE, RECIPES, Recipe, build_model
-from ablation_lens.zoo.train.vocabulary import END, START, framed, learn_vocabulary
+from ablation_lens.zoo.train.vocabulary import END, START, frame, learn_vocabulary
 from ablation_lens.zoo.train.warm_start import start_from_neighbours
 
 WARM_UP = 0.03
@@ -146,7 +146,7 @@ def _prepare(
 
         return image_batch
     tokenizer = learn_vocabulary(data.train)
-    framed(tokenizer, recipe.family, CONTEXT).save_pretrained(folder)
+    frame(tokenizer, recipe.family, CONTEXT).save_pretrained(folder)
     documents = [torch.tensor(encoding.ids) for encoding in tokenizer.encode_batch(list(data.train))]
     if recipe.kind == "causal":
         start = END if recipe.family == "opt" else START

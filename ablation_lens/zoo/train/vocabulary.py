@@ -54,7 +54,7 @@ def learn_vocabulary(documents: Sequence[str]) -> Tokenizer:
     return tokenizer
 
 
-def framed(tokenizer: Tokenizer, family: str, context: int) -> PreTrainedTokenizerFast:
+def frame(tokenizer: Tokenizer, family: str, context: int) -> PreTrainedTokenizerFast:
     """The Hugging Face tokenizer of a family (`opt`, `mistral`, `roberta`) over the shared vocabulary."""
     # A copy: the post-processor of one family must not be that of the shared vocabulary.
     backend = Tokenizer.from_str(tokenizer.to_str())
