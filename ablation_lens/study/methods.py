@@ -63,8 +63,8 @@ were collected. Collect with more to see finer.
             # Without parameters nothing that was typed is wrong, and a center of the user's own may need real neurons.
             if not self.parameters and not centers.is_ours(self.name):
                 warnings.warn(
-                    f"{self.label}: tried on one made-up neuron, this center raised {type(error).__name__}: {error} If "
-                    "it does so on the model's, too, its cells fail.",
+                    f"{self.label}: this center raised an error on one made-up neuron; if it does so on the "
+                    f"model's, too, its cells fail ({type(error).__name__}: {error})",
                     stacklevel=2,
                 )
                 return

@@ -62,7 +62,7 @@ def test_a_failing_cell_is_exit_code_1_and_a_later_success_is_0(command, tmp_pat
 
     @registry.register("capricious")
     def capricious(statistics):
-        if fails:
+        if fails and statistics.shape != (1, 1, 1):  # not where it is tried before anything runs
             raise ValueError("not today [bold]")
         return statistics.mean
 
