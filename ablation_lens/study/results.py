@@ -37,44 +37,37 @@ class UnreadableCell(UserWarning):
     """A cell's file is damaged, and the results are without it."""
 
 
-class Results:
-    """What a run folder holds; cells are comparable within a *group*: one model, one plan, one set of versions.
+class _Cells:
+    """What the files of a run folder hold: `read` once, and not changed afterwards."""
 
-    Attributes:
-        frame: one row per cell, indexed by the cell's key. `seed` is missing where a cell does not depend on one.
-        failed: what went wrong in the run that gave these results.
-        left_out: methods of that run that apply to none of its models.
-        unreadable: cells that are left out because their files are damaged, each with the way out.
-    """
-
-    def __init__(self, folder: StudyFolder, failed: Sequence[str] = (), left_out: Sequence[str] = ()) -> None:
-        self.folder, self.failed, self.left_out = folder, list(failed), list(left_out)
-        self._scores: dict[str, Score] = {}
-        self._groups: dict[str, dict[str, Any]] = {}
+    def __init__(self, folder: StudyFolder) -> None:
+        self.folder = folder
+        self.scores: dict[str, Score] = {}
+        self.groups: dict[str, dict[str, Any]] = {}
         self.unreadable: list[str] = []
+        self.frame = pd.DataFrame()
+
+    def read(self) -> None:
+        """Every cell that can be read becomes a row, in the order of the studies."""
         rows = list(self._rows())
         if not rows and self.unreadable:
             raise FileFormatError(self.unreadable[0])
         if not rows:
-            raise AblationLensError(f"{folder.path} holds no finished cell yet; run the study first.")
-        if self.unreadable:
-            more = f" (and {len(self.unreadable) - 1} more like it)" if len(self.unreadable) > 1 else ""
-            warnings.warn(f"left out of the results: {self.unreadable[0]}{more}", UnreadableCell, stacklevel=3)
-        order = {name: place for place, name in enumerate(self._model_order())}
+            raise AblationLensError(f"{self.folder.path} holds no finished cell yet; run the study first.")
         frame = pd.DataFrame(rows).set_index("key")
         # The nullable Int64: with a seed missing, pandas would make floats of all, and 42 would become 42.0.
         frame["seed"] = frame["seed"].astype("Int64")
-        methods = {name: place for place, name in enumerate(dict.fromkeys([BASELINE, *self._method_order()]))}
+        models, methods = self._places("models"), self._places("methods", BASELINE)
         frame = frame.assign(
-            _model=frame["model"].map(lambda name: order.get(name, len(order))),
+            _model=frame["model"].map(lambda name: models.get(name, len(models))),
             _method=frame["method"].map(lambda name: methods.get(name, len(methods))),
         ).sort_values(["_model", "model", "group", "fraction", "_method", "method", "seed"], kind="stable")
         self.frame = self._with_baselines(frame.drop(columns=["_model", "_method"]))
 
-    @classmethod
-    def load(cls, folder: str | Path) -> "Results":
-        """Read a run folder, finished or not."""
-        return cls(StudyFolder(folder))
+    def _places(self, setting: str, *first: str) -> dict[str, int]:
+        """The order of models or methods: that of the first study that names them."""
+        named = [name for study in self.folder.studies() for name in study[setting]]
+        return {name: place for place, name in enumerate(dict.fromkeys([*first, *named]))}
 
     def _rows(self) -> Iterator[dict[str, Any]]:
         """A row per cell; a file that was copied in part must not cost the others their table."""
@@ -86,12 +79,12 @@ class Results:
 
     def _row(self, key: str) -> dict[str, Any]:
         header, score = self.folder.read_cell(key)
-        self._scores[key] = score
+        self.scores[key] = score
         try:
             name = str(header["group"])
-            if name not in self._groups:
-                self._groups[name] = self.folder.group(name)
-            group = self._groups[name]
+            if name not in self.groups:
+                self.groups[name] = self.folder.group(name)
+            group = self.groups[name]
             return {
                 "key": key,
                 "model": group["model"]["name"],
@@ -112,12 +105,6 @@ class Results:
                 f"{self.folder.file('cells', key)} lacks {error}; delete it and run the same command again."
             ) from error
 
-    def _model_order(self) -> list[str]:
-        return [name for study in self.folder.studies() for name in study["models"]]
-
-    def _method_order(self) -> list[str]:
-        return [name for study in self.folder.studies() for name in study["methods"]]
-
     def _with_baselines(self, frame: pd.DataFrame) -> pd.DataFrame:
         # pandas takes missing seeds for equal here, so two cells at 100 % are found as well.
         twice = frame[frame.duplicated(["group", "method", "fraction", "seed"], keep=False)]
@@ -130,6 +117,35 @@ class Results:
         baselines = frame[frame["method"] == BASELINE].set_index("group")[list(METRICS)].add_prefix("baseline_")
         # A left join: where a group's baseline failed, its cells stay, with NaN. No other group's will do.
         return frame.join(baselines, on="group")
+
+
+class Results:
+    """What a run folder holds; cells are comparable within a *group*: one model, one plan, one set of versions.
+
+    Attributes:
+        frame: one row per cell, indexed by the cell's key. `seed` is missing where a cell does not depend on one.
+        failed: what went wrong in the run that gave these results.
+        left_out: methods of that run that apply to none of its models.
+        unreadable: cells that are left out because their files are damaged, each with the way out.
+    """
+
+    def __init__(self, folder: StudyFolder, cells: "_Cells", failed: Sequence[str], left_out: Sequence[str]) -> None:
+        self.folder, self.failed, self.left_out = folder, list(failed), list(left_out)
+        self.unreadable, self._scores, self._groups = cells.unreadable, cells.scores, cells.groups
+        self.frame = cells.frame
+
+    @classmethod
+    def load(
+        cls, folder: str | Path | StudyFolder, *, failed: Sequence[str] = (), left_out: Sequence[str] = ()
+    ) -> "Results":
+        """Read a run folder, finished or not; `failed` and `left_out` are what a run knows besides."""
+        folder = folder if isinstance(folder, StudyFolder) else StudyFolder(folder)
+        cells = _Cells(folder)
+        cells.read()
+        if cells.unreadable:
+            more = f" (and {len(cells.unreadable) - 1} more like it)" if len(cells.unreadable) > 1 else ""
+            warnings.warn(f"left out of the results: {cells.unreadable[0]}{more}", UnreadableCell, stacklevel=2)
+        return cls(folder, cells, failed, left_out)
 
     @property
     def groups(self) -> dict[str, str]:

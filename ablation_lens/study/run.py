@@ -63,7 +63,7 @@ def run_study(study: "Study", folder: str | Path, *, progress: bool = True) -> R
         if isinstance(first, AblationLensError | OSError):
             raise first
         raise AblationLensError(f"{type(first).__name__}: {first} (the traceback is in {kept.path / 'failures'})")
-    return Results(
+    return Results.load(
         kept,
         failed=[f"{what}: {error}" for what, error in failed.items()],
         left_out=[m for m in study.methods if not any(Method.parse(m).suits(task) for task in tasks)],

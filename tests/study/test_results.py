@@ -1,3 +1,4 @@
+import os
 import shutil
 import statistics
 
@@ -69,6 +70,16 @@ def test_rows_are_ordered_as_the_study_names_things_not_as_files_are_named(run):
         ["mean", 1.0],
         ["peak", 1.0],
     ]
+
+
+def test_models_keep_the_place_that_the_first_study_gave_them(run):
+    for name in ("first", "second"):
+        add_group(run, name, name)
+        add_baseline(run, name, [60, 40], [2.0, 1.0])
+    for models in (["first"], ["second", "first"]):
+        run.write_once("studies", str(len(models)), {"models": models, "methods": []})
+        os.utime(run.path / "studies" / f"{len(models)}.json", (len(models), len(models)))  # in this order
+    assert Results.load(run.path).frame["model"].drop_duplicates().tolist() == ["first", "second", "some-model"]
 
 
 def test_the_summary_is_mean_and_sd_over_seeds(run):
@@ -200,7 +211,7 @@ def test_a_cell_without_its_group_is_named(run):
 
 def test_an_empty_folder_and_a_fraction_nobody_measured(run, tmp_path):
     with pytest.raises(AblationLensError, match="holds no finished cell yet"):
-        Results(StudyFolder.create(tmp_path / "empty"))
+        Results.load(StudyFolder.create(tmp_path / "empty"))
     with pytest.raises(MismatchError, match="holds no cell that was measured at 30 %, 70 %"):
         Results.load(run.path).summary([0.3, 0.7])
     with pytest.raises(AblationLensError, match="is not a run folder"):

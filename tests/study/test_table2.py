@@ -54,7 +54,7 @@ def paper_like(tmp_path):
 def test_the_paper_s_change_stands_beside_ours(paper_like):
     found = {
         (row["metric"], float(row["fraction"]), row["method"]): (row["change"], row["paper_change"])
-        for row in rows_of(make_table2(Results(paper_like)))
+        for row in rows_of(make_table2(Results.load(paper_like)))
     }
     # By hand from the paper's Table 2: OPT's baseline is 55.05 % and 2.24 nats.
     expected = {
@@ -74,7 +74,7 @@ def test_the_paper_s_change_stands_beside_ours(paper_like):
 
 
 def test_the_text_of_a_figure(paper_like):
-    markdown = make_table2(Results(paper_like)).markdown()
+    markdown = make_table2(Results.load(paper_like)).markdown()
     assert "| 50 % ablated | peak | **44.00 ± 0.00** (-11.00; paper -10.51) |" in markdown
     assert "|  | RS1 | 20.00 ± 0.00 (-35.00; paper -29.08) |" in markdown
     assert "|  | median | 43.00 ± 0.00 |" in markdown
@@ -85,7 +85,7 @@ def test_the_text_of_a_figure(paper_like):
 
 
 def test_rows_stand_in_the_papers_order(paper_like):
-    markdown = make_table2(Results(paper_like)).markdown()
+    markdown = make_table2(Results.load(paper_like)).markdown()
     names = re.findall(r"^\|[^|]*\| (\S+) \|", markdown, re.MULTILINE)
     once = ["baseline", "peak", "mean", "zero", "median", "RS1", "peak", "zero"]
     assert [name for name in names if name != "---"] == once * 2
@@ -105,9 +105,9 @@ def test_rows_stand_in_the_papers_order(paper_like):
 def test_a_model_is_the_papers_by_the_last_part_of_its_name(tmp_path, model, known):
     run = made_run(tmp_path / "run", models=[model])
     fill(run, "g", model, scores={("peak", 0.5): (40, 3.0)})
-    assert [row["paper_change"] != "" for row in rows_of(make_table2(Results(run))) if row["method"] == "peak"] == [
-        known
-    ] * 2
+    assert [
+        row["paper_change"] != "" for row in rows_of(make_table2(Results.load(run))) if row["method"] == "peak"
+    ] == [known] * 2
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def test_baselines_more_than_10_percent_apart_are_flagged(tmp_path, baseline, fl
     run = made_run(tmp_path / "run", models=["facebook/opt-1.3b"])
     scores = {("peak", 0.5): (40, 3.0), ("median", 0.5): (40, 3.0)}
     fill(run, "g", "facebook/opt-1.3b", baseline=baseline, scores=scores)
-    table = make_table2(Results(run))
+    table = make_table2(Results.load(run))
     assert {row["metric"] for row in rows_of(table) if row["comparable"] == "False"} == flagged
     shown = [line for line in table.markdown().splitlines() if "†)" in line]
     assert len(shown) == len(flagged)
@@ -145,7 +145,7 @@ def test_bold_is_what_cannot_be_told_from_the_best(tmp_path):
         add_cell(run, "g", "mean", 0.5, seed, [50] * documents, near)
         # Hardly worse, but in every document.
         add_cell(run, "g", "zero", 0.5, seed, [49] * documents, [loss + 0.05 for loss in best])
-    table = make_table2(Results(run), [0.5])
+    table = make_table2(Results.load(run), [0.5])
     assert bold_methods(table, "cross_entropy", 0.5) == {"peak", "mean"}
     assert bold_methods(table, "top1", 0.5) == {"peak", "mean"}
     assert "given the masks that were drawn" in table.notes[0]
@@ -157,7 +157,7 @@ def test_with_ten_seeds_the_note_speaks_of_all_masks(tmp_path):
     add_baseline(run, "g", [90], [1.0])
     for seed in range(10):
         add_cell(run, "g", "peak", 0.5, seed, [50, 50], [2.0, 2.0])
-    (note,) = make_table2(Results(run), [0.5]).notes
+    (note,) = make_table2(Results.load(run), [0.5]).notes
     assert "over 10 seeds" in note
     assert "bootstrapped over masks and documents" in note
 
@@ -166,7 +166,7 @@ def test_text_and_image_models_share_a_row_and_keep_their_methods_in_the_csv(tmp
     run = made_run(tmp_path / "run", models=["words", "pictures"])
     fill(run, "g", "words", scores={("resample-characters", 0.5): (20, 5.0), ("resample-tokens", 0.5): (21, 4.0)})
     fill(run, "h", "pictures", scores={("resample-pixels", 0.5): (30, 3.0)})
-    table = make_table2(Results(run))
+    table = make_table2(Results.load(run))
     assert "|  | RS2 | **21.00 ± 0.00** | – |" in table.markdown()
     assert "| 50 % ablated | RS1 | 20.00 ± 0.00 | **30.00 ± 0.00** |" in table.markdown()
     tidy = {(row["model"], row["method"]) for row in rows_of(table)}
@@ -186,7 +186,7 @@ def test_a_baseline_that_failed_is_a_dash_and_no_number(tmp_path):
     add_group(run, "g", "facebook/opt-1.3b")
     for seed in SEEDS:
         add_cell(run, "g", "peak", 0.5, seed, [40], [3.0])
-    markdown = make_table2(Results(run)).markdown()
+    markdown = make_table2(Results.load(run)).markdown()
     assert "nan" not in markdown
     assert "| Top-1 accuracy (%) | baseline | – |" in markdown
     assert "| 50 % ablated | peak | **40.00 ± 0.00** |" in markdown
@@ -198,7 +198,7 @@ def hostile(tmp_path, registry):
     registry.register("q|r_[red]&")(lambda statistics: statistics.mean)
     run = made_run(tmp_path / "run", models=[HOSTILE])
     fill(run, "g", HOSTILE, scores={("q|r_[red]&", 0.5): (40, 3.0)})
-    return make_table2(Results(run))
+    return make_table2(Results.load(run))
 
 
 def test_hostile_names_stay_text_in_markdown(hostile):
@@ -245,7 +245,7 @@ def test_more_groups_than_fit_in_a_terminal_go_below_and_no_figure_is_broken(tmp
         add_baseline(run, f"g{number}", [60, 60], [2.0, 2.0])
         for seed in SEEDS:
             add_cell(run, f"g{number}", "zero", 0.5, seed, [10 * number + seed % 7, 5], [1.0 + number, seed % 5])
-    made = make_table2(Results(run), [0.5])
+    made = make_table2(Results.load(run), [0.5])
     for width in (80, 40):
         console = Console(width=width, record=True, file=io.StringIO())
         parts = made.rich(width)
@@ -261,7 +261,7 @@ def test_more_groups_than_fit_in_a_terminal_go_below_and_no_figure_is_broken(tmp
 
 
 def test_latex_is_a_whole_tabular(paper_like):
-    latex = make_table2(Results(paper_like)).latex()
+    latex = make_table2(Results.load(paper_like)).latex()
     assert latex.startswith("\\begin{tabular}{llr}\n\\toprule\n")
     assert latex.count(r"\midrule") == 1 + 5  # under the head, and between six sections
     assert latex.index(r"\bottomrule") < latex.index(r"\end{tabular}") < latex.index("% Mean")
