@@ -4,9 +4,15 @@ Every message says what came in, what was expected, and what to do. The command 
 the message alone and exits with code 2.
 """
 
+from ablation_lens.escaping import on_one_line
+
 
 class AblationLensError(Exception):
     """Base class of every error this package raises on purpose."""
+
+    def __str__(self) -> str:
+        # Messages name models, files and columns: what those hold must not reach a terminal as an order.
+        return on_one_line(super().__str__())
 
 
 class ModelError(AblationLensError):

@@ -4,6 +4,7 @@ The only place that knows what a Markdown table, LaTeX, a page, a figure or a te
 """
 
 import html
+import unicodedata
 
 _MARKDOWN = frozenset("\\`*_[]<>|&#~$")
 _LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
@@ -12,16 +13,28 @@ _LATEX |= {letter: f"\\{letter}" for letter in "&%$#_{}"}
 
 
 def on_one_line(text: str) -> str:
-    r"""The printable characters, without line breaks or terminal escapes: a folder's name may hold anything.
+    r"""Printable characters alone: line breaks and what a terminal would obey are shown, as Python writes them.
 
-    >>> on_one_line("two\nlines \x1b[31m red")
-    'two lines [31m red'
+    >>> print(on_one_line("two\nlines \x1b[31m red"))
+    two\nlines \x1b[31m red
     """
-    return " ".join(_printable(text).split())
+    return text if text.isprintable() else "".join(map(_shown, text))
 
 
-def _printable(text: str) -> str:
-    return "".join(letter if letter.isprintable() else " " for letter in text)
+def _shown(letter: str) -> str:
+    # A space that is not the plain one (of French, of Chinese) is not "printable" to Python, and harms nobody.
+    if letter.isprintable() or unicodedata.category(letter) == "Zs":
+        return letter
+    return letter.encode("unicode_escape").decode("ascii")
+
+
+def as_unicode(text: str) -> str:
+    r"""Text that can be encoded: bytes of a file name that are not UTF-8 become question marks.
+
+    >>> as_unicode("name \udcff")
+    'name ?'
+    """
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def shorten(line: str, length: int) -> str:
@@ -39,7 +52,7 @@ def for_markdown(text: str) -> str:
     >>> for_markdown("a|b <i>")
     'a\\|b \\<i\\>'
     """
-    return "".join(f"\\{letter}" if letter in _MARKDOWN else letter for letter in _printable(text))
+    return "".join(f"\\{letter}" if letter in _MARKDOWN else letter for letter in on_one_line(text))
 
 
 def for_latex(text: str) -> str:
@@ -58,7 +71,7 @@ def for_html(text: str) -> str:
     >>> for_html("<b>")
     '&lt;b&gt;'
     """
-    return html.escape(text.encode("utf-8", "replace").decode("utf-8"))
+    return html.escape(as_unicode(text))
 
 
 def for_plotly(name: object, longest: int = 48) -> str:

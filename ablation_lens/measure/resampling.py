@@ -73,7 +73,7 @@ class Resampled:
             _, channels, height, width = self.inputs.shape
             return f"{height} × {width} random pixels in {channels} channel{'s' if channels > 1 else ''}"
         shown = self.text if self.text is not None else " ".join(map(str, self.inputs[0].tolist()))
-        return shorten(on_one_line(shown), length)
+        return shorten(on_one_line(" ".join(shown.split())), length)
 
     def save(self, path: str | Path) -> None:
         """Write one safetensors file, atomically."""

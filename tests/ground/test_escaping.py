@@ -2,19 +2,21 @@
 
 import html.parser
 import re
+import unicodedata
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.text import Text
 
+from ablation_lens.errors import AblationLensError
 from ablation_lens.escaping import for_html, for_latex, for_markdown, for_plotly, for_terminal, on_one_line, shorten
 
 NASTY = "./a|b_c & <img src=x>[bold]$50%#{~^}\\ `x` *y*\n\x1b[31mnext"
 
 
-def test_on_one_line_there_are_no_breaks_and_no_terminal_escapes():
-    assert on_one_line(NASTY) == "./a|b_c & <img src=x>[bold]$50%#{~^}\\ `x` *y* [31mnext"
+def test_on_one_line_breaks_and_terminal_escapes_are_shown():
+    assert on_one_line(NASTY) == "./a|b_c & <img src=x>[bold]$50%#{~^}\\ `x` *y*\\n\\x1b[31mnext"
     assert shorten("abcdef", 3) == "ab…"
     assert shorten("abc", 3) == "abc"
 
@@ -23,7 +25,16 @@ def test_on_one_line_there_are_no_breaks_and_no_terminal_escapes():
 def test_markdown_reads_back_and_leaves_no_letter_that_means_something(text):
     escaped = for_markdown(text)
     assert not re.search(r"(?<!\\)(\\\\)*[|*_`<\[$#~&]", escaped)
-    assert re.sub(r"\\(.)", r"\1", escaped) == "".join(letter if letter.isprintable() else " " for letter in text)
+    assert re.sub(r"\\(.)", r"\1", escaped) == on_one_line(text)
+
+
+@given(st.text(st.characters(codec=None)))  # lone surrogates, too
+def test_one_line_has_nothing_that_a_terminal_obeys_or_an_encoding_refuses(text):
+    line = on_one_line(text)
+    assert len(line.splitlines()) <= 1
+    assert not any(unicodedata.category(letter) in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp") for letter in line)
+    assert str(AblationLensError(text)) == line
+    line.encode("utf-8")
 
 
 @given(st.text())

@@ -205,7 +205,7 @@ def test_hostile_names_stay_text_in_markdown(hostile):
     lines = hostile.markdown().splitlines()
     cells = [len(re.findall(r"(?<!\\)\|", line)) for line in lines if line.startswith("|")]
     assert set(cells) == {4}  # three columns, whatever is in the names
-    escaped = r"./a\|b\_c \& \<img src=x\>\[bold\]\$50%\#{\~^}\\ \`x\` \*y\* next"
+    escaped = r"./a\|b\_c \& \<img src=x\>\[bold\]\$50%\#{\~^}\\ \`x\` \*y\*\\nnext"
     assert escaped in lines[0]
     assert r"q\|r\_\[red\]\&" in hostile.markdown()
 
@@ -216,7 +216,7 @@ def test_hostile_names_stay_text_in_latex(hostile):
     head = lines[2]
     expected = (
         r"./a\textbar{}b\_c \& \textless{}img src=x\textgreater{}[bold]\$50\%\#\{\textasciitilde{}\textasciicircum{}\}"
-        r"\textbackslash{} \textasciigrave{}x\textasciigrave{} *y* next"
+        r"\textbackslash{} \textasciigrave{}x\textasciigrave{} *y*\textbackslash{}nnext"
     )
     assert expected in head
     assert r"q\textbar{}r\_[red]\&" in hostile.latex()
@@ -234,7 +234,7 @@ def test_hostile_names_are_no_markup_in_the_terminal(hostile):
     for part in hostile.rich():
         console.print(part)
     text = console.export_text()
-    assert "./a|b_c & <img src=x>[bold]$50%#{~^}\\ `x` *y* next" in text
+    assert "./a|b_c & <img src=x>[bold]$50%#{~^}\\ `x` *y*\\nnext" in text
     assert "q|r_[red]&" in text
 
 
