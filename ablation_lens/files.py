@@ -1,16 +1,19 @@
-"""How files are written: whole or not at all, and tensors in one format, safetensors with a JSON header, no pickle.
+"""How files are written, whole or not at all, and read: tensors as safetensors with a JSON header, the rest as JSON.
 
-The header carries what kind of file it is, the format's version and a checksum over every tensor, so that a
-truncated, foreign, damaged or newer file is one clear error.
+Both carry what kind of file it is, the format's version and a checksum over the content, so that a truncated,
+foreign, damaged or newer file is one clear error. No pickle anywhere.
 """
 
 import hashlib
 import json
+import math
 import os
 import re
-import tempfile
+import secrets
+import stat
+import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +45,48 @@ def require_target(path: Path, *sources: Path | None) -> None:
             raise AblationLensError(f"{path} is a file of {source}, which is read; give a file elsewhere to write.")
 
 
+_KINDS = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+
+
+def require_readable(path: Path, most: int | None = None, error: type[AblationLensError] = FileFormatError) -> None:
+    """Raise one sentence unless `path` is a file that can be read, of at most so many bytes. Nothing is read.
+
+    A pipe or a device may never end, and opening it may already wait for ever.
+    """
+    try:
+        status = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        raise error(f"there is no file {path}.") from None
+    except (OSError, ValueError) as problem:  # ValueError: a zero byte in the name
+        raise error(f"{path} cannot be read ({_reason(problem)}).") from problem
+    for is_kind, kind in _KINDS:
+        if is_kind(status.st_mode):
+            raise error(f"{path} is {kind}; a file was expected.")
+    if most is not None and status.st_size > most:
+        raise error(f"{path} has {status.st_size:,} bytes; at most {most:,} were expected.")
+    if not os.access(path, os.R_OK):
+        raise error(f"{path} cannot be read (Permission denied).")
+
+
+def read_text(path: Path, most: int, error: type[AblationLensError] = FileFormatError) -> str:
+    """The text of a small UTF-8 file; anything else is one sentence."""
+    require_readable(path, most, error)
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as problem:
+        raise error(f"{path} cannot be read ({_reason(problem)}).") from problem
+
+
+def _reason(problem: Exception) -> str:
+    return getattr(problem, "strerror", None) or str(problem)
+
+
 def write_atomically(path: str | Path, write: Callable[[Path], Any]) -> None:
     """Run `write(temporary)` and move the result to `path` only when it is whole and on disk.
 
@@ -50,16 +95,12 @@ def write_atomically(path: str | Path, write: Callable[[Path], Any]) -> None:
     one, or none — never half of one.
     """
     path = Path(path)
-    # The name ends in .tmp, so nobody who lists *.safetensors or *.json takes it for a result.
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    os.close(descriptor)
-    temporary = Path(name)
+    temporary = _new_temporary(path.parent)
     try:
         write(temporary)
         # fsync is about the file, not the handle: what `write` wrote and closed is flushed, too.
         with temporary.open("rb+") as handle:
             os.fsync(handle.fileno())
-        temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
         _sync_folder(path.parent)  # the rename itself lives in the folder
     finally:
@@ -84,11 +125,28 @@ def writing(path: Path, advice: str = "make room, or give another place.") -> It
         raise CannotWrite(f"cannot write to {path} ({error.strerror or error}); {advice}") from error
 
 
-def _umask() -> int:
-    # mkstemp makes private files, a shared run folder wants ordinary ones; the umask is only read by setting it.
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+_TEMPORARY = re.compile(r"\.ablation-lens-[0-9a-f]{12}\.tmp")
+
+
+def _new_temporary(folder: Path) -> Path:
+    """An empty file under a name of our own."""
+    # It ends in .tmp, so nobody who lists *.safetensors or *.json takes it for a result.
+    path = folder / f".ablation-lens-{secrets.token_hex(6)}.tmp"
+    # Not by tempfile, which makes private files: a shared run folder wants ordinary ones, as the umask says.
+    os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    return path
+
+
+def sweep(folder: Path, older_than: float) -> None:
+    """Delete what writers that were killed left in a folder, once it is so many seconds old."""
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            # Another process may be at a younger one, or sweep too; what has another name or kind is not ours.
+            with suppress(OSError):
+                status = entry.stat(follow_symlinks=False)
+                ours = _TEMPORARY.fullmatch(entry.name) and stat.S_ISREG(status.st_mode)
+                if ours and time.time() - status.st_mtime > older_than:
+                    Path(entry.path).unlink()
 
 
 def _sync_folder(folder: Path) -> None:
@@ -104,6 +162,8 @@ def _sync_folder(folder: Path) -> None:
 # ---------------------------------------------------------------------- tensors
 
 _KEY = "ablation_lens"
+HEADER_BYTES = 2**24
+"""What the header of a tensor file, or a file of JSON, may take; ours take a few thousand bytes."""
 
 
 def save_tensors(
@@ -119,7 +179,7 @@ def save_tensors(
     """
     # safetensors refuses tensors that are not contiguous.
     held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    text = json.dumps(dict(header), sort_keys=True, allow_nan=False)
+    text = json.dumps(dict(header), sort_keys=True, allow_nan=False)  # as `_canonical`, but NaN is refused
     # The header as it reads back, lists for tuples, because that is what the checksum is compared with.
     outer = {"kind": kind, "version": version, "checksum": _checksum(text, held), "header": json.loads(text)}
     write_atomically(path, lambda temporary: _write(held, temporary, {_KEY: json.dumps(outer)}))
@@ -136,22 +196,26 @@ def _write(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str]) 
         raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
 
 
-def load_tensors(path: str | Path, kind: str, *, newest: int = 1) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def load_tensors(
+    path: str | Path, kind: str, *, newest: int = 1, most: int | None = None
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Read what `save_tensors` wrote: `(header, tensors)`; anything else is a `FileFormatError`.
 
     Versions of the format from 1 to `newest` are read; which fields an older one lacks is the caller's business.
+    `most` bounds the file's bytes. A right checksum says that nothing was damaged, not that the values are possible:
+    anybody can compute one.
     """
     path = Path(path)
-    if not path.is_file():
-        raise FileFormatError(f"there is no file {path}.")
+    require_readable(path, most)
     try:
+        _require_small_header(path)
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
     except (SafetensorError, OSError, ValueError) as error:
         raise FileFormatError(f"{path} is not a whole safetensors file ({error}); copy or collect it again.") from error
     header = _read_header(path, kind, metadata, newest)
-    text = json.dumps(header["header"], sort_keys=True)
+    text = _canonical(header["header"])
     if header.get("checksum") != _checksum(text, tensors):
         raise FileFormatError(
             f"{path} was changed or damaged after it was written (its checksum differs); make it again."
@@ -159,26 +223,38 @@ def load_tensors(path: str | Path, kind: str, *, newest: int = 1) -> tuple[dict[
     return header["header"], tensors
 
 
+def _require_small_header(path: Path) -> None:
+    # Before safetensors reads it: it takes a hundred megabytes of JSON for a header.
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+    if length > HEADER_BYTES:
+        raise ValueError(f"its header claims {length:,} bytes")
+
+
 def _read_header(path: Path, kind: str, metadata: Mapping[str, str], newest: int) -> dict[str, Any]:
     if _KEY not in metadata:
         raise FileFormatError(f"{path} was not written by ablation-lens; {kind} was expected.")
     try:
-        header = json.loads(metadata[_KEY])
-        found, version = header["kind"], header["version"]
+        header = parse_json(metadata[_KEY])
         if not isinstance(header["header"], dict):
             raise TypeError
+        _require_kind(path, header, kind, newest)
     except (ValueError, KeyError, TypeError) as error:
         raise FileFormatError(f"the header of {path} is damaged; make it again.") from error
+    return header  # type: ignore[no-any-return]
+
+
+def _require_kind(path: Path, outer: Mapping[str, Any], kind: str, newest: int) -> None:
     # The kind first: versions are counted for each kind alone.
-    if found != kind:
-        raise FileFormatError(f"{path} holds {found}, but {kind} was expected.")
-    if version not in range(1, newest + 1):
+    if outer["kind"] != kind:
+        raise FileFormatError(f"{path} holds {outer['kind']}, but {kind} was expected.")
+    version = outer["version"]
+    if type(version) is not int or version not in range(1, newest + 1):
         reads = "1" if newest == 1 else f"1 to {newest}"
         raise FileFormatError(
             f"{path} has format version {version}, this ablation-lens reads {reads}; "
             "use the version that wrote it, or make the file again."
         )
-    return header  # type: ignore[no-any-return]
 
 
 def _checksum(text: str, tensors: Mapping[str, Tensor]) -> str:
@@ -189,3 +265,73 @@ def _checksum(text: str, tensors: Mapping[str, Tensor]) -> str:
         # As bytes, because NumPy has no bfloat16; flat first, because a 0-d tensor cannot be viewed as bytes.
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+# ---------------------------------------------------------------------- JSON
+
+
+def parse_json(text: str) -> Any:
+    """What `json.loads` reads, if it is something that `json.dumps` writes; a `ValueError` for all the rest.
+
+    >>> parse_json('[1, NaN]')
+    Traceback (most recent call last):
+    ValueError: NaN is not a number that JSON knows
+    """
+    try:
+        values = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
+        # Half of a surrogate pair is read without a word, and would end the first attempt to print or write it.
+        json.dumps(values, ensure_ascii=False).encode("utf-8")
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    return values
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a number that JSON knows")
+
+
+def _finite(digits: str) -> float:
+    if not math.isfinite(number := float(digits)):  # such as 1e999
+        raise ValueError(f"{digits} is too large")
+    return number
+
+
+def save_json(path: str | Path, kind: str, values: Mapping[str, Any], *, version: int = 2) -> None:
+    """Write plain values, atomically, with what kind of file it is and a checksum; versions begin with 2.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_json(f"{folder}/x.json", "example", {"a": 1})
+    ...     load_json(f"{folder}/x.json", "example")
+    {'a': 1}
+    """
+    content = json.loads(json.dumps(dict(values), allow_nan=False))
+    outer = {"kind": kind, "version": version, "checksum": _checksum(_canonical(content), {})}
+    write_text(path, json.dumps({_KEY: outer, "content": content}, indent=1, sort_keys=True) + "\n")
+
+
+def load_json(path: str | Path, kind: str, *, newest: int = 2) -> dict[str, Any]:
+    """Read what `save_json` wrote; anything else is a `FileFormatError`.
+
+    The first version was the bare values, without a checksum: they are given as they are, for the caller to check.
+    """
+    path = Path(path)
+    try:
+        values = parse_json(read_text(path, HEADER_BYTES))
+        if not isinstance(values, dict):
+            raise TypeError
+        if _KEY not in values:
+            return values
+        outer, content = values[_KEY], values["content"]
+        if not isinstance(content, dict) or len(values) != 2:
+            raise TypeError
+        _require_kind(path, outer, kind, newest)
+        if outer["checksum"] != _checksum(_canonical(content), {}):
+            raise ValueError
+    except (ValueError, KeyError, TypeError) as error:
+        raise FileFormatError(f"{path} is damaged, or was changed after it was written.") from error
+    return content
+
+
+def _canonical(content: Any) -> str:
+    return json.dumps(content, sort_keys=True)

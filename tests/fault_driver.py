@@ -68,7 +68,7 @@ def on_call(owner, name, number, instead, concerns=lambda *_, **__: True):
 
 
 def before_the_temporary_write():
-    on_call(files.tempfile, "mkstemp", 3, die, lambda **options: Path(options["dir"]).name == "cells")
+    on_call(files, "_new_temporary", 3, die, lambda folder: folder.name == "cells")
 
 
 def within_the_temporary_write():

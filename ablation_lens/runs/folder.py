@@ -13,17 +13,16 @@ different, and folders are merged by copying one into the other. What a file mea
 import hashlib
 import json
 import re
-import time
 import traceback
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Self
 
 from torch import Tensor
 
 from ablation_lens.errors import AblationLensError, FileFormatError
-from ablation_lens.files import load_tensors, save_tensors, write_text, writing
+from ablation_lens.files import load_tensors, save_tensors, sweep, write_text, writing
 from ablation_lens.runs.locks import KeyLocks
 
 FORMAT_VERSION = 1
@@ -87,11 +86,9 @@ class RunFolder:
             # The marker comes last, so a folder that has one has every part.
             if not marked:
                 write_text(path / MARKER, _as_json({"format": FORMAT_VERSION}))
-        for left in path.glob("*/.*tmp*"):  # by a process that was killed; another may still be at a younger one
-            # It may vanish between two calls: its writer finishes, or another process sweeps too.
-            with suppress(OSError):
-                if time.time() - left.stat().st_mtime > ABANDONED:
-                    left.unlink()
+        for folder in (path, *(path / name for name in PARTS)):
+            if folder is path or not folder.is_symlink():  # what a part leads to elsewhere is not swept
+                sweep(folder, ABANDONED)
         return run or cls(path)
 
     # ------------------------------------------------------------------ tensors under keys

@@ -1,21 +1,36 @@
 """A file is read whole, as what it is, or not at all."""
 
+import contextlib
 import errno
+import itertools
 import json
 import os
 import pickle
 import signal
+import socket
 import struct
 import subprocess
 import sys
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from ablation_lens import files
 from ablation_lens.errors import AblationLensError, FileFormatError
-from ablation_lens.files import CannotWrite, load_tensors, require_target, save_tensors, write_atomically, writing
+from ablation_lens.files import (
+    CannotWrite,
+    load_json,
+    load_tensors,
+    parse_json,
+    require_target,
+    save_json,
+    save_tensors,
+    write_atomically,
+    writing,
+)
 
 TENSORS = {
     "a": torch.arange(6).reshape(2, 3),
@@ -23,6 +38,16 @@ TENSORS = {
     "c": torch.zeros(0),
     "d": torch.tensor(3.5),
 }
+
+json_values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(10**20), 10**20)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
 
 
 @pytest.fixture
@@ -114,8 +139,47 @@ def test_foreign_files_are_refused_and_never_executed(tmp_path):
     assert not (tmp_path / "was-run").exists()
     with pytest.raises(FileFormatError, match="there is no file"):
         load_tensors(tmp_path / "none.safetensors", "example")
-    with pytest.raises(FileFormatError, match="there is no file"):
-        load_tensors(tmp_path, "example")
+
+
+def others(folder):
+    """What is not a file: each with the word for it."""
+    os.mkfifo(folder / "pipe")
+    (folder / "zero").symlink_to("/dev/zero")
+    (folder / "loop").symlink_to(folder / "loop")
+    listener = socket.socket(socket.AF_UNIX)
+    with contextlib.chdir(folder):  # the name of a socket must be short
+        listener.bind("socket")
+    listener.close()
+    words = {"pipe": "is a pipe", "zero": "is a device", "socket": "is a socket", ".": "is a folder"}
+    return words | {"loop": "cannot be read"}
+
+
+def test_what_is_not_a_file_is_refused_before_it_is_opened(tmp_path):
+    """Opening a pipe would already wait for ever."""
+    for name, told in others(tmp_path).items():
+        for read in (load_tensors, load_json):
+            with pytest.raises(FileFormatError, match=told):
+                read(tmp_path / name, "example")
+
+
+def test_a_file_that_may_not_be_read_is_not_said_to_be_missing(path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # not by its mode, as root may read everything
+    with pytest.raises(FileFormatError, match=r"cannot be read \(Permission denied\)"):
+        load_tensors(path, "example")
+
+
+def test_sizes_are_looked_at_before_anything_is_read(tmp_path):
+    sparse = tmp_path / "sparse"
+    for length in (0, 2**33):  # what the first eight bytes say of the header
+        with sparse.open("wb") as file:
+            file.write(length.to_bytes(8, "little"))
+            file.truncate(2**33)
+        with pytest.raises(FileFormatError, match="not a whole safetensors file"):
+            load_tensors(sparse, "example")
+        with pytest.raises(FileFormatError, match=r"8,589,934,592 bytes; at most 1,000 were expected"):
+            load_tensors(sparse, "example", most=1000)
+        with pytest.raises(FileFormatError, match="at most 16,777,216 were expected"):
+            load_json(sparse, "example")
 
 
 def test_a_header_that_is_no_json_is_not_written(tmp_path):
@@ -129,6 +193,46 @@ def test_what_the_disk_answers_is_an_error_of_the_disk(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "write_atomically", lambda path, write: write(path))
     with pytest.raises(FileNotFoundError, match="No such file or directory"):
         save_tensors(tmp_path / "nowhere" / "x.safetensors", "example", {}, TENSORS)
+
+
+# ---------------------------------------------------------------------- JSON
+
+
+@given(json_values)
+def test_what_python_writes_as_json_is_read(values):
+    assert parse_json(json.dumps(values)) == values
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "NaN", "[-Infinity]", "1e999", '"\\ud800"', '{"\\udfff": 1}', "[" * 10**5, "9" * 10**4]
+)
+def test_what_json_does_not_know_is_one_kind_of_error(text):
+    with pytest.raises(ValueError):  # noqa: PT011  (any)
+        parse_json(text)
+
+
+def test_json_files_are_of_a_kind_and_a_version_and_notice_every_change(tmp_path):
+    path = tmp_path / "x.json"
+    save_json(path, "example", {"text": "μ", "list": [1, 2.5, None]})
+    assert load_json(path, "example") == {"text": "μ", "list": [1, 2.5, None]}
+    whole = path.read_bytes()
+    for place, bit in itertools.product(range(len(whole)), (0x01, 0x10)):
+        changed = bytearray(whole)
+        changed[place] ^= bit
+        path.write_bytes(changed)
+        try:
+            values = load_json(path, "example")
+        except FileFormatError:
+            continue
+        # Either a space became another one, or our part is gone: then it is a first version, for the caller to check.
+        assert values == {"text": "μ", "list": [1, 2.5, None]} or "content" in values
+    save_json(path, "example", {}, version=3)
+    with pytest.raises(FileFormatError, match="format version 3, this ablation-lens reads 1 to 2"):
+        load_json(path, "example")
+    with pytest.raises(FileFormatError, match="holds example, but group was expected"):
+        load_json(path, "group")
+    path.write_text('{"as": "before"}')
+    assert load_json(path, "example") == {"as": "before"}
 
 
 # ---------------------------------------------------------------------- whole or not at all
@@ -147,6 +251,24 @@ def current_umask():
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def test_what_killed_writers_left_is_swept_and_nothing_else(tmp_path):
+    kept = tmp_path / "kept"
+    kept.write_text("of another folder")
+    write_atomically(tmp_path / "x", lambda path: (tmp_path / "name").write_text(path.name))
+    name = (tmp_path / "name").read_text()
+    ours, young, link = (tmp_path / name.replace(name[-6:-4], digits) for digits in ("00", "01", "02"))
+    theirs = [tmp_path / other for other in (".tmp", ".notes.tmp", f"{name}.gz", ".x.safetensors.abc.tmp")]
+    for path in (ours, young, *theirs):
+        path.write_text("half")
+    link.symlink_to(kept)
+    for path in (ours, link, kept, *theirs):
+        os.utime(path, (0, 0), follow_symlinks=False)
+    files.sweep(tmp_path, older_than=3600)
+    assert not ours.exists()
+    assert all(path.exists() for path in (young, link, kept, *theirs))
+    files.sweep(tmp_path / "nowhere", older_than=0)
 
 
 def test_a_failing_write_keeps_the_old_file(tmp_path):

@@ -183,13 +183,22 @@ def test_creating_was_interrupted_before_the_marker(tmp_path):
 
 
 def test_old_left_overs_of_killed_processes_are_swept_and_young_ones_left(run):
-    old, young = (run.path / "statistics" / f".s.safetensors.{age}.tmp" for age in ("old", "young"))
-    old.write_bytes(b"x" * 10)
-    young.write_bytes(b"x" * 10)
+    elsewhere = run.path.parent / "elsewhere"
+    elsewhere.mkdir()
+    (run.path / "inputs").rmdir()
+    (run.path / "inputs").symlink_to(elsewhere)
+    old, young, foreign, theirs = (
+        place / f".ablation-lens-{number:012x}.tmp"
+        for number, place in enumerate([run.path / "statistics", run.path / "statistics", run.path / "mine", elsewhere])
+    )
+    (run.path / "mine").mkdir()
     long_ago = time.time() - 2 * folder.ABANDONED
-    os.utime(old, (long_ago, long_ago))
+    for path in (old, young, foreign, theirs):
+        path.write_bytes(b"x" * 10)
+        if path is not young:
+            os.utime(path, (long_ago, long_ago))
     StudyFolder.create(run.path)
-    assert [old.exists(), young.exists()] == [False, True]
+    assert [path.exists() for path in (old, young, foreign, theirs)] == [False, True, True, True]
 
 
 def test_folders_merge_by_copying(tmp_path, run):
