@@ -3,18 +3,32 @@
 A record says where numbers came from. Where both sides of an operation carry one, they must agree.
 """
 
+import contextlib
 import dataclasses
 import platform
+import types
+import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Self
 
 from ablation_lens.errors import FileFormatError, MismatchError
+from ablation_lens.escaping import as_unicode
 
 
 class Record:
-    """Shared by the frozen records: to and from plain JSON values."""
+    """Shared by the frozen records: to and from plain JSON values.
+
+    What a field is annotated with is what a file may hold there; `__post_init__` says which of those values are
+    possible, by a `ValueError`.
+    """
+
+    def __post_init__(self) -> None:
+        # A folder's name need not be UTF-8, and what cannot be encoded could not be written or shown.
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]
+            if isinstance(text := getattr(self, field.name), str):
+                object.__setattr__(self, field.name, as_unicode(text))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, field by field."""
@@ -22,7 +36,7 @@ class Record:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """The inverse of `to_dict`; unknown or missing fields are a format error."""
+        """The inverse of `to_dict`; unknown or missing fields, and values of another type, are a format error."""
         names = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
         required = {
             field.name
@@ -33,12 +47,40 @@ class Record:
         if not isinstance(values, Mapping) or not required <= set(values) <= names:
             got = sorted(values) if isinstance(values, Mapping) else type(values).__name__
             raise FileFormatError(f"a {cls.__name__} needs the fields {sorted(names)}, got {got}.")
-        return cls(**{name: _frozen(value) for name, value in values.items()})
+        expected = typing.get_type_hints(cls)
+        try:
+            return cls(**{name: _read(value, expected[name], name) for name, value in values.items()})
+        except ValueError as error:
+            raise FileFormatError(f"a {cls.__name__} is not possible: {error}.") from error
 
 
-def _frozen(value: Any) -> Any:
-    # JSON knows lists only; a record that was read must equal the one that was written.
-    return tuple(_frozen(item) for item in value) if isinstance(value, list) else value
+def _read(value: Any, expected: Any, field: str) -> Any:
+    """A plain JSON value as what a field is annotated with."""
+    kind, parts = typing.get_origin(expected) or expected, typing.get_args(expected)
+    if kind is Any:
+        return value
+    if isinstance(kind, type) and issubclass(kind, Record):
+        return kind.from_dict(value)
+    if kind in (types.UnionType, typing.Union):
+        for part in parts:
+            with contextlib.suppress(FileFormatError):
+                return _read(value, part, field)
+    elif kind is tuple and isinstance(value, list | tuple):
+        # JSON knows lists only; a record that was read must equal the one that was written.
+        kinds = parts[:1] * len(value) if parts[1:] == (...,) else parts
+        if len(kinds) == len(value):
+            return tuple(_read(item, part, field) for item, part in zip(value, kinds, strict=True))
+    elif kind is dict and isinstance(value, dict):
+        return {_read(key, parts[0], field): _read(item, parts[1], field) for key, item in value.items()}
+    elif kind is float and type(value) is int and abs(value) < 2**53:
+        return float(value)
+    elif type(value) is kind:  # not isinstance, to which True is an int
+        return value
+    raise FileFormatError(f"{field} is {value!r}; expected {_name(expected)}.")
+
+
+def _name(expected: Any) -> str:
+    return expected.__name__ if isinstance(expected, type) else str(expected)
 
 
 @dataclass(frozen=True)

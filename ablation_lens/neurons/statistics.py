@@ -103,18 +103,6 @@ class Provenance(Record):
     plans: tuple[PlanReading, ...]
     versions: Versions
 
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "Provenance":
-        """The inverse of `to_dict`."""
-        plain = super().from_dict(values)
-        return replace(
-            plain,
-            model=ModelRecord.from_dict(values["model"]),
-            corpora=tuple(CorpusRecord.from_dict(corpus) for corpus in values["corpora"]),
-            plans=tuple(PlanReading.from_dict(plan) for plan in values["plans"]),
-            versions=Versions.from_dict(values["versions"]),
-        )
-
     def merge(self, other: "Provenance") -> "Provenance":
         """Of statistics that have seen both; shards of one plan, merged in any order, are the plan again."""
         read = list(zip(self.corpora, self.plans, strict=True))

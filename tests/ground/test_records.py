@@ -1,9 +1,10 @@
-from dataclasses import replace
+import json
+from dataclasses import dataclass, replace
 
 import pytest
 
 from ablation_lens.errors import FileFormatError, MismatchError
-from ablation_lens.records import ModelRecord, Versions, record_of
+from ablation_lens.records import ModelRecord, Record, Versions, record_of
 
 RECORD = ModelRecord(
     name="facebook/opt-1.3b",
@@ -21,7 +22,28 @@ RECORD = ModelRecord(
 )
 
 
+@dataclass(frozen=True)
+class Inner(Record):
+    number: int | float
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.number < 0:
+            raise ValueError(f"number is {self.number}")
+
+
+@dataclass(frozen=True)
+class Outer(Record):
+    inner: Inner
+    pairs: tuple[tuple[str, int], ...]
+    named: dict[str, float]
+
+
+OUTER = Outer(Inner(0.5), (("a", 1), ("b", 2)), {"x": 1.5})
+
+
 def test_records_survive_json():
+    assert Outer.from_dict(json.loads(json.dumps(OUTER.to_dict()))) == OUTER
     assert ModelRecord.from_dict(RECORD.to_dict()) == RECORD
     assert Versions.from_dict(Versions.current().to_dict()) == Versions.current()
 
@@ -34,6 +56,36 @@ def test_a_record_with_other_fields_is_a_format_error(spoil):
         ModelRecord.from_dict(values)
     with pytest.raises(FileFormatError):
         ModelRecord.from_dict(["not", "a", "mapping"])
+
+
+@pytest.mark.parametrize(
+    ("record", "field", "value"),
+    [
+        (RECORD, "name", ["a", "list"]),
+        (RECORD, "revision", 5),
+        (RECORD, "n_heads", True),
+        (RECORD, "n_heads", 2.0),
+        (RECORD, "n_heads", None),
+        (RECORD, "n_heads", {"a": {"nested": ["value"]}}),
+        (OUTER, "inner", {"number": "1"}),
+        (OUTER, "inner", []),
+        (OUTER, "pairs", [["a", 1], ["b"]]),
+        (OUTER, "pairs", "ab"),
+        (OUTER, "named", {"a": "b"}),
+    ],
+)
+def test_a_value_of_another_type_is_a_format_error_that_names_the_field(record, field, value):
+    with pytest.raises(FileFormatError, match=f"{field} is|number is|Inner needs|a {type(record).__name__}"):
+        type(record).from_dict({**record.to_dict(), field: value})
+
+
+def test_a_value_that_is_not_possible_is_a_format_error():
+    with pytest.raises(FileFormatError, match=r"an? Inner is not possible: number is -1"):
+        Inner.from_dict({"number": -1})
+
+
+def test_a_name_that_is_not_utf_8_can_be_written():
+    assert replace(RECORD, name="folder \udcff").name == "folder ?"
 
 
 def test_the_same_weights_under_another_path_are_the_same_model():
