@@ -4,6 +4,7 @@ import numpy as np
 import pandas
 import torch
 
+from ablation_lens.neurons.grid import Grid
 from ablation_lens.neurons.histogram_file import histogram_from_file, to_file
 from ablation_lens.neurons.moments import Moments
 from ablation_lens.neurons.statistics import ActivationStatistics, Provenance
@@ -64,7 +65,8 @@ def large_statistics(shape=(24, 32, 64), tokens=2048, scale=50):
     last = (place * (counts > 0)).amax(-1, keepdim=True)
     drawn = torch.poisson(rates, generator=torch.Generator().manual_seed(1)).long() * (place <= last)
     drawn = torch.where((place == 0) | (place == last), drawn.clamp(min=1), drawn)
-    state |= {"counts": drawn, "total": drawn.sum(-1)}
+    grid = Grid(state["exponent"], state["offset"])
+    state |= {"counts": drawn, "total": drawn.sum(-1), "positive": drawn.sum(-1) - grid.below_zero(drawn)}
     header = {"kind": "NeuronHistogram", "shape": list(shape), "bins": counts.shape[-1], "resolution": "float32"}
     histogram = histogram_from_file(state, header)
     moments = [part.moments.state() for part in parts]

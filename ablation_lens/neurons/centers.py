@@ -21,6 +21,7 @@ from ablation_lens.neurons.peaks import (
     naive_peak,
     require_values,
     smooth,
+    zeros_lead_in,
 )
 from ablation_lens.sites import neuron_name
 
@@ -181,7 +182,10 @@ def mean(statistics: NeuronStatistics) -> Float64[Tensor, "layer head dim"]:
 
 @register("median")
 def median(statistics: NeuronStatistics) -> Float64[Tensor, "layer head dim"]:
-    """The value half of all values lies below, from the histogram: within one ε of the values' own median."""
+    """The value half of all values lies below, from the histogram: within one ε of the values' own median.
+
+    Exactly 0 where the values' own is one that is exactly 0, as in a ReLU neuron that is mostly silent.
+    """
     return statistics.histogram.quantile(0.5)
 
 
@@ -194,7 +198,8 @@ def peak(
     Resolution ± ε/2. Bins are first merged to at most `bins` (default 128; 64 to 128 then cover a neuron's range):
     exactly the histogram that collecting with so many bins gives. Alternatively `epsilon` asks for bins of one
     width for all neurons. It is rounded down to a power of two; a neuron whose collected bins are wider than that
-    keeps those. A constant neuron's peak is the constant, which bins have at their edge.
+    keeps those. A constant neuron's peak is the constant, which bins have at their edge; and the peak is 0 where
+    more values are exactly 0 than any bin has others, as in a ReLU neuron that is often silent.
     """
     if bins is not None and epsilon is not None:
         raise MismatchError(f"bins={bins} and epsilon={epsilon} both set the width of a bin; give one of them.")
@@ -210,7 +215,8 @@ def peak_smooth(statistics: NeuronStatistics, *, sigma: float = 2.0) -> Float64[
     """The highest bin once counts are averaged under a Gaussian of `sigma` bins, normalised at the range's ends.
 
     Resolution ± ε/2 on the bins as collected (256 by default: half as wide as those of `peak`); the lower of
-    equal bins. Modes closer than about 2·sigma bins become one.
+    equal bins. Modes closer than about 2·sigma bins become one. 0 where more values are exactly 0 than any bin has
+    others, as for `peak`.
     """
     histogram = statistics.histogram
     if _positive("sigma", sigma) > histogram.bins / 8:
@@ -218,7 +224,7 @@ def peak_smooth(statistics: NeuronStatistics, *, sigma: float = 2.0) -> Float64[
     width = torch.full(histogram.shape[1:], sigma, dtype=torch.float64)
     # Layer by layer: smoothing takes several times the memory of the counts.
     layers = [highest(smooth(histogram.counts(layer).cpu(), width)) for layer in range(histogram.shape[0])]
-    return at_bins(histogram, torch.stack(layers))
+    return at_bins(histogram, torch.stack(layers)).masked_fill(zeros_lead_in(histogram), 0.0)
 
 
 @register("peak-kde")
@@ -228,7 +234,8 @@ def peak_kde(statistics: NeuronStatistics, *, bandwidth: float | None = None) ->
     Finer than ε: the top of the parabola through the highest bin and its neighbours. What is left is the noise of
     sampling: of 20 000 normal values it finds the mode to 0.04 σ, where `peak` finds it to 0.15 σ. `bandwidth` in σ
     overrides the automatic one, but at most an eighth of all bins. Skewed neurons are smoothed a little (about
-    0.07 σ in a gamma distribution of shape 2) towards their longer tail.
+    0.07 σ in a gamma distribution of shape 2) towards their longer tail. 0 where more values are exactly 0 than any
+    bin has others, as for `peak`.
     """
     histogram = statistics.histogram
     width = kernel_width(statistics, order=1)
@@ -248,7 +255,8 @@ def peak_kde(statistics: NeuronStatistics, *, bandwidth: float | None = None) ->
         # `highest` forgives rounding: a neighbour may be slightly higher, and the vertex then lie outside the bin.
         shifts.append(((right - left) / (2 * bend)).masked_fill(none, 0).clamp(-0.5, 0.5))
     values = at_bins(histogram, torch.stack(places)) + torch.stack(shifts) * histogram.epsilon.cpu()
-    return values.clamp(histogram.minimum.cpu(), histogram.maximum.cpu())
+    values = values.clamp(histogram.minimum.cpu(), histogram.maximum.cpu())
+    return values.masked_fill(zeros_lead_in(histogram), 0.0)
 
 
 @register("half-sample")
@@ -256,11 +264,12 @@ def half_sample(statistics: NeuronStatistics) -> Float64[Tensor, "layer head dim
     """The half-sample mode: the shortest stretch with half of the values, of those again the half, to a single bin.
 
     Resolution ± ε/2 on the bins as collected, and stretches are whole bins: of equally short ones the fuller, then
-    the lower. Far values do not move it, but it is as noisy as `peak`.
+    the lower. Far values do not move it, but it is as noisy as `peak`. 0 where more values are exactly 0 than any bin
+    has others, as for `peak`.
     """
     histogram = statistics.histogram
     layers = [_densest_bin(histogram.counts(layer).cpu()) for layer in range(histogram.shape[0])]
-    return at_bins(histogram, torch.stack(layers))
+    return at_bins(histogram, torch.stack(layers)).masked_fill(zeros_lead_in(histogram), 0.0)
 
 
 def _densest_bin(counts: Int64[Tensor, "head dim bin"]) -> Int64[Tensor, "head dim"]:

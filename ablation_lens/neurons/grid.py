@@ -115,6 +115,27 @@ class Grid:
         """
         return torch.equal(self.exponent, other.exponent) and torch.equal(self.offset, other.offset)
 
+    def below_zero(self, counts: Int64[Tensor, "*neurons bin"]) -> Int64[Tensor, "*neurons"]:
+        """How many of the counted values are negative: every grid has an edge at 0, and 0 is in the bin above it.
+
+        >>> Grid(torch.tensor([3]), torch.tensor([-2])).below_zero(torch.tensor([[1, 2, 4]]))
+        tensor([3])
+        """
+        cell = self.offset.unsqueeze(-1) + torch.arange(counts.shape[-1], device=counts.device)
+        return counts.masked_fill(cell >= 0, 0).sum(-1)
+
+    def without(
+        self, counts: Int64[Tensor, "*neurons bin"], zeros: Int64[Tensor, "*neurons"]
+    ) -> Int64[Tensor, "*neurons bin"]:
+        """The counts less so many values that are exactly 0.
+
+        >>> Grid(torch.tensor([3]), torch.tensor([-2])).without(torch.tensor([[1, 2, 4]]), torch.tensor([3]))
+        tensor([[1, 2, 1]])
+        """
+        # Without zeros, the bin that begins at 0 may be outside the grid.
+        place = (-self.offset).clamp(0, counts.shape[-1] - 1)
+        return counts.scatter_add(-1, place.unsqueeze(-1), -zeros.unsqueeze(-1))
+
     def rebin(
         self, counts: Int64[Tensor, "*neurons bin"], coarser: "Grid", bins: int
     ) -> Int64[Tensor, "*neurons wanted"]:
@@ -136,19 +157,29 @@ class Grid:
 
 
 def value_at(
-    counts: Int64[Tensor, "*neurons bin"], grid: Grid, index: Int64[Tensor, "*neurons q"]
+    counts: Int64[Tensor, "*neurons bin"],
+    grid: Grid,
+    zeros: Int64[Tensor, "*neurons"],
+    index: Int64[Tensor, "*neurons q"],
 ) -> Float[Tensor, "*neurons q"]:
     """The `index`-th smallest of the counted values (from 0), supposing that a bin's values lie evenly in it.
 
-    >>> value_at(torch.tensor([[1, 2]]), Grid(torch.tensor([0]), torch.tensor([5])), torch.tensor([[0, 1, 2]])).tolist()
-    [[5.5, 6.25, 6.75]]
+    `zeros` of them are known to be exactly 0.
+
+    >>> grid = Grid(torch.tensor([0]), torch.tensor([-1]))
+    >>> value_at(torch.tensor([[1, 2]]), grid, torch.tensor([0]), torch.tensor([[0, 1, 2]])).tolist()
+    [[-0.5, 0.25, 0.75]]
+    >>> value_at(torch.tensor([[1, 2]]), grid, torch.tensor([1]), torch.tensor([[0, 1, 2]])).tolist()
+    [[-0.5, 0.0, 0.75]]
     """
     cumulative = counts.cumsum(-1)
     # right=True passes empty bins over: `count` is 0 only where nothing was counted at all.
     place = torch.searchsorted(cumulative, index, right=True).clamp(max=counts.shape[-1] - 1)
     count = counts.gather(-1, place)
     share = (index - (cumulative.gather(-1, place) - count) + 0.5) / count
-    return scale_by((grid.offset.unsqueeze(-1) + place).double() + share, grid.exponent.unsqueeze(-1))
+    values = scale_by((grid.offset.unsqueeze(-1) + place).double() + share, grid.exponent.unsqueeze(-1))
+    above = index - grid.below_zero(counts).unsqueeze(-1)
+    return values.masked_fill((above >= 0) & (above < zeros.unsqueeze(-1)), 0.0)
 
 
 def quantiles(
@@ -256,13 +287,14 @@ class Counter:
     def __init__(self) -> None:
         self._scratch = Scratch()
 
-    def add(self, counts: Int64[Tensor, "neuron bin"], rows: Rows, binning: Binning) -> None:
-        """Count every value of `rows` into `counts`, in place.
+    def add(self, counts: Int64[Tensor, "neuron bin"], rows: Rows, binning: Binning) -> Int64[Tensor, " neuron"]:
+        """Count every value of `rows` into `counts`, in place; returns how many of each neuron are above 0.
 
         On a CPU, `scatter_add_` counts straight into the int64 counts, in parallel over neurons, each of whose counts
         stay in cache; an accelerator uses batched `histc`.
         """
         bins = counts.shape[1]
+        positive = torch.zeros(rows.neurons, dtype=torch.int64, device=rows.device)
         for which, values in rows.blocks(at_most=None if rows.on_cpu else max(1, HISTC_BINS // bins)):
             index = binning.index(values, which, self._scratch.like(values, binning.dtype))
             if rows.on_cpu:
@@ -272,6 +304,10 @@ class Counter:
                 counts[which].scatter_add_(1, target, target.new_ones(()).expand_as(target))
             else:
                 counts[which] += histc_counts(index.float(), bins)
+            # In float32, which is summed faster than booleans; exact, as a piece has at most 2^24 values.
+            above = torch.gt(values, 0, out=self._scratch.like(values, torch.float32))
+            positive[which] += above.sum(1).long()
+        return positive
 
 
 def histc_counts(

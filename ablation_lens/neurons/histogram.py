@@ -58,6 +58,7 @@ class NeuronHistogram:
         self.resolution = resolution
         with own_memory():
             self._counts = torch.zeros(*self.shape, bins, dtype=torch.int64, device=device)
+            self._positive = torch.zeros(self.shape, dtype=torch.int64, device=device)
             self._exponent = torch.zeros(self.shape, dtype=torch.int64, device=device)
             self._offset = torch.zeros_like(self._exponent)
             self._minimum = torch.full(self.shape, torch.inf, dtype=torch.float64, device=device)
@@ -69,6 +70,7 @@ class NeuronHistogram:
         """The state itself, not a copy: what a file holds."""
         return {
             "counts": self._counts,
+            "positive": self._positive,
             "exponent": self._exponent,
             "offset": self._offset,
             "minimum": self._minimum,
@@ -120,9 +122,10 @@ class NeuronHistogram:
         with own_memory():
             self._absorb(layer, rows, *finite_range(layer, rows, self.shape))
 
-    def add_counts(self, layer: int, counts: Int64[Tensor, "neuron bin"]) -> None:
-        """Add counts that are on this histogram's own grid."""
+    def add_counts(self, layer: int, counts: Int64[Tensor, "neuron bin"], positive: Int64[Tensor, " neuron"]) -> None:
+        """Add counts that are on this histogram's own grid, `positive` of them of values above 0."""
         self._flat_counts(layer).add_(counts)
+        self._positive[layer].view(-1).add_(positive)
 
     def _absorb(self, layer: int, rows: Rows, low: Float[Tensor, " neuron"], high: Float[Tensor, " neuron"]) -> None:
         # First, because it drops the binning that was made for the old grid.
@@ -130,7 +133,7 @@ class NeuronHistogram:
         binning = self._binnings[layer]
         if binning is None or binning.values != rows.dtype:
             binning = self._binnings[layer] = self._binning(layer, rows.dtype)
-        self._counter.add(self._flat_counts(layer), rows, binning)
+        self._positive[layer].view(-1).add_(self._counter.add(self._flat_counts(layer), rows, binning))
 
     def _binning(self, layer: int, values: torch.dtype) -> Binning:
         # Nothing but zeros counts alike on any grid, and their own (2^-149) would need float64 for the whole layer.
@@ -194,7 +197,8 @@ class NeuronHistogram:
             for layer in range(self.shape[0]):
                 self._widen(layer, *other.ends(layer))
                 counts, theirs, ours = other._flat_counts(layer), other.grid(layer), self.grid(layer)
-                self.add_counts(layer, counts if theirs.equals(ours) else theirs.rebin(counts, ours, self.bins))
+                moved = counts if theirs.equals(ours) else theirs.rebin(counts, ours, self.bins)
+                self.add_counts(layer, moved, other._positive[layer].flatten())
 
     def copy(self) -> Self:
         """An independent copy, on the same device.
@@ -213,6 +217,7 @@ class NeuronHistogram:
         result = self._like(self.bins, torch.device(device))
         with own_memory():
             result._counts.copy_(self._counts)
+            result._positive.copy_(self._positive)
         return result
 
     def coarsen(self, max_bins: int) -> Self:
@@ -230,7 +235,8 @@ class NeuronHistogram:
         result = self._like(max_bins, self.device)
         with own_memory():
             for layer in range(self.shape[0]):
-                result.add_counts(layer, self.grid(layer).rebin(self._flat_counts(layer), result.grid(layer), max_bins))
+                merged = self.grid(layer).rebin(self._flat_counts(layer), result.grid(layer), max_bins)
+                result.add_counts(layer, merged, self._positive[layer].flatten())
         return result
 
     def _like(self, bins: int, device: torch.device) -> Self:
@@ -254,6 +260,29 @@ class NeuronHistogram:
     def total(self) -> Int64[Tensor, "layer head dim"]:
         """How many values each neuron has seen."""
         return self._counts.sum(-1)
+
+    @property
+    def positive(self) -> Int64[Tensor, "layer head dim"]:
+        """How many values of each neuron are above 0."""
+        return self._positive.clone()
+
+    @property
+    def zeros(self) -> Int64[Tensor, "layer head dim"]:
+        """How many values of each neuron are exactly 0, as a ReLU's are; -0.0 is 0.
+
+        >>> histogram = NeuronHistogram((1, 1, 1), bins=2)
+        >>> histogram.update(torch.tensor([0.0, -0.0, 1e-30, 0.0, -1.0]).view(5, 1, 1, 1))
+        >>> histogram.counts((0, 0, 0)).tolist(), histogram.zeros.item()
+        ([1, 4], 3)
+        """
+        return torch.stack([self.zeros_of(layer) for layer in range(self.shape[0])])
+
+    def zeros_of(self, layer: int) -> Int64[Tensor, "head dim"]:
+        """`zeros` of one layer."""
+        # What is neither below 0, which the bins tell, nor above it.
+        counts = self._counts[layer]
+        negative = Grid(self._exponent[layer], self._offset[layer]).below_zero(counts)
+        return counts.sum(-1) - negative - self._positive[layer]
 
     @property
     def exponent(self) -> Int64[Tensor, "layer head dim"]:
@@ -328,7 +357,7 @@ class NeuronHistogram:
     def quantile(self, q: float | Sequence[float]) -> Float[Tensor, "*q layer head dim"]:
         """The value below which a share `q` of a neuron's values lies, within one ε of NumPy's answer.
 
-        The values of a bin are taken to lie evenly in it; minimum and maximum are exact, and between two
+        The values of a bin are taken to lie evenly in it; minimum, maximum and values of 0 are exact, and between two
         values NumPy's linear interpolation applies. NaN where nothing was counted.
 
         >>> histogram = NeuronHistogram((1, 1, 1))
@@ -344,11 +373,11 @@ class NeuronHistogram:
     def _quantiles(self, layer: int, wanted: Float[Tensor, " q"]) -> Float[Tensor, "q neuron"]:
         counts, grid = self._flat_counts(layer), self.grid(layer)
         low, high = (end.unsqueeze(-1) for end in self.ends(layer))
-        total = counts.sum(-1)
+        total, zeros = counts.sum(-1), self.zeros_of(layer).flatten()
 
         def ordered(index: Int64[Tensor, "neuron q"]) -> Float[Tensor, "neuron q"]:
             # Bins reach beyond the smallest and the largest value, which are known exactly.
-            inside = value_at(counts, grid, index).clamp(low, high)
+            inside = value_at(counts, grid, zeros, index).clamp(low, high)
             return torch.where(index == 0, low, torch.where(index == total.unsqueeze(-1) - 1, high, inside))
 
         return quantiles(wanted, total, ordered)

@@ -73,6 +73,7 @@ def trimmed_from_file(
         trimmed.underflow.copy_(held["counts"][..., 0])
         trimmed.overflow.copy_(held["counts"][..., -1])
         trimmed.inside.tensors()["counts"].copy_(held["counts"][..., 1:-1])
+        trimmed.inside.tensors()["positive"].copy_(held["positive"])
     return trimmed
 
 
@@ -87,7 +88,13 @@ def _checked(
     """Tensors on the device, shape, bins and resolution; `FileFormatError` unless a collection can have made them."""
     shape, bins, resolution = _read_header(kind, header)
     # The tensors' sizes are compared before memory is taken: a header can claim anything.
-    dtypes = {"counts": torch.int64, "exponent": torch.int64, "offset": torch.int64, "total": torch.int64}
+    dtypes = {
+        "counts": torch.int64,
+        "positive": torch.int64,
+        "exponent": torch.int64,
+        "offset": torch.int64,
+        "total": torch.int64,
+    }
     dtypes |= {"minimum": torch.float64, "maximum": torch.float64}
     sizes: dict[str, tuple[int, ...]] = dict.fromkeys(dtypes, shape) | {"counts": (*shape, bins + margin)}
     wanted = {name: (dtype, sizes[name]) for name, dtype in dtypes.items()}
@@ -153,9 +160,25 @@ def _flaws(held: Mapping[str, Tensor], bins: int, resolution: torch.dtype) -> Fl
     yield "bins that do not fit its range", (held["exponent"] != grid.exponent) | (held["offset"] != grid.offset)
 
 
+def _zero_flaws(inside: Int64[Tensor, "layer head dim bin"], held: Mapping[str, Tensor]) -> Flaws:
+    """As `_flaws`, for what is counted of values above 0, and so of values that are 0."""
+    low, high, positive, grid = (
+        held["minimum"],
+        held["maximum"],
+        held["positive"],
+        Grid(held["exponent"], held["offset"]),
+    )
+    zeros = inside.sum(-1) - grid.below_zero(inside) - positive
+    beside_zero = grid.without(inside, zeros).amin(-1) < 0
+    yield "more values above 0 than its bins have, or fewer", (positive < 0) | (zeros < 0) | beside_zero
+    yield "values of 0 outside its range", ((low > 0) | (high < 0)) & (zeros > 0)
+    yield "values above 0 outside its range", (high <= 0) & (positive > 0)
+
+
 def _trimmed_flaws(held: Mapping[str, Tensor], bins: int, resolution: torch.dtype) -> Flaws:
     yield "no range", held["minimum"] == torch.inf
     yield from _flaws(held, bins, resolution)
+    yield from _zero_flaws(held["counts"][..., 1:-1], held)
 
 
 def _histogram_flaws(held: Mapping[str, Tensor], bins: int, resolution: torch.dtype) -> Flaws:
@@ -172,3 +195,7 @@ def _histogram_flaws(held: Mapping[str, Tensor], bins: int, resolution: torch.dt
     yield "no value in the bin of its minimum or maximum", ~empty & (ends == 0).any(-1)
     beyond = torch.arange(bins, device=counts.device) > last.unsqueeze(-1)
     yield "values beyond its maximum", (counts * beyond > 0).any(-1)
+    yield from _zero_flaws(counts, held)
+    zeros = total - Grid(held["exponent"], held["offset"]).below_zero(counts) - held["positive"]
+    yield "no value of its minimum or maximum", ((low == 0) | (high == 0)) & (zeros == 0)
+    yield "no value above 0, but a maximum there", ~empty & (high > 0) & (held["positive"] == 0)

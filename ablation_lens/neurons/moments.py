@@ -14,19 +14,19 @@ from torch import Tensor
 from ablation_lens.errors import FileFormatError, MismatchError
 from ablation_lens.neurons.rows import Rows, Scratch, own_memory
 
-_SUMS = ("deviation", "squared_deviation", "absolute", "root", "positive")
+_SUMS = ("deviation", "squared_deviation", "absolute", "root")
 
 _FIRST = 63
 """How many of the first values the pivot is chosen from."""
 
 
 class Moments:
-    """Count, mean, variance, mean |x|, mean √|x| and share positive of every neuron `(layer, head, dim)`.
+    """Count, mean, variance, mean |x| and mean √|x| of every neuron `(layer, head, dim)`.
 
     >>> moments = Moments((1, 1, 1))
     >>> moments.update_layer(0, torch.tensor([1.0, 4.0, -4.0, 9.0]).view(2, 2, 1, 1))
-    >>> moments.mean.item(), moments.variance.item(), moments.mean_absolute.item(), moments.share_positive.item()
-    (2.5, 22.25, 4.5, 0.75)
+    >>> moments.mean.item(), moments.variance.item(), moments.mean_absolute.item(), moments.mean_root.item()
+    (2.5, 22.25, 4.5, 2.0)
     """
 
     def __init__(self, shape: Sequence[int], *, device: torch.device | str = "cpu") -> None:
@@ -99,7 +99,7 @@ class Moments:
         self, values: Float[Tensor, "neuron token"], pivot: Float[Tensor, " neuron"]
     ) -> Iterator[Float[Tensor, " neuron"]]:
         """The sums of `_SUMS`, in that order."""
-        narrow, wide = self._scratch.like(values, torch.float32), self._scratch.like(values, torch.float64)
+        wide = self._scratch.like(values, torch.float64)
         deviation = wide.copy_(values).sub_(pivot.unsqueeze(-1))
         yield deviation.sum(1)
         yield torch.linalg.vector_norm(deviation, dim=1).square_()  # in one reading, without the squares in memory
@@ -107,7 +107,6 @@ class Moments:
         size = wide.copy_(values).abs_()
         yield size.sum(1)
         yield size.sqrt_().sum(1)
-        yield torch.gt(values, 0, out=narrow).sum(1)  # exact: a piece has at most 2^24 values
 
     @property
     def mean(self) -> Float[Tensor, "layer head dim"]:
@@ -129,11 +128,6 @@ class Moments:
     def mean_root(self) -> Float[Tensor, "layer head dim"]:
         """Mean of √|x|."""
         return self._average("root")
-
-    @property
-    def share_positive(self) -> Float[Tensor, "layer head dim"]:
-        """Share of values above zero."""
-        return self._average("positive")
 
     def state(self) -> dict[str, Tensor]:
         """Tensors for a file; `from_state` is the inverse."""

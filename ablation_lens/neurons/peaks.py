@@ -7,7 +7,7 @@ import math
 from typing import Protocol
 
 import torch
-from jaxtyping import Float, Float64, Int64
+from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
 from ablation_lens.errors import MismatchError
@@ -58,7 +58,8 @@ def naive_peak(
 ) -> Float64[Tensor, "layer head dim"]:
     """The middle of the fullest bin, the lower of equals, after merging to at most `bins` bins per neuron.
 
-    With `epsilon`, bins are instead merged to the largest power of two that does not exceed it.
+    With `epsilon`, bins are instead merged to the largest power of two that does not exceed it. A value that repeats
+    is its own bin: a constant neuron's, and 0 where more values are exactly 0 than any bin has others.
 
     >>> histogram = NeuronHistogram((1, 1, 1))
     >>> histogram.update(torch.tensor([0.0, 3.0, 3.25, 3.5, 100.0]).view(5, 1, 1, 1))
@@ -75,10 +76,36 @@ def naive_peak(
             # frexp gives ⌊log2⌋ + 1 exactly; `math.log2` may round up to the next whole number.
             coarser = grid.exponent.clamp(min=math.frexp(epsilon)[1] - 1)
             wanted = Grid(coarser, grid.offset >> (coarser - grid.exponent).clamp(max=62))
+        counts = grid.rebin(histogram.counts(layer).cpu(), wanted, histogram.bins)
         # argmax gives the first of equals, which is the lower bin.
-        fullest = grid.rebin(histogram.counts(layer).cpu(), wanted, histogram.bins).argmax(-1)
-        layers.append(scale_by((wanted.offset + fullest).double() + 0.5, wanted.exponent))
+        middle = scale_by((wanted.offset + counts.argmax(-1)).double() + 0.5, wanted.exponent)
+        layers.append(middle.masked_fill(zeros_lead(counts, wanted, histogram.zeros_of(layer).cpu()), 0.0))
     return torch.where(low == high, low, torch.stack(layers))
+
+
+def zeros_lead(
+    counts: Int64[Tensor, "*neurons bin"], grid: Grid, zeros: Int64[Tensor, "*neurons"]
+) -> Bool[Tensor, "*neurons"]:
+    """Where more values are exactly 0 than any bin has others: no bin is as full as that one number.
+
+    >>> grid = Grid(torch.tensor([0, 0]), torch.tensor([-1, -1]))
+    >>> zeros_lead(torch.tensor([[3, 6], [4, 5]]), grid, torch.tensor([4, 4])).tolist()
+    [True, False]
+    """
+    return grid.without(counts, zeros).amax(-1) < zeros
+
+
+def zeros_lead_in(histogram: NeuronHistogram) -> Bool[Tensor, "layer head dim"]:
+    """`zeros_lead` among the bins as collected, on the CPU."""
+    exponent, offset = histogram.exponent.cpu(), histogram.offset.cpu()
+    return torch.stack(
+        [
+            zeros_lead(
+                histogram.counts(layer).cpu(), Grid(exponent[layer], offset[layer]), histogram.zeros_of(layer).cpu()
+            )
+            for layer in range(histogram.shape[0])
+        ]
+    )
 
 
 def at_bins(histogram: NeuronHistogram, index: Int64[Tensor, "layer head dim"]) -> Float64[Tensor, "layer head dim"]:

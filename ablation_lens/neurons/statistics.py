@@ -19,7 +19,7 @@ from ablation_lens.neurons.histogram_file import histogram_from_file, to_file, t
 from ablation_lens.neurons.moments import Moments
 from ablation_lens.neurons.positions import Positions
 from ablation_lens.neurons.rows import Rows
-from ablation_lens.neurons.trimmed import TrimmedHistogram
+from ablation_lens.neurons.trimmed import TrimmedHistogram, positive_inside
 from ablation_lens.records import CorpusRecord, ModelRecord, Record, Versions
 from ablation_lens.sites import Site, neuron_name
 
@@ -27,8 +27,9 @@ if TYPE_CHECKING:
     import pandas
 
 KIND = "activation statistics"
-VERSION = 2
-"""Of the file. The first said which batches were read in a sentence; `PlanReading` reads both."""
+VERSION = 3
+"""Of the file. The first said which batches were read in a sentence; `PlanReading` reads both. Until the second, how
+many values are above 0 was one of the moments; `_positive_counted` reads both."""
 
 _UNNAMED = "unknown"
 """The architecture of values that were given without a model."""
@@ -283,7 +284,8 @@ class ActivationStatistics:
             "peak": self.center("peak"),
             "mean_abs": self.moments.mean_absolute.cpu(),
             "mean_sqrt_abs": self.moments.mean_root.cpu(),
-            "share_positive": self.moments.share_positive.cpu(),
+            "share_positive": self.histogram.positive.cpu().double() / self.count,
+            "share_zero": self.histogram.zeros.cpu().double() / self.count,
             **{f.name: getattr(described, f.name) for f in fields(described) if f.name != "word"},
         }
         frame = pandas.DataFrame(
@@ -330,6 +332,8 @@ class ActivationStatistics:
     def load(cls, path: str | Path) -> "ActivationStatistics":
         """Read what `save` wrote; a truncated, foreign, changed or newer file is one clear error."""
         header, tensors = load_tensors(path, KIND, newest=VERSION)
+        if "moments.positive" in tensors:
+            tensors = _positive_counted(tensors)
 
         def part(prefix: str) -> dict[str, Tensor]:
             return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
@@ -357,6 +361,21 @@ class ActivationStatistics:
             f"{layers} layers × {heads} heads × {dims} dims, {self.provenance.tokens:,} positions, "
             f"{self.histogram.bins} bins{passes})"
         )
+
+
+def _positive_counted(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of version 2 as version 3 has them: the values above 0 are counted by the histograms."""
+    found = {name: tensor for name, tensor in tensors.items() if name != "moments.positive"}
+    positive = tensors["moments.positive"].long()
+    found["histogram.positive"] = positive
+    if "trimmed.counts" in found:
+        counts = found["trimmed.counts"]
+        inside, above = counts[..., 1:-1].sum(-1), counts[..., -1]
+        # The second pass has seen the same values.
+        found["trimmed.positive"] = positive_inside(
+            positive, inside, above, found["trimmed.minimum"], found["trimmed.maximum"]
+        )
+    return found
 
 
 def _unnamed(shape: tuple[int, int, int], dtype: torch.dtype) -> ModelRecord:

@@ -139,10 +139,11 @@ class TrimmedHistogram:
             within = self.inside.ends(layer)
             binning = Binning(self.inside.grid(layer), self.bins, rows.dtype, self.resolution, within=within)
             counts = torch.zeros(rows.neurons, self.bins + 2, dtype=torch.int64, device=self.device)
-            self._counter.add(counts, rows, binning)
-            self.inside.add_counts(layer, counts[:, 1:-1])
-            self.underflow[layer] += counts[:, 0].view(self.shape[1:])
-            self.overflow[layer] += counts[:, -1].view(self.shape[1:])
+            positive = self._counter.add(counts, rows, binning)
+            below, held, above = counts[:, 0], counts[:, 1:-1], counts[:, -1]
+            self.inside.add_counts(layer, held, positive_inside(positive, held.sum(1), above, *within))
+            self.underflow[layer] += below.view(self.shape[1:])
+            self.overflow[layer] += above.view(self.shape[1:])
 
     # ------------------------------------------------------------------ combining
 
@@ -208,14 +209,32 @@ class TrimmedHistogram:
         counts, grid = self.inside.counts(layer).flatten(0, 1), self.inside.grid(layer)
         low, high = (end.unsqueeze(-1) for end in self.inside.ends(layer))
         below, held = self.underflow[layer].view(-1, 1), counts.sum(-1, keepdim=True)
+        zeros = self.inside.zeros_of(layer).flatten()
 
         def ordered(index: Int64[Tensor, "neuron q"]) -> Float[Tensor, "neuron q"]:
             # Ranks count from the smallest value of all, bins from the first inside.
             index = index - below
             known = (index >= 0) & (index < held)
-            return value_at(counts, grid, index.clamp(min=0)).clamp(low, high).masked_fill(~known, torch.nan)
+            return value_at(counts, grid, zeros, index.clamp(min=0)).clamp(low, high).masked_fill(~known, torch.nan)
 
         return quantiles(wanted, self.total[layer].flatten(), ordered)
 
     def __repr__(self) -> str:
         return describe_counts(type(self).__name__, self.shape, self.bins, self.total)
+
+
+def positive_inside(
+    positive: Int64[Tensor, "*neurons"],
+    inside: Int64[Tensor, "*neurons"],
+    above: Int64[Tensor, "*neurons"],
+    low: Float[Tensor, "*neurons"],
+    high: Float[Tensor, "*neurons"],
+) -> Int64[Tensor, "*neurons"]:
+    """How many of `positive` values lie between two ends, where `inside` of all values do, and `above` them others.
+
+    >>> ends = torch.tensor([-1.0, 1.0, -2.0]), torch.tensor([1.0, 2.0, -1.0])
+    >>> positive_inside(torch.tensor([5, 5, 5]), torch.tensor([6, 3, 4]), torch.tensor([2, 2, 7]), *ends).tolist()
+    [3, 3, 0]
+    """
+    # Around 0, whatever is above the range is positive, and whatever is below it is not.
+    return torch.where(low > 0, inside, torch.where(high < 0, 0, positive - above))

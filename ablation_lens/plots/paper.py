@@ -141,7 +141,7 @@ def _bimodal(stats: ActivationStatistics, shapes: Shapes) -> tuple[Place | None,
 
 def _bin_of(stats: ActivationStatistics, place: Place, values: Float64[Tensor, "layer head dim"]) -> int:
     start = float(stats.histogram.edges(place)[0])
-    # A peak is the middle of a bin, so rounding cannot move it to a neighbour.
+    # A peak is the middle of a bin, or 0, whose bin begins there exactly: rounding cannot move it to a neighbour.
     return int((float(values[place]) - start) / float(stats.histogram.epsilon[place]))
 
 

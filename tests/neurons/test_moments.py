@@ -29,7 +29,6 @@ def oracle(values):
         "variance": wide.var(0),
         "mean_absolute": np.abs(wide).mean(0),
         "mean_root": np.sqrt(np.abs(wide)).mean(0),
-        "share_positive": (wide > 0).mean(0),
     }
 
 
