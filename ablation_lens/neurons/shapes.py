@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float, Float64, Int64, UInt8
 from torch import Tensor
 
 from ablation_lens.errors import MismatchError
+from ablation_lens.neurons.grid import Grid
 from ablation_lens.neurons.peaks import (
     NeuronStatistics,
     at_bins,
@@ -16,9 +17,20 @@ from ablation_lens.neurons.peaks import (
     naive_peak,
     require_values,
     smooth,
+    zeros_lead,
 )
 
-SHAPE_WORDS = ("constant", "unresolved", "multi-modal", "off-zero", "skewed", "laplace-like", "flat", "gaussian-like")
+SHAPE_WORDS = (
+    "constant",
+    "sparse",
+    "unresolved",
+    "multi-modal",
+    "off-zero",
+    "skewed",
+    "laplace-like",
+    "flat",
+    "gaussian-like",
+)
 """One word per neuron, the first that applies. What each means is said at `Thresholds`."""
 
 
@@ -27,6 +39,7 @@ class Thresholds:
     """Where one word ends and the next begins. A word needs what it says, and that no earlier one applies.
 
     - constant: a single value.
+    - sparse: more than `sparse` of the values are exactly 0, as in a ReLU neuron that is mostly silent.
     - unresolved: fewer than `resolved_bins` bins within the IQR. The other words would be guesses.
     - multi-modal: two peaks or more. Between two peaks the smoothed histogram falls below either by `prominence`
       of the highest peak, and by `noise` standard deviations of the counting noise of their difference. The mean
@@ -42,6 +55,7 @@ class Thresholds:
     kurtosis of a normal neuron, and 0.001 to its L-kurtosis.
     """
 
+    sparse: float = 0.5
     resolved_bins: float = 8.0
     prominence: float = 0.1
     noise: float = 5.0
@@ -107,13 +121,19 @@ def describe(statistics: NeuronStatistics, thresholds: Thresholds | None = None)
     in_iqr = (quartiles[1] - quartiles[0]) / epsilon
     peak, width = naive_peak(histogram), kernel_width(statistics)
     layers = []
+    exponent, offset = histogram.exponent.cpu(), histogram.offset.cpu()
     for layer in range(histogram.shape[0]):
-        counts = histogram.counts(layer).cpu()
-        moments = _moments(counts, (sigma / epsilon)[layer])
-        layers.append((*moments, *_peaks(smooth(counts, width[layer]), width[layer], thresholds)))
-    skew, excess, l_skewness, l_kurtosis, peaks, main, second = map(torch.stack, zip(*layers, strict=True))
+        counts, zeros = histogram.counts(layer).cpu(), histogram.zeros_of(layer).cpu()
+        grid = Grid(exponent[layer], offset[layer])
+        moments = _moments(counts, grid, zeros, (sigma / epsilon)[layer])
+        found = _peaks(smooth(counts, width[layer]), width[layer], thresholds)
+        layers.append((zeros, zeros_lead(counts, grid, zeros), *moments, *found))
+    zeros, lead, skew, excess, l_skewness, l_kurtosis, peaks, main, second = map(torch.stack, zip(*layers, strict=True))
+    # A peak in the bin of leading zeros is exactly there.
+    main_peak, second_peak = (at_bins(histogram, at).masked_fill(lead & (at == -offset), 0.0) for at in (main, second))
     applies = {
         "constant": constant,
+        "sparse": zeros.double() > thresholds.sparse * histogram.total.cpu(),
         "unresolved": in_iqr < thresholds.resolved_bins,
         "multi-modal": peaks > 1,
         "off-zero": torch.minimum(peak.abs(), mean.abs()) > thresholds.off_zero * sigma,
@@ -128,8 +148,8 @@ def describe(statistics: NeuronStatistics, thresholds: Thresholds | None = None)
         l_skewness=l_skewness,
         l_kurtosis=l_kurtosis,
         peaks=peaks,
-        main_peak=at_bins(histogram, main),
-        second_peak=at_bins(histogram, second).masked_fill(peaks < 2, torch.nan),
+        main_peak=main_peak,
+        second_peak=second_peak.masked_fill(peaks < 2, torch.nan),
         peak_over_sigma=peak.abs() / sigma,
         mean_to_peak_over_sigma=(mean - peak).abs() / sigma,
         epsilon_over_sigma=epsilon / sigma,
@@ -179,20 +199,38 @@ def _peaks(
 
 
 def _moments(
-    counts: Int64[Tensor, "*neurons bin"], sigma: Float[Tensor, "*neurons"]
+    counts: Int64[Tensor, "*neurons bin"],
+    grid: Grid,
+    zeros: Int64[Tensor, "*neurons"],
+    sigma: Float[Tensor, "*neurons"],
 ) -> tuple[Float[Tensor, "*neurons"], ...]:
     """Skew, excess kurtosis, L-skewness and L-kurtosis; `sigma` in bins, NaN for a constant neuron."""
-    share = counts.double() / counts.sum(-1, keepdim=True)
+    total = counts.sum(-1)
+    spread, repeated = grid.without(counts, zeros).double() / total.unsqueeze(-1), zeros / total.double()
     place = torch.arange(counts.shape[-1], dtype=torch.float64)
-    away = place - (share * place).sum(-1, keepdim=True)
-    third, fourth = (share * away**3).sum(-1), (share * away**4).sum(-1)
-    # Sheppard's correction in bins. Its usual +7/240 is for the σ² of the histogram; the values' own σ² is less by
-    # 1/12, which makes it -1/80.
-    excess = (fourth - sigma**2 / 2 - 1 / 80) / sigma**4 - 3
+    # Places are the middles of bins, and 0 is an edge.
+    edge = -grid.offset.double() - 0.5
+    mean = (spread * place).sum(-1) + repeated * edge
+    away, at_zero = place - mean.unsqueeze(-1), edge - mean
+    third, fourth = ((spread * away**power).sum(-1) + repeated * at_zero**power for power in (3, 4))
+    # Sheppard's correction in bins, for what is spread over them. Its usual +7/240 is for the σ² of the histogram; the
+    # values' own σ² is less by 1/12, which makes it -1/80.
+    excess = (fourth - (sigma**2 - repeated * at_zero**2) / 2 - (1 - repeated) / 80) / sigma**4 - 3
     # λ2 = ∫F(1-F), and so on with Legendre polynomials: a trapezoid sum over bin edges, where F is known exactly.
     # Rounding may carry the sum beyond 1, and 1 - F below 0.
-    below = share.cumsum(-1).clamp(max=1)
-    l2 = (below * (1 - below)).sum(-1).masked_fill(sigma.isnan(), torch.nan)
-    l3 = -(below * (1 - below) * (1 - 2 * below)).sum(-1)
-    l4 = (below * (1 - below) * (1 - 5 * below * (1 - below))).sum(-1)
+    below = (counts.double() / total.unsqueeze(-1)).cumsum(-1).clamp(max=1)
+    # At 0 it jumps, so the bin before ends lower than the bin after begins.
+    before = grid.below_zero(counts) / total.double()
+    jump = torch.stack([before, before + repeated])
+    l2, l3, l4 = (
+        at_edges.sum(-1) + at_jump.diff(dim=0)[0] / 2
+        for at_edges, at_jump in zip(_legendre(below), _legendre(jump), strict=True)
+    )
+    l2 = l2.masked_fill(sigma.isnan(), torch.nan)
     return third / sigma**3, excess, l3 / l2, l4 / l2
+
+
+def _legendre(below: Float[Tensor, "*any"]) -> tuple[Float[Tensor, "*any"], ...]:
+    """What λ2, λ3 and λ4 are integrals of, where a share `below` of the values is smaller."""
+    l2 = below * (1 - below)
+    return l2, -l2 * (1 - 2 * below), l2 * (1 - 5 * below * (1 - below))

@@ -24,6 +24,7 @@ _LOOKS = {
     "skewed": ("#DDAA33", "diamond"),
     "off-zero": ("#004488", "triangle-up"),
     "multi-modal": ("#BB5566", "x"),
+    "sparse": ("#44AA99", "triangle-down"),
     "unresolved": ("#AA4499", "cross"),
     "constant": ("#000000", "star"),
 }

@@ -98,7 +98,7 @@ def _add_neurons(page: Page, results: Results, group: str, label: str) -> None:
     shapes = statistics.shapes()
     total = shapes.word.numel()
     counts = Counter(SHAPE_WORDS[code] for code in shapes.word.flatten().tolist())
-    unresolved = counts["unresolved"]
+    unresolved, still = counts["unresolved"], counts["constant"] + counts["sparse"]
     # NaN compares false, so constant neurons are in the total and never among the far ones.
     far = float((shapes.mean_to_peak_over_sigma > 0.5).double().mean())
     off = float((shapes.peak_over_sigma > 0.5).double().mean())
@@ -110,7 +110,8 @@ def _add_neurons(page: Page, results: Results, group: str, label: str) -> None:
                 f"{unresolved:,} {'is' if unresolved == 1 else 'are'} unresolved: a few far values make the bins wider "
                 "than what they would show."
                 if unresolved
-                else "All are resolved: every histogram has at least eight bins between its quartiles."
+                else f"All{f' but {still:,} that hardly vary' if still else ''} are resolved: their histograms have at "
+                "least eight bins between their quartiles."
             )
         )
     )

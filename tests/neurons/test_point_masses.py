@@ -9,10 +9,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 import ablation_lens as al
 from ablation_lens.files import load_tensors, save_tensors
 from ablation_lens.neurons.histogram import NeuronHistogram
+from ablation_lens.neurons.shapes import SHAPE_WORDS, Thresholds, describe
 from ablation_lens.neurons.statistics import KIND, ActivationStatistics
 from ablation_lens.neurons.trimmed import TrimmedHistogram
 from tests.histograms import BINS, NASTY, RESOLUTIONS, assert_same_state, collected, column, floor_of, oracle
@@ -160,6 +162,10 @@ def test_a_neuron_that_is_nearly_always_silent_has_its_median_and_peak_at_zero()
     for name in ("median", *PEAKS, "peak-trimmed"):
         assert statistics.center(name).item() == 0.0, name
     assert statistics.center("peak", bins=64).item() == statistics.center("peak", epsilon=0.5).item() == 0.0
+    table = statistics.table()
+    assert table["shape"].item() == "sparse"
+    assert (table["share_zero"].item(), table["share_positive"].item()) == (0.9995, 0.0005)
+    assert (table["peak_over_sigma"].item(), table["main_peak"].item()) == (0.0, 0.0)
 
 
 def test_zeros_that_are_few_move_no_peak():
@@ -170,6 +176,42 @@ def test_zeros_that_are_few_move_no_peak():
     for name in PEAKS:
         away = (with_zeros.center(name) - without.center(name)).abs() / with_zeros.histogram.epsilon
         assert away.max() < 8, name
+
+
+# ---------------------------------------------------------------------- shapes
+
+
+def word(values, **thresholds):
+    found = describe(ActivationStatistics.of_values(values), Thresholds(**thresholds))
+    return SHAPE_WORDS[found.word.item()]
+
+
+def test_sparse_is_more_than_half_of_exact_zeros():
+    assert word(silent(1000, 499)) == "sparse"
+    assert word(silent(1000, 500)) != "sparse"
+    assert word(silent(1000, 999), sparse=0.0005) == "sparse"
+    assert word(torch.zeros(1000, 1, 1, 1)) == "constant"
+    assert word(-silent(1000, 5)) == "sparse"
+    assert word(silent(1000, 5) + 1) == "unresolved"  # as often the same value, and only 0 is counted
+
+
+def l_moment_ratios(values):
+    """By their definition: probability-weighted moments of the ordered values."""
+    ordered, place = np.sort(values), np.arange(len(values))
+    weights = np.cumprod([np.ones(len(values)), *((place - i) / (len(values) - 1 - i) for i in range(3))], axis=0)
+    b0, b1, b2, b3 = (ordered * weights).mean(1)
+    l2 = 2 * b1 - b0
+    return (6 * b2 - 6 * b1 + b0) / l2, (20 * b3 - 30 * b2 + 12 * b1 - b0) / l2
+
+
+@pytest.mark.parametrize("on", [10_000, 3000, 1000])
+def test_moments_of_a_silent_neuron_are_those_of_its_values(on):
+    values = silent(20_000, on, scale=2.0)
+    # Wide bins: zeros taken for the middle of theirs would be 6 % off, and far more where most values are 0.
+    found, exact = ActivationStatistics.of_values(values, bins=32).shapes(), values.double().flatten().numpy()
+    assert found.skew.item() == pytest.approx(stats.skew(exact), rel=0.01)
+    assert found.excess_kurtosis.item() == pytest.approx(stats.kurtosis(exact), rel=0.05)
+    assert (found.l_skewness.item(), found.l_kurtosis.item()) == pytest.approx(l_moment_ratios(exact), abs=2e-3)
 
 
 # ---------------------------------------------------------------------- files

@@ -45,6 +45,7 @@ EXPECTED = {
     "log-normal": "skewed",
     "uniform": "flat",
     "relu": "skewed",
+    "silent relu": "sparse",
     "gelu": "skewed",
     "two modes, 4 apart": "multi-modal",
     "two modes, 8 apart": "multi-modal",
@@ -249,7 +250,7 @@ def test_the_first_word_that_applies_is_given():
     skewed = torch.rand(5000, 1).log() * 0.01 + 3  # but off-zero first
     codes = [described(values).word.item() for values in (constant, two_modes, skewed)]
     assert [SHAPE_WORDS[code] for code in codes] == ["constant", "multi-modal", "off-zero"]
-    with pytest.raises(MismatchError, match="'bimodal' is not a shape; expected one of constant, unresolved"):
+    with pytest.raises(MismatchError, match="'bimodal' is not a shape; expected one of constant, sparse"):
         described(constant).having("bimodal")
 
 
