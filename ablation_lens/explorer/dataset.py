@@ -18,6 +18,7 @@ from ablation_lens.explorer.packing import (
     display_histogram,
     pack_counts,
     slider_widths,
+    zero_merges,
 )
 from ablation_lens.neurons import centers
 from ablation_lens.neurons.shapes import SHAPE_WORDS
@@ -34,6 +35,7 @@ SUMMARY = (
     "mean_to_peak_over_sigma",
     "epsilon_over_sigma",
     "bins_in_iqr",
+    "share_zero",
 )
 """What the page sorts, filters and colours by; columns of `ActivationStatistics.table`, to float32."""
 
@@ -54,14 +56,16 @@ def pack_dataset(statistics: ActivationStatistics, label: str, *, progress: bool
         advance(layers)
         histogram = display_histogram(statistics.histogram)
         widths = slider_widths(histogram.bins)
-        packed, digits = [], []
+        packed, digits, merges = [], [], []
         # A layer at a time: the page inflates only the layers that it shows.
         for layer in range(layers):
             offset = histogram.offset[layer].flatten()
-            codes, kept = pack_counts(histogram.counts(layer).flatten(0, 1), offset, widths)
+            counts = histogram.counts(layer).flatten(0, 1)
+            codes, kept = pack_counts(counts, offset, widths)
             data, planes = code_planes(codes)
             packed.append({"planes": planes, "data": deflate(data)})
             digits.append(kept)
+            merges.append(zero_merges(counts, offset, histogram.zeros_of(layer).flatten()))
             advance(1)
         grid = {
             # Little-endian on every machine, and of the types that decode.js knows.
@@ -69,6 +73,7 @@ def pack_dataset(statistics: ActivationStatistics, label: str, *, progress: bool
             "exponent": histogram.exponent.flatten().numpy().astype("<i2"),
             "offset": histogram.offset.flatten().numpy().astype("<f8"),  # below 2^53, whatever the resolution
             "digits": torch.cat(digits).numpy().astype("u1"),
+            "zero_merges": torch.cat(merges).numpy().astype("u1"),
             "total": histogram.total.flatten().numpy().astype("<f8"),
         }
         # decode.js cuts the numbers by this list: both must be in one order.

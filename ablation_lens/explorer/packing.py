@@ -2,7 +2,8 @@
 
 The page draws a neuron at several widths, each the neuron's own bins merged as `NeuronHistogram.coarsen` merges
 them. Rounding never moves a peak: whatever the width, the fullest bin of the rounded counts is that of the exact
-ones. A neuron for which seven binary digits do not give that is packed with more.
+ones. A neuron for which seven binary digits do not give that is packed with more. At which widths more values are
+exactly 0 than any bin has others is decided here, on the exact counts.
 """
 
 import base64
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from ablation_lens.neurons.grid import Grid
 from ablation_lens.neurons.histogram import NeuronHistogram
-from ablation_lens.neurons.peaks import PEAK_BINS
+from ablation_lens.neurons.peaks import PEAK_BINS, zeros_lead
 
 DISPLAY_BINS = PEAK_BINS
 """The finest width on the page: most bins per neuron, as in the `peak` center."""
@@ -53,6 +54,26 @@ def merge_shifts(
     while (wide := (last >> shift) - (offset >> shift) >= width).any():
         shift += wide
     return shift
+
+
+def zero_merges(
+    counts: Int64[Tensor, "neuron bin"], offset: Int64[Tensor, " neuron"], zeros: Int64[Tensor, " neuron"]
+) -> Int64[Tensor, " neuron"]:
+    """How often neighbouring bins may merge until some bin has more values than are exactly 0: so long, 0 is the peak.
+
+    >>> zero_merges(torch.tensor([[9, 2, 2, 1], [9, 2, 2, 1]]), torch.tensor([0, 0]), torch.tensor([3, 0])).tolist()
+    [0, 0]
+    >>> zero_merges(torch.tensor([[9, 2, 2, 1]]), torch.tensor([0]), torch.tensor([5])).tolist()
+    [1]
+    """
+    merges = torch.zeros_like(offset)
+    # Down to two bins, the fewest there are; a neuron that is 0 everywhere would never end. Wider bins are fuller, so
+    # that zeros that no longer lead never do again.
+    for shift in range(int(merge_shifts(counts, offset, 2).max()) + 1):
+        coarser = Grid(torch.full_like(offset, shift), offset >> shift)
+        merged = Grid(torch.zeros_like(offset), offset).rebin(counts, coarser, counts.shape[-1])
+        merges += zeros_lead(merged, coarser, zeros)
+    return merges
 
 
 def pack_counts(

@@ -26,7 +26,9 @@ def vector(name, statistics):
     flat = histogram.counts().flatten(0, 2)
     rounded = unpack_counts(*pack_counts(flat, histogram.offset.flatten(), dataset["widths"]))
     table = statistics.table()
-    columns = {name: torch.tensor(table[name].to_numpy()).float().tolist() for name in ("mean", "std", "skew")}
+    columns = {
+        name: torch.tensor(table[name].to_numpy()).float().tolist() for name in ("mean", "std", "skew", "share_zero")
+    }
     columns["max"] = table["max"].tolist()
     columns["center:median"] = statistics.center("median").flatten().float().tolist()
     return {
@@ -59,6 +61,13 @@ def awkward():
     return values
 
 
+def silent():
+    """ReLU neurons that are above 0 never, seldom, often and always, and the same upside down."""
+    values = draw(3000, (2, 1, 8), seed=6)
+    on = torch.rand(values.shape) < torch.tensor([0.0, 0.001, 0.02, 0.1, 0.3, 0.5, 0.9, 1.0])
+    return torch.where(on, values.abs() + 0.01, 0.0) * torch.tensor([[[1.0]], [[-1.0]]])
+
+
 @pytest.fixture(scope="module")
 def vectors(tmp_path_factory):
     path = tmp_path_factory.mktemp("vectors") / "vectors.json"
@@ -67,6 +76,7 @@ def vectors(tmp_path_factory):
         vector("awkward", statistics_of(awkward())),
         vector("float64", statistics_of(awkward().double() + 1e6)),
         vector("bfloat16", statistics_of(draw(3000, (1, 2, 8)).bfloat16())),
+        vector("silent", statistics_of(silent())),
         vector("100 bins", statistics_of(draw(500, (1, 2, 8)), bins=100)),
         vector("4 bins", statistics_of(draw(500, (1, 2, 8)), bins=4)),
     ]

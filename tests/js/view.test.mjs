@@ -23,6 +23,17 @@ test("the filter understands places, shapes and comparisons", async () => {
   assert.deepEqual(lens.measures.filtered(dataset, "bananas L0 foo>3 constructor>0").unknown, ["bananas", "foo>3", "constructor>0"]);
 });
 
+test("silent neurons are found by their zeros, and by their shape's name", async () => {
+  const dataset = await opened(vectors.find(({ name }) => name === "silent"));
+  const found = (query) => lens.measures.filtered(dataset, query).indices;
+  const silent = found("zeros>0.5");
+  assert.ok(silent.length >= 8);
+  // A neuron that is never above 0 is constant.
+  assert.deepEqual(found("sparse"), silent.filter((index) => dataset.column.share_zero[index] < 1));
+  const { exact, peak } = lens.decode.histogramAt(await dataset.neuron(silent[3]), dataset.widths[0]);
+  assert.deepEqual([exact, peak], [true, 0]);
+});
+
 test("sorting puts NaN last and equals by place", async () => {
   const dataset = await opened(vector);
   dataset.column.std = Float32Array.from({ length: dataset.size }, (_, i) => (i % 3 === 0 ? NaN : i % 5));

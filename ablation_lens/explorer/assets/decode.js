@@ -90,20 +90,24 @@
     return best;
   }
 
-  /* One neuron at one width: `epsilon` wide bins from `first * epsilon` on, and the peak as the paper defines it. */
+  /*
+   * One neuron at one width: `epsilon` wide bins from `first * epsilon` on, and the peak as the paper defines it. It is
+   * exact where one value repeats: in a constant neuron, or where more values are 0 than any bin has others.
+   */
   function histogramAt(fine, width) {
     const shift = mergeShift(fine.offset, usedBins(fine.counts), width);
     const { first, counts } = merged(fine.counts, fine.offset, shift);
     const epsilon = 2 ** (fine.exponent + shift);
     const fullestBin = fullest(counts);
     const constant = fine.min === fine.max;
+    const silent = shift < fine.zeroMerges;
     return {
       first,
       counts,
       epsilon,
       fullest: fullestBin,
-      peak: constant ? fine.min : (first + fullestBin + 0.5) * epsilon,
-      constant,
+      peak: constant ? fine.min : silent ? 0 : (first + fullestBin + 0.5) * epsilon,
+      exact: constant || silent,
       total: fine.total,
     };
   }
@@ -137,7 +141,7 @@
     async neuron(index) {
       const layer = Math.floor(index / this.perLayer);
       const bytes = await this.layer(layer);
-      const { exponent, offset, min, max, total, digits } = this.column;
+      const { exponent, offset, min, max, total, digits, zero_merges: zeroMerges } = this.column;
       return {
         counts: countsOf(bytes, this.layers[layer].planes, digits[index], index - layer * this.perLayer, this.bins),
         exponent: exponent[index],
@@ -145,6 +149,7 @@
         min: min[index],
         max: max[index],
         total: total[index],
+        zeroMerges: zeroMerges[index],
       };
     }
   }

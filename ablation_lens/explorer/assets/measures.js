@@ -10,6 +10,7 @@
     { column: "skew", title: "skew", says: "skew, without sign", names: ["skew"], size: true },
     { column: "excess_kurtosis", title: "kurtosis", says: "excess kurtosis", names: ["kurtosis"] },
     { column: "mean", title: "|μ|", says: "mean, without sign", names: ["mean", "μ"], size: true },
+    { column: "share_zero", title: "share 0", says: "share of the values that are exactly 0", names: ["zeros", "share_zero"] },
     { column: "epsilon_over_sigma", title: "ε/σ", says: "bin width in σ: how coarsely a neuron is resolved", names: ["ε/σ", "eps/sigma"] },
   ];
   // Without a prototype: names come from links and filters, and "constructor" is not a measure.

@@ -23,6 +23,7 @@
       ["skew", number(column.skew[index], 3)],
       ["excess kurtosis", number(column.excess_kurtosis[index], 3)],
       ["values", whole(total)],
+      ...(column.share_zero[index] > 0 ? [["exactly 0", `${number(100 * column.share_zero[index])} %`]] : []),
     ];
     list.replaceChildren(...pairs.map(([term, words]) => element("div", {}, element("dt", {}, term), element("dd", {}, words))));
   }
@@ -78,7 +79,8 @@
 
   function spoken(name, shape, shown, dataset, index) {
     const { mean, std } = dataset.column;
-    return `${name}, ${shape}: peak ${number(shown.peak)}, give or take ${number(shown.epsilon / 2, 2)}, mean ${number(mean[index])}, standard deviation ${number(std[index])}.`;
+    const about = shown.exact ? "" : `, give or take ${number(shown.epsilon / 2, 2)}`;
+    return `${name}, ${shape}: peak ${number(shown.peak)}${about}, mean ${number(mean[index])}, standard deviation ${number(std[index])}.`;
   }
 
   lens.panel = { centersOf, drawNumbers, drawCenters, drawWidths, drawLegend, spoken };
