@@ -1,7 +1,8 @@
 """How values are distributed: what one pass over a model's activations leaves behind, and what is read off it.
 
 - `rows`: one layer's activation neuron by neuron, which the four that count and sum are fed with:
-  `histogram`, `trimmed`, `moments`, `positions`; `grid` is the arithmetic of bins, `histogram_file` what a file holds.
+  `histogram`, `trimmed`, `moments`, `positions`; `grid` is the arithmetic of bins.
+- `statistics_file`, `histogram_file`: what a file holds of them, and what it must not hold.
 - `statistics`: `ActivationStatistics`, all of it together, with where it was measured.
 - `peaks`, `shapes`: where a distribution is highest, and what it looks like.
 - `centers`: what an ablated neuron is set to. A new center is a function here.

@@ -1,6 +1,7 @@
 """What a file holds of a histogram: tensors and a header, and the refusal of contents that no collection produces."""
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,9 +13,32 @@ from ablation_lens.neurons.grid import Grid, scaled_floor
 from ablation_lens.neurons.histogram import RESOLUTION_NAMES, NeuronHistogram, dtype_name
 from ablation_lens.neurons.rows import own_memory
 from ablation_lens.neurons.trimmed import TrimmedHistogram
+from ablation_lens.records import Record
 from ablation_lens.sites import neuron_name
 
-_HEADER = {"kind", "shape", "bins", "resolution"}
+
+@dataclass(frozen=True)
+class HistogramHeader(Record):
+    """What a file says of a histogram before its numbers."""
+
+    kind: str
+    shape: tuple[int, int, int]
+    bins: int
+    resolution: str
+
+    @classmethod
+    def of(cls, histogram: NeuronHistogram | TrimmedHistogram) -> "HistogramHeader":
+        """What its file says."""
+        return cls(type(histogram).__name__, histogram.shape, histogram.bins, dtype_name(histogram.resolution))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if min(self.shape) < 1:
+            raise ValueError(f"its shape is {self.shape}, and (layer, head, dim) are three sizes")
+        if not 2 <= self.bins <= 2**16:
+            raise ValueError(f"it has {self.bins} bins, and a histogram has 2 to 65536")
+        if self.resolution not in RESOLUTION_NAMES:
+            raise ValueError(f"its resolution is {self.resolution!r}, and not one of {', '.join(RESOLUTION_NAMES)}")
 
 
 def to_file(histogram: NeuronHistogram | TrimmedHistogram) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -24,16 +48,11 @@ def to_file(histogram: NeuronHistogram | TrimmedHistogram) -> tuple[dict[str, Te
 
     >>> tensors, header = to_file(NeuronHistogram((1, 2, 3), bins=8))
     >>> header
-    {'kind': 'NeuronHistogram', 'shape': [1, 2, 3], 'bins': 8, 'resolution': 'float32'}
+    {'kind': 'NeuronHistogram', 'shape': (1, 2, 3), 'bins': 8, 'resolution': 'float32'}
     """
-    header = {
-        "kind": type(histogram).__name__,
-        "shape": list(histogram.shape),
-        "bins": histogram.bins,
-        "resolution": dtype_name(histogram.resolution),
-    }
     # `total` follows from the counts; kept beside them, it shows when they were changed.
-    return {name: tensor.clone() for name, tensor in _state(histogram).items()} | {"total": histogram.total}, header
+    held = {name: tensor.clone() for name, tensor in _state(histogram).items()} | {"total": histogram.total}
+    return held, HistogramHeader.of(histogram).to_dict()
 
 
 def _state(histogram: NeuronHistogram | TrimmedHistogram) -> dict[str, Tensor]:
@@ -54,9 +73,11 @@ def histogram_from_file(
     >>> histogram_from_file(*to_file(histogram)).total.item()
     5
     """
-    held, shape, bins, resolution = _checked("NeuronHistogram", tensors, header, device, 0, _histogram_flaws)
+    known = _header("NeuronHistogram", header)
+    held = _checked(known, tensors, device, _histogram_flaws)
     with own_memory():
-        histogram = NeuronHistogram(shape, bins, resolution=resolution, device=device)
+        resolution = RESOLUTION_NAMES[known.resolution]
+        histogram = NeuronHistogram(known.shape, known.bins, resolution=resolution, device=device)
         # Copied in: the tensors of a file may have been made in inference mode, and could not be updated later.
         for name, state in histogram.tensors().items():
             state.copy_(held[name])
@@ -67,9 +88,11 @@ def trimmed_from_file(
     tensors: Mapping[str, Tensor], header: Mapping[str, Any], device: torch.device | str = "cpu"
 ) -> TrimmedHistogram:
     """As `histogram_from_file`, for the histogram of a second pass."""
-    held, _, bins, resolution = _checked("TrimmedHistogram", tensors, header, device, 2, _trimmed_flaws)
+    known = _header("TrimmedHistogram", header)
+    held = _checked(known, tensors, device, _trimmed_flaws)
     with own_memory():
-        trimmed = TrimmedHistogram(held["minimum"], held["maximum"], bins, resolution=resolution, device=device)
+        resolution, ends = RESOLUTION_NAMES[known.resolution], (held["minimum"], held["maximum"])
+        trimmed = TrimmedHistogram(*ends, known.bins, resolution=resolution, device=device)
         trimmed.underflow.copy_(held["counts"][..., 0])
         trimmed.overflow.copy_(held["counts"][..., -1])
         trimmed.inside.tensors()["counts"].copy_(held["counts"][..., 1:-1])
@@ -77,68 +100,75 @@ def trimmed_from_file(
     return trimmed
 
 
-def _checked(
-    kind: str,
-    tensors: Mapping[str, Tensor],
-    header: Mapping[str, Any],
-    device: torch.device | str,
-    margin: int,
-    flaws: Callable[[Mapping[str, Tensor], int, torch.dtype], "Flaws"],
-) -> tuple[dict[str, Tensor], tuple[int, int, int], int, torch.dtype]:
-    """Tensors on the device, shape, bins and resolution; `FileFormatError` unless a collection can have made them."""
-    shape, bins, resolution = _read_header(kind, header)
-    # The tensors' sizes are compared before memory is taken: a header can claim anything.
-    dtypes = {
-        "counts": torch.int64,
-        "positive": torch.int64,
-        "exponent": torch.int64,
-        "offset": torch.int64,
-        "total": torch.int64,
-    }
-    dtypes |= {"minimum": torch.float64, "maximum": torch.float64}
-    sizes: dict[str, tuple[int, ...]] = dict.fromkeys(dtypes, shape) | {"counts": (*shape, bins + margin)}
-    wanted = {name: (dtype, sizes[name]) for name, dtype in dtypes.items()}
-    found = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
-    if found != wanted:
-        name = min(name for name in wanted | found if wanted.get(name) != found.get(name))
+def with_positive(
+    tensors: Mapping[str, Tensor], header: Mapping[str, Any], first: NeuronHistogram
+) -> dict[str, Tensor]:
+    """A second pass' tensors as they are since version 3: how many values are above 0 follows from the first pass.
+
+    It has seen the same values, unless the batches were others each time they were read; then it is an estimate.
+    """
+    known = _header("TrimmedHistogram", header)
+    require_tensors(
+        tensors,
+        {name: kind for name, kind in _tensors(known).items() if name != "positive"},
+        "the numbers of a second pass",
+    )
+    grid, inside = Grid(tensors["exponent"], tensors["offset"]), tensors["counts"][..., 1:-1]
+    around_zero = (tensors["minimum"] <= 0) & (tensors["maximum"] >= 0)
+    at_least = inside.sum(-1) - grid.below_zero(inside)
+    in_its_bin = inside.gather(-1, (-grid.offset).clamp(0, known.bins - 1).unsqueeze(-1)).squeeze(-1)
+    zeros = torch.minimum(first.zeros.cpu(), in_its_bin) * around_zero
+    return {**tensors, "positive": at_least - zeros}
+
+
+def require_tensors(
+    found: Mapping[str, Tensor], wanted: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], what: str
+) -> None:
+    """Raise `FileFormatError` unless a file holds just these tensors, of these dtypes and sizes."""
+    kinds = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in found.items()}
+    if kinds != wanted:
+        name = min(name for name in kinds | dict(wanted) if wanted.get(name) != kinds.get(name))
         raise FileFormatError(
-            f"a {kind} file should hold {name} as {wanted.get(name, 'nothing')}, but holds "
-            f"{found.get(name, 'nothing')}; it was cut short or changed, so collect again."
+            f"{what} in a file have {name} as {wanted.get(name, 'nothing')}, not as {kinds.get(name, 'nothing')}."
         )
-    held = {name: tensor.to(device) for name, tensor in tensors.items()}
-    for flaw, where in flaws(held, bins, resolution):
+
+
+def require_none(flaws: "Flaws", what: str) -> None:
+    """Raise `FileFormatError` at the first flaw of any neuron."""
+    for flaw, where in flaws:
         if where.any():
             layer, head, dim = where.nonzero()[0].tolist()
-            raise FileFormatError(
-                f"{neuron_name(layer, head, dim)} of a {kind} file has {flaw}, which no collection "
-                "produces; the file was changed or damaged, so collect again."
-            )
-    return held, shape, bins, resolution
+            raise FileFormatError(f"in its {what}, {neuron_name(layer, head, dim)} has {flaw}.")
 
 
-def _read_header(kind: str, header: Mapping[str, Any]) -> tuple[tuple[int, int, int], int, torch.dtype]:
-    def is_size(value: Any) -> bool:
-        # JSON's true is an int in Python, and equals 1.
-        return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+def _header(kind: str, header: Mapping[str, Any]) -> HistogramHeader:
+    known = HistogramHeader.from_dict(header)
+    if known.kind != kind:
+        raise FileFormatError(f"a {kind} was expected, not a {known.kind!r}.")
+    return known
 
-    if (
-        not isinstance(header, Mapping)
-        or set(header) != _HEADER
-        or header["kind"] != kind
-        or not isinstance(header["shape"], list | tuple)
-        or len(header["shape"]) != 3
-        or not all(map(is_size, header["shape"]))
-        or not is_size(header["bins"])
-        or not 2 <= header["bins"] <= 2**16
-        # A list, because a header may hold anything, and a dict raises TypeError for what cannot be hashed.
-        or header["resolution"] not in list(RESOLUTION_NAMES)
-    ):
-        raise FileFormatError(
-            f"{header} is not the header of a {kind}; expected kind, shape (three sizes), bins (2 to "
-            f"65536) and resolution ({', '.join(RESOLUTION_NAMES)})."
-        )
-    layers, heads, dims = header["shape"]
-    return (layers, heads, dims), header["bins"], RESOLUTION_NAMES[header["resolution"]]
+
+def _tensors(header: HistogramHeader) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+    whole = ("counts", "positive", "exponent", "offset", "total")
+    kinds = dict.fromkeys(whole, (torch.int64, header.shape)) | dict.fromkeys(
+        ("minimum", "maximum"), (torch.float64, header.shape)
+    )
+    margin = 2 if header.kind == "TrimmedHistogram" else 0
+    return {**kinds, "counts": (torch.int64, (*header.shape, header.bins + margin))}
+
+
+def _checked(
+    header: HistogramHeader,
+    tensors: Mapping[str, Tensor],
+    device: torch.device | str,
+    flaws: Callable[[Mapping[str, Tensor], int, torch.dtype], "Flaws"],
+) -> dict[str, Tensor]:
+    """The tensors on the device; `FileFormatError` unless a collection can have made them."""
+    # Sizes are compared before memory is taken: a header can claim anything.
+    require_tensors(tensors, _tensors(header), f"the numbers of a {header.kind}")
+    held = {name: tensor.to(device) for name, tensor in tensors.items()}
+    require_none(flaws(held, header.bins, RESOLUTION_NAMES[header.resolution]), header.kind)
+    return held
 
 
 Flaws = Iterator[tuple[str, Bool[Tensor, "layer head dim"]]]

@@ -15,11 +15,12 @@ from ablation_lens.errors import FileFormatError, MismatchError
 from ablation_lens.files import load_tensors, save_tensors
 from ablation_lens.neurons import centers, shapes
 from ablation_lens.neurons.histogram import NeuronHistogram
-from ablation_lens.neurons.histogram_file import histogram_from_file, to_file, trimmed_from_file
+from ablation_lens.neurons.histogram_file import HistogramHeader
 from ablation_lens.neurons.moments import Moments
 from ablation_lens.neurons.positions import Positions
 from ablation_lens.neurons.rows import Rows
-from ablation_lens.neurons.trimmed import TrimmedHistogram, positive_inside
+from ablation_lens.neurons.statistics_file import Parts, read_parts
+from ablation_lens.neurons.trimmed import TrimmedHistogram
 from ablation_lens.records import CorpusRecord, ModelRecord, Record, Versions
 from ablation_lens.sites import Site, neuron_name
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 KIND = "activation statistics"
 VERSION = 3
 """Of the file. The first said which batches were read in a sentence; `PlanReading` reads both. Until the second, how
-many values are above 0 was one of the moments; `_positive_counted` reads both."""
+many values are above 0 was one of the moments; `read_parts` reads both."""
 
 _UNNAMED = "unknown"
 """The architecture of values that were given without a model."""
@@ -52,6 +53,13 @@ class PlanReading(Record):
     plan: str
     batches: int | None
     read: tuple[tuple[int, int], ...] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        ends = [0, *(end for both in self.read for end in both)]
+        # None says nothing of batches; 0 leaves room for no range but an empty one.
+        if ends != sorted(ends) or ends[-1] > (self.batches or 0):
+            raise ValueError(f"of {self.batches} batches it says that {self.read} were read")
 
     @property
     def is_whole(self) -> bool:
@@ -104,6 +112,15 @@ class Provenance(Record):
     plans: tuple[PlanReading, ...]
     versions: Versions
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.site not in (sites := [site.value for site in Site]):
+            raise ValueError(f"its site is {self.site!r}, and not one of {', '.join(sites)}")
+        if not 0 <= self.tokens < 2**62:
+            raise ValueError(f"it is over {self.tokens} positions")
+        if len(self.corpora) != len(self.plans):
+            raise ValueError(f"it names {len(self.corpora)} corpora and {len(self.plans)} plans over them")
+
     def merge(self, other: "Provenance") -> "Provenance":
         """Of statistics that have seen both; shards of one plan, merged in any order, are the plan again."""
         read = list(zip(self.corpora, self.plans, strict=True))
@@ -122,6 +139,15 @@ class Provenance(Record):
             corpora=tuple(corpus for corpus, _ in read),
             plans=tuple(plan for _, plan in read),
         )
+
+
+@dataclass(frozen=True)
+class StatisticsHeader(Record):
+    """What a file says before its numbers."""
+
+    provenance: Provenance
+    histogram: HistogramHeader
+    trimmed: HistogramHeader | None = None
 
 
 # eq=False: `==` of two tensors is a tensor, and has no single truth value.
@@ -317,40 +343,26 @@ class ActivationStatistics:
 
     def save(self, path: str | Path) -> None:
         """Write one safetensors file, atomically."""
-        histogram, histogram_header = to_file(self.histogram)
-        tensors = {f"histogram.{name}": tensor for name, tensor in histogram.items()}
-        tensors |= {f"moments.{name}": tensor for name, tensor in self.moments.state().items()}
-        header: dict[str, Any] = {"provenance": self.provenance.to_dict(), "histogram": histogram_header}
-        if self.trimmed is not None:
-            trimmed, header["trimmed"] = to_file(self.trimmed)
-            tensors |= {f"trimmed.{name}": tensor for name, tensor in trimmed.items()}
-        if self.positions is not None:
-            tensors |= {"position.sums": self.positions.sums, "position.counts": self.positions.counts}
-        save_tensors(path, KIND, header, tensors, version=VERSION)
+        header = StatisticsHeader(
+            self.provenance,
+            HistogramHeader.of(self.histogram),
+            None if self.trimmed is None else HistogramHeader.of(self.trimmed),
+        )
+        parts = Parts(self.histogram, self.moments, self.trimmed, self.positions)
+        save_tensors(path, KIND, header.to_dict(), parts.tensors(), version=VERSION)
 
     @classmethod
     def load(cls, path: str | Path) -> "ActivationStatistics":
-        """Read what `save` wrote; a truncated, foreign, changed or newer file is one clear error."""
-        header, tensors = load_tensors(path, KIND, newest=VERSION)
-        if "moments.positive" in tensors:
-            tensors = _positive_counted(tensors)
-
-        def part(prefix: str) -> dict[str, Tensor]:
-            return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
-
+        """Read what `save` wrote; a truncated, foreign, changed, forged or newer file is one clear error."""
+        values, tensors = load_tensors(path, KIND, newest=VERSION)
         try:
-            histogram = histogram_from_file(part("histogram."), header["histogram"])
-            trimmed = trimmed_from_file(part("trimmed."), header["trimmed"]) if "trimmed" in header else None
-            sums, counts = tensors.get("position.sums"), tensors.get("position.counts")
-            return cls(
-                histogram=histogram,
-                moments=Moments.from_state(part("moments."), histogram.shape),
-                provenance=Provenance.from_dict(header["provenance"]),
-                trimmed=trimmed,
-                positions=None if sums is None or counts is None else Positions(histogram.shape, sums, counts),
-            )
-        except (KeyError, TypeError, ValueError, MismatchError) as error:
-            raise FileFormatError(f"{path} is not complete ({error}); collect it again.") from error
+            header = StatisticsHeader.from_dict(values)
+            parts = read_parts(tensors, header.histogram, header.trimmed, header.provenance.tokens)
+        except FileFormatError as error:
+            raise FileFormatError(
+                f"{path} is not complete, or was changed ({str(error).rstrip('.')}); collect it again."
+            ) from error
+        return cls(parts.histogram, parts.moments, header.provenance, parts.trimmed, parts.positions)
 
     def __repr__(self) -> str:
         layers, heads, dims = self.shape
@@ -361,21 +373,6 @@ class ActivationStatistics:
             f"{layers} layers × {heads} heads × {dims} dims, {self.provenance.tokens:,} positions, "
             f"{self.histogram.bins} bins{passes})"
         )
-
-
-def _positive_counted(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors of version 2 as version 3 has them: the values above 0 are counted by the histograms."""
-    found = {name: tensor for name, tensor in tensors.items() if name != "moments.positive"}
-    positive = tensors["moments.positive"].long()
-    found["histogram.positive"] = positive
-    if "trimmed.counts" in found:
-        counts = found["trimmed.counts"]
-        inside, above = counts[..., 1:-1].sum(-1), counts[..., -1]
-        # The second pass has seen the same values.
-        found["trimmed.positive"] = positive_inside(
-            positive, inside, above, found["trimmed.minimum"], found["trimmed.maximum"]
-        )
-    return found
 
 
 def _unnamed(shape: tuple[int, int, int], dtype: torch.dtype) -> ModelRecord:

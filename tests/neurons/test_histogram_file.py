@@ -91,15 +91,15 @@ TAMPERED = {
         "minimum above",
     ),
     "negative zero": (tamper("minimum", put(-0.0)), "-0.0"),
-    "a foreign kind": (lambda tensors, header: header.update(kind="Other"), "is not the header"),
+    "a foreign kind": (lambda tensors, header: header.update(kind="Other"), "was expected, not a 'Other'"),
     "another size": (lambda tensors, header: header.update(bins=128), "counts"),
-    "bins that are not a number": (lambda tensors, header: header.update(bins="256"), "is not the header"),
+    "bins that are not a number": (lambda tensors, header: header.update(bins="256"), "bins is '256'; expected int"),
     "an absurd size": (lambda tensors, header: header.update(shape=[2**40, 2**40, 2**40]), "counts"),
-    "a negative size": (lambda tensors, header: header.update(shape=[1, 1, -3]), "is not the header"),
+    "a negative size": (lambda tensors, header: header.update(shape=[1, 1, -3]), "three sizes"),
     "another resolution": (lambda tensors, header: header.update(resolution="float16"), "bins that do not fit"),
-    "an unknown resolution": (lambda tensors, header: header.update(resolution="int8"), "is not the header"),
-    "an unhashable resolution": (lambda tensors, header: header.update(resolution=[]), "is not the header"),
-    "a missing field": (lambda tensors, header: header.pop("bins"), "is not the header"),
+    "an unknown resolution": (lambda tensors, header: header.update(resolution="int8"), "resolution is 'int8'"),
+    "an unhashable resolution": (lambda tensors, header: header.update(resolution=[]), "resolution is"),
+    "a missing field": (lambda tensors, header: header.pop("bins"), "needs the fields"),
 }
 
 

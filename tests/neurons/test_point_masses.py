@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -240,6 +241,17 @@ def test_files_without_the_count_hold_all_that_it_follows_from(tmp_path, passes)
         assert_same_state(old.trimmed, statistics.trimmed)
     merged = old.merge(statistics)
     assert torch.equal(merged.histogram.zeros, 2 * statistics.histogram.zeros)
+
+
+def test_an_old_second_pass_over_other_values_is_read_all_the_same(tmp_path):
+    values = silent(3000, 1000) - silent(3000, 1000)
+    statistics = ActivationStatistics.of_values(values)
+    trimmed = TrimmedHistogram.around(statistics.histogram)
+    trimmed.update(torch.where(values == 0, 1e-9, values))  # as if the batches were drawn anew
+    replace(statistics, trimmed=trimmed).save(tmp_path / "new.safetensors")
+    as_version_2(tmp_path / "new.safetensors", tmp_path / "old.safetensors")
+    old = ActivationStatistics.load(tmp_path / "old.safetensors")
+    assert torch.equal(old.trimmed.inside.counts(), trimmed.inside.counts())
 
 
 def test_files_of_the_first_format_tell_their_zeros_too():
