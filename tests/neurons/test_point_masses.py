@@ -15,6 +15,7 @@ from scipy import stats
 import ablation_lens as al
 from ablation_lens.files import load_tensors, save_tensors
 from ablation_lens.neurons.histogram import NeuronHistogram
+from ablation_lens.neurons.rows import Rows
 from ablation_lens.neurons.shapes import SHAPE_WORDS, Thresholds, describe
 from ablation_lens.neurons.statistics import KIND, ActivationStatistics
 from ablation_lens.neurons.trimmed import TrimmedHistogram
@@ -60,6 +61,17 @@ def test_every_number_just_above_or_below_zero_is_not_zero(dtype):
     tiny = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps  # the smallest number there is
     histogram = collected(torch.cat([values, values * tiny, values * 1e-3]).view(-1, 1), resolution=dtype)
     assert (histogram.zeros.item(), histogram.positive.item()) == (6, 3)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_an_accelerators_way_counts_the_same(dtype):
+    values = torch.randn(900, 2, 3).relu().to(dtype)
+    here, there = (NeuronHistogram((1, 2, 3), resolution=dtype) for _ in range(2))
+    rows = Rows(values, piece=700)
+    rows.on_cpu, rows.dtype = False, dtype
+    here.update_layer(0, values)
+    there.add(0, rows)
+    assert_same_state(there, here)
 
 
 @given(
