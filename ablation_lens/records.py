@@ -9,12 +9,15 @@ import platform
 import types
 import typing
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Self
 
+from torch import nn
+
 from ablation_lens.errors import FileFormatError, MismatchError
 from ablation_lens.escaping import as_unicode
+from ablation_lens.weights import checksum, layout_of
 
 
 class Record:
@@ -88,8 +91,9 @@ class ModelRecord(Record):
     """Which model, in which precision, processed how.
 
     `name` is a hub id, a zoo name, or a folder's path; `weights` is a digest over samples of every
-    weight tensor, so that the same model is recognised under another path and a retrained one is not
-    taken for its predecessor.
+    weight tensor that was loaded, so that the same model is recognised under another path and a retrained
+    one is not taken for its predecessor. `checksum` is over all bits of the weights in memory; older files
+    have none. `unread` names what the checkpoint holds and the model has no use for.
     """
 
     name: str
@@ -104,6 +108,8 @@ class ModelRecord(Record):
     d_model: int
     d_mlp: int
     n_ctx: int
+    checksum: str | None = None
+    unread: tuple[str, ...] = ()
 
     @classmethod
     def of_cfg(
@@ -115,13 +121,15 @@ class ModelRecord(Record):
         architecture: str,
         weights: str | None,
         processing: str = "none",
+        checksum: str | None = None,
+        unread: tuple[str, ...] = (),
     ) -> "ModelRecord":
         """The record of a model whose TransformerLens `cfg` gives shape and dtype."""
         return cls(
             name=name,
             revision=revision,
             architecture=architecture,
-            dtype=str(cfg.dtype).removeprefix("torch."),
+            dtype=_dtype_of(cfg),
             processing=processing,
             weights=weights,
             n_layers=cfg.n_layers,
@@ -130,15 +138,38 @@ class ModelRecord(Record):
             d_model=cfg.d_model,
             d_mlp=cfg.d_mlp or 0,  # attention-only models have none
             n_ctx=cfg.n_ctx,
+            checksum=checksum,
+            unread=unread,
         )
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What makes it this model, as plain JSON values: a part of the keys of what was measured with it."""
+        values = self.to_dict()
+        del values["unread"]
+        if self.weights:  # the same weights in another place are the same model
+            values |= {"name": None, "revision": None}
+        # The digest is enough, and keys of before there were checksums stay as they are.
+        if self.weights or self.checksum is None:
+            del values["checksum"]
+        return values
 
     def differences(self, other: "ModelRecord") -> list[str]:
         """What makes the two records different models; empty when they agree.
 
-        Names and revisions are compared only where a weight digest is missing.
+        Checksums of one layout are compared, and digests of what was loaded; of two layouts the digests alone.
+        Names and revisions say something only where neither can be compared.
         """
         fields = ["architecture", "dtype", "processing", "n_layers", "n_heads", "d_head", "d_model", "d_mlp"]
-        fields += ["weights"] if self.weights and other.weights else ["name", "revision"]
+        digests = bool(self.weights and other.weights)
+        if digests:
+            fields.append("weights")
+        if self.checksum and other.checksum:
+            # Without digests, another layout is another model: nothing says that the weights are the same.
+            if not digests or layout_of(self.checksum) == layout_of(other.checksum):
+                fields.append("checksum")
+        elif not digests:
+            fields += ["name", "revision"]
         return [
             f"{field}: {getattr(self, field)} against {getattr(other, field)}"
             for field in fields
@@ -154,8 +185,11 @@ class ModelRecord(Record):
             )
 
 
-def record_of(model: Any) -> ModelRecord:
-    """The record `load_model` attached, or one made from `model.cfg` whose processing is "unknown"."""
+def stated_record(model: Any) -> ModelRecord:
+    """The record `load_model` attached, or one made from `model.cfg` whose processing is "unknown".
+
+    Enough for a name; the weights are not looked at, which may have changed since. See `record_of`.
+    """
     record = getattr(model, "record", None)
     if isinstance(record, ModelRecord):
         return record
@@ -168,6 +202,34 @@ def record_of(model: Any) -> ModelRecord:
         weights=None,
         processing="unknown",
     )
+
+
+def record_of(model: Any) -> ModelRecord:
+    """The model as it is now, known by a checksum over all bits of its weights.
+
+    A loaded model that was trained, edited or quantised since is another model: its record says so, and no longer
+    has the digest of what was loaded.
+
+    >>> from ablation_lens import load_model
+    >>> model = load_model("tiny-vit")
+    >>> record_of(model) == model.record
+    True
+    >>> model.blocks[0].attn.out.bias.data[0] += 1
+    >>> record_of(model).name, record_of(model).weights
+    ('tiny-vit (changed after loading)', None)
+    """
+    record = stated_record(model)
+    if not isinstance(model, nn.Module):  # a user's own wrapper: where its weights are cannot be told
+        return record
+    now = checksum(model)
+    if record.checksum in (None, now):
+        return replace(record, checksum=now)
+    dtype = _dtype_of(model.cfg)
+    return replace(record, name=f"{record.name} (changed after loading)", weights=None, checksum=now, dtype=dtype)
+
+
+def _dtype_of(cfg: Any) -> str:
+    return str(cfg.dtype).removeprefix("torch.")
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import ablation_lens
 ROOT = Path(__file__).parents[1]
 
 FLOORS = (
-    ("errors", "names", "escaping", "palette", "progress", "records", "files", "sites", "hooked"),
+    ("errors", "names", "escaping", "palette", "progress", "records", "files", "sites", "hooked", "weights"),
     ("ablation", "corpora", "zoo", "runs"),
     ("neurons", "models", "adapters", "tasks"),
     ("measure",),

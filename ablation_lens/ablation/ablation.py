@@ -16,13 +16,13 @@ from ablation_lens.ablation.baking import bake
 from ablation_lens.errors import FileFormatError, MismatchError, NonFiniteError
 from ablation_lens.files import load_tensors, save_tensors
 from ablation_lens.hooked import CachedPositions
-from ablation_lens.records import ModelRecord, record_of
+from ablation_lens.records import ModelRecord, record_of, stated_record
 from ablation_lens.sites import Hook, Site, neuron_name
 
 KIND = "ablation"
 # Weak, so that no model stays in memory because it was warned about.
-_warned: "weakref.WeakSet[Any]" = weakref.WeakSet()
-"""Models of unknown processing that zero ablation has spoken about."""
+_warned: "weakref.WeakKeyDictionary[Any, set[str]]" = weakref.WeakKeyDictionary()
+"""What was said about which model: once is enough."""
 
 
 # eq=False: `==` of two tensors is a tensor, and has no single truth value.
@@ -85,13 +85,18 @@ class Ablation:
         """Whether what happens to a neuron differs between positions."""
         return self.values.ndim == 4 or self.positions is not None
 
-    def hooks(self, offset: int | None = None) -> list[Hook]:
+    def hooks(self, offset: int | None = None, *, model: Any = None) -> list[Hook]:
         """Plain TransformerLens `(name, function)` pairs, for the layers with an ablated neuron.
 
         Args:
             offset: the position of the first token, where a key-value cache holds what came before. Needed only for
-                ablations that depend on the position, fed single tokens; `applied_to` finds it by itself.
+                ablations that depend on the position; without it several tokens are a text from its beginning, and
+                a single one is refused. `applied_to` finds it by itself.
+            model: the model that the hooks are for, whose shape and weights are then checked. Hooks alone do not know
+                the model they end up in.
         """
+        if model is not None:
+            self.require_fits(model)
         return [(self.site.hook_name(layer), _Replace(self, layer, lambda: offset)) for layer in self._layers()]
 
     def _layers(self) -> list[int]:
@@ -139,15 +144,20 @@ class Ablation:
                 f"{expected} (layer, head, dim)."
             )
         if self.source is not None:
-            self.source.require_same(record_of(model), "this ablation's values are another model's")
-        if model not in _warned and record_of(model).processing.startswith("unknown") and self._is_zero():
-            _warned.add(model)
-            warnings.warn(
+            model_record = record_of(model)
+            self.source.require_same(model_record, "this ablation's values are another model's")
+            if model_record.checksum and not (self.source.checksum or self.source.weights):
+                _warn_once(
+                    model,
+                    "these values were saved by an earlier version, which noted of a model of your own only the name: "
+                    "whether they are this model's cannot be told. Collect them again to have it checked.",
+                )
+        if stated_record(model).processing.startswith("unknown") and self._is_zero():
+            _warn_once(
+                model,
                 "it is not known how this model's weights were processed: where value biases were folded (as "
                 "transformer-lens does by default) hook_z is shifted, and zero is not the model's own zero. "
                 "ablation_lens.load_model leaves weights as they are.",
-                # The line that called `applied_to`, `bake` or `evaluate`: the user's own.
-                stacklevel=3,
             )
 
     def _is_zero(self) -> bool:
@@ -217,6 +227,14 @@ class Ablation:
             f"Ablation({chosen:,} of {self.mask.numel():,} neurons".replace(",", " ")
             + f" in {layers} layer{'' if layers == 1 else 's'} → {what}{where})"
         )
+
+
+def _warn_once(model: Any, text: str) -> None:
+    said = _warned.setdefault(model, set())
+    if text not in said:
+        said.add(text)
+        # The line that called `applied_to`, `bake`, `hooks` or `evaluate`, which asked `require_fits`: the user's own.
+        warnings.warn(text, stacklevel=4)
 
 
 class _Replace:

@@ -15,6 +15,7 @@ from ablation_lens.ablation.copying import sharing_copy
 from ablation_lens.hooked import output_projection
 from ablation_lens.records import record_of
 from ablation_lens.sites import Site
+from ablation_lens.weights import checksum
 
 
 def bake(model: Any, site: Site, mask: Bool[Tensor, "layer head dim"], values: Float[Tensor, "layer head dim"]) -> Any:
@@ -35,7 +36,7 @@ def bake(model: Any, site: Site, mask: Bool[Tensor, "layer head dim"], values: F
     # Statistics of the original, or of a model baked otherwise, are not this model's, nor the other way round.
     record = record_of(model)
     what = f"{int(mask.sum())} {site.value} neurons baked ({_digest(mask, values)})"
-    copied.record = replace(record, processing=f"{record.processing}, {what}")
+    copied.record = replace(record, processing=f"{record.processing}, {what}", checksum=checksum(copied))
     return copied
 
 

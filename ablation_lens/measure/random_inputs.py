@@ -17,7 +17,7 @@ from torch import Tensor
 from ablation_lens.errors import MismatchError, ModelError, NonFiniteError
 from ablation_lens.hooked import task_of, tokenizer_of
 from ablation_lens.models.load import incremental_logits
-from ablation_lens.records import record_of
+from ablation_lens.records import stated_record
 from ablation_lens.tasks.tasks import CONTEXTS
 
 ALPHANUMERIC = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
@@ -31,7 +31,7 @@ def author_for(model: Any, generator: Any = None) -> Any:
     author = model if generator is None else generator
     if task_of(author) != "causal-lm":
         raise MismatchError(
-            f"{record_of(author).name} is not a causal model and cannot generate text; pass generator=, a loaded "
+            f"{stated_record(author).name} is not a causal model and cannot generate text; pass generator=, a loaded "
             "causal model such as load_model('tiny-opt') (the paper's is facebook/opt-1.3b)."
         )
     if author is not model and (tokenizer_of(author) is None or tokenizer_of(model) is None):
@@ -130,7 +130,7 @@ def _sampled(author: Any, draw: random.Random) -> Iterator[int]:
             logits = logits_after(torch.tensor([fed], device=author.cfg.device)).to("cpu", torch.float64)
             cumulative = logits[allowed].softmax(0).cumsum(0)
             if not bool(cumulative[-1].isfinite()):
-                raise NonFiniteError(f"the logits of {record_of(author).name} are not finite; use another dtype.")
+                raise NonFiniteError(f"the logits of {stated_record(author).name} are not finite; use another dtype.")
             # right=True: an id of probability 0 is never taken. Rounding may put the place after the last id.
             place = int(torch.searchsorted(cumulative, draw.random() * float(cumulative[-1]), right=True))
             fed = [known[min(place, len(known) - 1)]]

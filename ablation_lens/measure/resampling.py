@@ -21,7 +21,7 @@ from ablation_lens.hooked import task_of
 from ablation_lens.measure.forward import capture
 from ablation_lens.measure.random_inputs import author_for, random_pixels, random_text
 from ablation_lens.names import nearest
-from ablation_lens.records import ModelRecord, record_of
+from ablation_lens.records import ModelRecord, record_of, stated_record
 from ablation_lens.sites import Site, neuron_name
 from ablation_lens.tasks.plans import Batch
 
@@ -160,7 +160,7 @@ def resample(
         values=values_of(model, inputs, site),
         inputs=inputs,
         text=text,
-        generator=None if author is None else record_of(author).name,
+        generator=None if author is None else stated_record(author).name,
         site=site,
         model=record_of(model),
     )
@@ -173,7 +173,7 @@ def _require(model: Any, kind: str, seed: int) -> None:
     applicable = [method.removeprefix("resample-") for method in methods_for(model)]
     if kind not in applicable:
         raise MismatchError(
-            f"{kind!r} does not apply to {record_of(model).name}, a model for {task_of(model)}; use "
+            f"{kind!r} does not apply to {stated_record(model).name}, a model for {task_of(model)}; use "
             f"{' or '.join(applicable)}."
         )
     if isinstance(seed, bool) or not isinstance(seed, int):

@@ -30,6 +30,7 @@ from ablation_lens.models.checkpoints import (
 )
 from ablation_lens.models.hooked_transformer import load_hooked_transformer
 from ablation_lens.records import ModelRecord
+from ablation_lens.weights import checksum
 
 if TYPE_CHECKING:
     from ablation_lens.adapters import Family, HookedEncoder
@@ -130,6 +131,7 @@ def _load_family(family: "Family", checkpoint: Checkpoint, *, device: Any = None
         revision=checkpoint.revision,
         architecture=type(hf_model).__name__,
         weights=weights_digest(hf_model),
+        checksum=checksum(model),
     )
     return model
 
@@ -174,7 +176,12 @@ def _load_causal(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtyp
     # A second one, as TransformerLens gives the first one special tokens that it lacks.
     model.hf_tokenizer = load_tokenizer(checkpoint)
     model.record = ModelRecord.of_cfg(
-        model.cfg, name=checkpoint.name, revision=checkpoint.revision, architecture=architecture, weights=digest
+        model.cfg,
+        name=checkpoint.name,
+        revision=checkpoint.revision,
+        architecture=architecture,
+        weights=digest,
+        checksum=checksum(model),
     )
     return model
 

@@ -96,12 +96,9 @@ class ModelRun:
     @cached_property
     def facts(self) -> dict[str, Any]:
         """What all cells of this model must share to be compared."""
-        record, study = self.model.record, self.study
-        identity = record.to_dict()
-        if record.weights:  # the same weights in another place are the same model
-            identity |= {"name": None, "revision": None}
+        study = self.study
         return {
-            "model": identity,
+            "model": self.model.record.identity,
             "evaluate": self.scored.digest,
             "collect": self.collected.digest,
             "bins": study.bins,
@@ -207,7 +204,8 @@ class ModelRun:
         values, origin = self._values_of(cell.method, cell.seed, shown)
         # A seed that draws nothing but the neurons is not needed to draw all of them.
         mask = random_neurons(self.site.shape(self.model.cfg), cell.fraction, cell.seed or 0)
-        return Ablation(mask, values, self.model.record, site=self.site, center=cell.method.label), origin
+        # Without a source: the values are this model's by their keys, and to compare its weights takes time every time.
+        return Ablation(mask, values, site=self.site, center=cell.method.label), origin
 
     def _values_of(self, method: Method, seed: int | None, shown: CellProgress) -> tuple[Tensor, dict[str, Any]]:
         """What the neurons are set to, and where that is from."""

@@ -1,0 +1,96 @@
+"""What a model's weights are, in a few characters: a checksum over every bit of them, wherever and however they lie.
+
+A digest of a file says what was loaded. This says what a model computes with now, after training, editing or
+quantising too, and also where there never was a file.
+"""
+
+import hashlib
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor, nn
+
+_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""The integers that have as many bytes as a number."""
+
+
+def checksum(model: nn.Module) -> str:
+    """A checksum over all parameters, `layout-sum`; the sum says something only beside another of the same layout.
+
+    It does not depend on the device, nor on strides; any single bit changes it. The layout is a digest of names, shapes
+    and dtypes: the two majors of TransformerLens keep the same weights under other names, and in other shapes.
+
+    >>> model = nn.Linear(2, 1)
+    >>> before = checksum(model)
+    >>> model.weight.data[0, 1] += 1e-3
+    >>> checksum(model) == before, checksum(model).split("-")[0] == before.split("-")[0]
+    (False, True)
+    """
+    # nn.Module's own: it goes through every module, and lists a parameter once, whatever else it is called.
+    # A bridge of transformer-lens 4 lists only some of its parameters.
+    held = sorted(nn.Module.named_parameters(model))
+    layout = "".join(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n" for name, tensor in held)
+    total = sum(_odd(name) * _sum(tensor) for name, tensor in held)
+    return f"{hashlib.sha256(layout.encode()).hexdigest()[:8]}-{total % 2**64:016x}"
+
+
+def layout_of(checksum: str) -> str:
+    """The part of a checksum that must be equal before the rest says anything.
+
+    >>> layout_of("1234abcd-0123456789abcdef")
+    '1234abcd'
+    """
+    return checksum.partition("-")[0]
+
+
+def _odd(name: str) -> int:
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) | 1
+
+
+# All of it modulo 2^64, as int64 wraps around. Products of odd numbers are odd, and what changes a single number
+# times an odd one is never a multiple of 2^64.
+
+
+def _sum(tensor: Tensor) -> int:
+    """Every number's bits times an odd weight of its place: the product of one weight per axis."""
+    if hasattr(tensor, "__tensor_flatten__"):  # a quantised or distributed weight is several tensors
+        return sum(_odd(part) * _sum(getattr(tensor, part)) for part in tensor.__tensor_flatten__()[0])
+    if tensor.device.type == "meta" or not tensor.numel():
+        return 0
+    values = tensor.detach().to_dense() if tensor.layout is not torch.strided else tensor.detach()
+    values = torch.view_as_real(values.resolve_conj()) if values.is_complex() else values
+    bits = values.view(_INTEGERS[values.element_size()])
+    # As it lies in memory, where a transposed weight needs no copy. Weights of axes make the order indifferent.
+    axes = sorted(range(bits.ndim), key=bits.stride, reverse=True)
+    bits = bits.permute(axes)
+    for axis in reversed(axes):
+        bits = _without_last(bits, axis)
+    return int(bits)
+
+
+def _without_last(bits: Tensor, axis: int) -> Int64[Tensor, "*rest"]:
+    """Summed up over the last axis, with the weights of the axis it was before."""
+    # What is multiplied at once: on a CPU as much as the caches of its cores hold, elsewhere enough to keep it busy.
+    most = 2**17 * torch.get_num_threads() if bits.device.type == "cpu" else 2**24
+    size = bits.shape[-1]
+    rows = bits.reshape(-1, size)
+    sums = torch.zeros(len(rows), dtype=torch.int64, device=bits.device)
+    for start in range(0, size, most):
+        weights = _weights(axis, start, min(start + most, size), bits.device)
+        step = max(1, most // len(weights))
+        for total, part in zip(sums.split(step), rows[:, start : start + most].split(step), strict=True):
+            total += (part * weights).sum(1)
+    return sums.view(bits.shape[:-1])
+
+
+def _weights(axis: int, start: int, stop: int, device: torch.device) -> Int64[Tensor, " place"]:
+    """Odd, and as good as random (splitmix64 of the place), the same on every device."""
+    mixed = (torch.arange(start, stop, device=device) + ((axis + 1) << 48)) * _wrapped(0x9E3779B97F4A7C15)
+    mixed = (mixed ^ (mixed >> 30)) * _wrapped(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> 27)) * _wrapped(0x94D049BB133111EB)
+    return (mixed ^ (mixed >> 31)) | 1
+
+
+def _wrapped(number: int) -> int:
+    """As int64 holds the 64 bits of a number."""
+    return number - 2**64 if number >= 2**63 else number
