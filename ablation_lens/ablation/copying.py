@@ -54,8 +54,11 @@ def _rebound(thing: Any, counterparts: dict[int, Any]) -> Any:
     call the original's hook points and write into its attention.
     """
     if isinstance(thing, weakref.ProxyTypes):
-        # A bound method is the way from a proxy to the object that it stands for.
-        there = counterparts.get(id(thing.__init__.__self__))
+        try:
+            # A bound method is the way from a proxy to the object that it stands for.
+            there = counterparts.get(id(thing.__init__.__self__))
+        except ReferenceError:  # which is gone
+            there = None
         return thing if there is None else weakref.proxy(there)
     if id(thing) in counterparts or not isinstance(thing, FunctionType) or thing.__closure__ is None:
         return counterparts.get(id(thing), thing)
