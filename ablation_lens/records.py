@@ -16,7 +16,7 @@ from typing import Any, Self
 from torch import nn
 
 from ablation_lens.errors import FileFormatError, MismatchError
-from ablation_lens.escaping import as_unicode
+from ablation_lens.escaping import as_unicode, shorten
 from ablation_lens.weights import checksum, layout_of
 
 
@@ -48,7 +48,7 @@ class Record:
             if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         }
         if not isinstance(values, Mapping) or not required <= set(values) <= names:
-            got = sorted(values) if isinstance(values, Mapping) else type(values).__name__
+            got = shorten(str(sorted(values)), 200) if isinstance(values, Mapping) else type(values).__name__
             raise FileFormatError(f"a {cls.__name__} needs the fields {sorted(names)}, got {got}.")
         expected = typing.get_type_hints(cls)
         try:
@@ -65,6 +65,8 @@ def _read(value: Any, expected: Any, field: str) -> Any:
     if isinstance(kind, type) and issubclass(kind, Record):
         return kind.from_dict(value)
     if kind in (types.UnionType, typing.Union):
+        if value is not None and len(parts) == 2 and types.NoneType in parts:  # whose error says more than ours
+            return _read(value, next(part for part in parts if part is not types.NoneType), field)
         for part in parts:
             with contextlib.suppress(FileFormatError):
                 return _read(value, part, field)
@@ -79,7 +81,9 @@ def _read(value: Any, expected: Any, field: str) -> Any:
         return float(value)
     elif type(value) is kind:  # not isinstance, to which True is an int
         return value
-    raise FileFormatError(f"{field} is {value!r}; expected {_name(expected)}.")
+    # What is nested may be nested too deeply to be shown.
+    shown = f"a {type(value).__name__}" if isinstance(value, list | dict) else shorten(repr(value), 60)
+    raise FileFormatError(f"{field} is {shown}; expected {_name(expected)}.")
 
 
 def _name(expected: Any) -> str:
@@ -110,6 +114,14 @@ class ModelRecord(Record):
     n_ctx: int
     checksum: str | None = None
     unread: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        # Models of attention alone have no MLP, and values that somebody brought along no known context.
+        least = {"n_layers": 1, "n_heads": 1, "d_head": 1, "d_model": 1, "d_mlp": 0, "n_ctx": 0}
+        for field, smallest in least.items():
+            if (size := getattr(self, field)) < smallest:
+                raise ValueError(f"{field} is {size}")
 
     @classmethod
     def of_cfg(

@@ -16,13 +16,26 @@ from ablation_lens.ablation.baking import bake
 from ablation_lens.errors import FileFormatError, MismatchError, NonFiniteError
 from ablation_lens.files import load_tensors, save_tensors
 from ablation_lens.hooked import CachedPositions
-from ablation_lens.records import ModelRecord, record_of, stated_record
+from ablation_lens.records import ModelRecord, Record, record_of, stated_record
 from ablation_lens.sites import Hook, Site, neuron_name
 
-KIND = "ablation"
+KIND, VERSION = "ablation", 2
+"""What these files call themselves, and their format: the second says more of the model."""
+
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 # Weak, so that no model stays in memory because it was warned about.
 _warned: "weakref.WeakKeyDictionary[Any, set[str]]" = weakref.WeakKeyDictionary()
 """What was said about which model: once is enough."""
+
+
+@dataclass(frozen=True)
+class AblationHeader(Record):
+    """What a file says of an ablation beside its tensors."""
+
+    source: ModelRecord | None
+    site: str
+    positions: tuple[int, ...] | None
+    center: str | None
 
 
 # eq=False: `==` of two tensors is a tensor, and has no single truth value.
@@ -67,8 +80,8 @@ class Ablation:
                 f"values of shape {tuple(values.shape)} do not fit a mask of shape {tuple(mask.shape)}; expected "
                 "[layer head dim] or [layer pos head dim]."
             )
-        if not values.is_floating_point():
-            raise MismatchError(f"values must be floating-point numbers, got {values.dtype}.")
+        if values.dtype not in _FLOATS:
+            raise MismatchError(f"values must be floating-point numbers of 16, 32 or 64 bits, got {values.dtype}.")
         if not bool(torch.isfinite(values).all()):
             place = (~torch.isfinite(values)).nonzero()[0].tolist()
             raise NonFiniteError(
@@ -77,7 +90,7 @@ class Ablation:
         if self.positions is not None:
             # Sorted and without repeats, as `repr` counts them. A frozen dataclass refuses a plain assignment.
             object.__setattr__(self, "positions", tuple(sorted({int(place) for place in self.positions})))
-            if not self.positions or self.positions[0] < 0:
+            if not self.positions or self.positions[0] < 0 or self.positions[-1] >= 2**31:
                 raise MismatchError(f"positions={self.positions} is not possible; count from 0, and name at least one.")
 
     @property
@@ -193,30 +206,25 @@ class Ablation:
 
     def save(self, path: str | Path) -> None:
         """Write one safetensors file, atomically."""
-        header = {
-            "source": None if self.source is None else self.source.to_dict(),
-            "site": self.site.value,
-            "positions": None if self.positions is None else list(self.positions),
-            "center": self.center,
-        }
-        save_tensors(path, KIND, header, {"mask": self.mask, "values": self.values})
+        header = AblationHeader(self.source, self.site.value, self.positions, self.center)
+        save_tensors(path, KIND, header.to_dict(), {"mask": self.mask, "values": self.values}, version=VERSION)
 
     @classmethod
     def load(cls, path: str | Path) -> "Ablation":
         """Read what `save` wrote; a truncated, foreign, changed or newer file is one clear error."""
-        header, tensors = load_tensors(path, KIND)
+        plain, tensors = load_tensors(path, KIND, newest=VERSION)
         try:
-            source = header["source"]
+            header = AblationHeader.from_dict(plain)
             return cls(
                 tensors["mask"],
                 tensors["values"],
-                None if source is None else ModelRecord.from_dict(source),
-                site=Site(header["site"]),
-                positions=header["positions"],
-                center=header["center"],
+                header.source,
+                site=Site(header.site),
+                positions=header.positions,
+                center=header.center,
             )
         # What the constructor refuses is a fault of the file here, not of the caller.
-        except (KeyError, TypeError, ValueError, MismatchError, NonFiniteError) as error:
+        except (FileFormatError, KeyError, ValueError, MismatchError, NonFiniteError) as error:
             raise FileFormatError(f"{path} is not a complete ablation ({error}); make it again.") from error
 
     def __repr__(self) -> str:

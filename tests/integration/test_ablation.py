@@ -71,6 +71,8 @@ def test_what_does_not_fit_is_refused_on_construction():
             Ablation(mask, wrong)
     with pytest.raises(MismatchError, match="floating-point"):
         Ablation(mask, values.long())
+    with pytest.raises(MismatchError, match="floating-point"):
+        Ablation(mask, values.to(torch.float8_e4m3fn))
     for wrong in (torch.nan, torch.inf):
         bad = torch.zeros(3, 9, 6, 6)
         bad[1, 4, 2, 3] = wrong
@@ -472,22 +474,46 @@ def test_files_that_are_no_whole_ablation_are_one_clear_error(opt, tmp_path):
     with pytest.raises(FileFormatError, match="statistics"):
         Ablation.load(tmp_path / "statistics.safetensors")
 
-    header, tensors = load_tensors(path, "ablation")
-    for changed, held in [
+
+@pytest.mark.parametrize(
+    ("changed", "held"),
+    [
         ({"site": "elsewhere"}, {}),
+        ({"site": 1}, {}),
+        ({"source": []}, {}),
         ({"source": {"name": "x"}}, {}),
+        ({"source.n_heads": 0}, {}),
+        ({"source.d_model": -1}, {}),
+        ({"source.checksum": 5}, {}),
         ({"positions": ["x"]}, {}),
         ({"positions": [-1]}, {}),
-        ({}, {"mask": tensors["mask"].float()}),
-        ({}, {"values": tensors["values"] * torch.inf}),
-        ({}, {"values": tensors["values"][:1]}),
-    ]:
-        save_tensors(path, "ablation", {**header, **changed}, {**tensors, **held})
-        with pytest.raises(FileFormatError):
-            Ablation.load(path)
-    save_tensors(path, "ablation", header, {"mask": tensors["mask"]})
-    with pytest.raises(FileFormatError, match="not a complete ablation"):
+        ({"positions": [True]}, {}),
+        ({"positions": [10**30]}, {}),
+        ({"positions": {}}, {}),
+        ({"center": ["x" * 10_000]}, {}),
+        ({"more": 1}, {}),
+        ({}, {"mask": lambda tensors: tensors["mask"].float()}),
+        ({}, {"mask": lambda tensors: tensors["mask"][..., 0]}),
+        ({}, {"values": lambda tensors: tensors["values"] * torch.inf}),
+        ({}, {"values": lambda tensors: tensors["values"][:1]}),
+        ({}, {"values": lambda tensors: tensors["values"].to(torch.float8_e4m3fn)}),
+        ({}, {"values": None}),
+    ],
+    ids=str,
+)
+def test_a_forged_file_whose_checksum_is_right_is_one_clear_error(opt, tmp_path, changed, held):
+    path = tmp_path / "a.safetensors"
+    Ablation(random_neurons(SHAPE, 0.5, 0), torch.zeros(SHAPE), opt.record).save(path)
+    header, tensors = load_tensors(path, "ablation", newest=2)
+    for name, value in changed.items():
+        inner, _, field = name.rpartition(".")
+        (header[inner] if inner else header)[field] = value
+    for name, change in held.items():
+        tensors[name] = change and change(tensors)
+    save_tensors(path, "ablation", header, {name: tensor for name, tensor in tensors.items() if tensor is not None})
+    with pytest.raises(FileFormatError, match=r"a\.safetensors is not a complete ablation") as caught:
         Ablation.load(path)
+    assert len(str(caught.value)) < 700
 
 
 # ---------------------------------------------------------------------- a user's own model
