@@ -95,8 +95,10 @@ class HookedRoberta(HookedEncoder):
         """
         if isinstance(inputs, Tensor):
             tokens = inputs.to(self.cfg.device)
-        else:
+        elif attention_mask is None:
             tokens, attention_mask = self.to_tokens(inputs)
+        else:
+            raise ModelError("text brings its own attention_mask; give it alone, or token ids and their mask.")
         if tokens.ndim != 2 or tokens.shape[1] > self.cfg.n_ctx:
             raise ModelError(
                 f"the input has shape {tuple(tokens.shape)}; "

@@ -53,6 +53,12 @@ def test_padding_changes_nothing_at_real_positions(hooked_roberta):
     assert (model(padded, mask)[:, :4] - model(tokens)).abs().max() <= 1e-5
 
 
+def test_a_mask_beside_text_is_refused_not_dropped():
+    model = load_model("tiny-roberta")
+    with pytest.raises(ModelError, match="text brings its own attention_mask"):
+        model("def f(x):", torch.ones(1, 5))
+
+
 def test_a_fully_masked_row_attends_to_nothing_and_leaks_no_nan(hooked_roberta):
     model, _ = hooked_roberta
     tokens, mask = BY_NAME["roberta"].inputs()
