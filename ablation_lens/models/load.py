@@ -56,7 +56,8 @@ def load_model(
         device: `None` takes the GPU when there is one.
         dtype: Such as "bfloat16"; `None` means fp32 on a CPU and the checkpoint's own on an accelerator.
         attention: "fast" computes z by scaled_dot_product_attention whenever no hook listens to the attention
-            scores or pattern; "stock" leaves TransformerLens' own attention in place.
+            scores or pattern; "stock" leaves TransformerLens' own attention in place. Causal models only: the
+            adapters have no other attention than their own, which is fast in the same way.
         revision: A branch, tag or commit of a hub repository.
 
     Returns:
@@ -81,7 +82,6 @@ def load_model(
 
     checkpoint = find_checkpoint(name_or_folder, revision)
     family = adapters.families().get(checkpoint.model_type)
-    # `attention` is for causal models: the adapters' blocks choose by themselves, at every call.
     if family is not None:
         return _load_family(family, checkpoint, device=device, dtype=dtype)
     target = resolve_device(device)
