@@ -59,7 +59,8 @@ def evaluate(
             f"{type(ablation).__name__} is not an ablation; give for example al.Ablation(mask, values) or "
             'stats.ablation(mask, "peak").'
         )
-    sums: dict[int, tuple[int, float, int]] = {}
+    sums: dict[int, _Sums] = {}
+    unnumbered: list[_Sums] = []
     splits = 0
     with torch.inference_mode():
         for batch in batches:
@@ -71,9 +72,11 @@ def evaluate(
             on_device = batch.to(model.cfg.device)
             correct, loss, splits_here = _score_within_memory(model, on_device, hooks)
             splits += splits_here
-            _add_rows(sums, batch, correct, loss)
+            _add_rows(sums, unnumbered, batch, correct, loss)
             if on_batch is not None:
                 on_batch(len(batch.inputs))
+    # After the numbers of documents, wherever such rows stood among them.
+    sums |= dict(enumerate(unnumbered, start=max(sums, default=-1) + 1))
     if not any(count for _, _, count in sums.values()):
         raise CorpusError("there was nothing to score: the batches hold no scored position.")
     order = sorted(sums)
@@ -86,13 +89,24 @@ def evaluate(
     )
 
 
+_Sums = tuple[int, float, int]
+"""Right predictions, cross-entropy and predictions of a document."""
+
+
 def _add_rows(
-    sums: dict[int, tuple[int, float, int]], batch: Batch, correct: Int[Tensor, " row"], loss: Float[Tensor, " row"]
+    sums: dict[int, _Sums],
+    unnumbered: list[_Sums],
+    batch: Batch,
+    correct: Int[Tensor, " row"],
+    loss: Float[Tensor, " row"],
 ) -> None:
     counts = batch.scored.reshape(len(batch.scored), -1).sum(1).tolist()
-    # Rows without numbers go on counting. A document in several batches is added up.
-    numbers = batch.documents or range(len(sums), len(sums) + len(counts))
-    for number, right, nats, count in zip(numbers, correct.tolist(), loss.tolist(), counts, strict=True):
+    rows = list(zip(correct.tolist(), loss.tolist(), counts, strict=True))
+    if not batch.documents:
+        unnumbered += rows
+        return
+    for number, (right, nats, count) in zip(batch.documents, rows, strict=True):
+        # A document in several batches is added up.
         before = sums.get(number, (0, 0.0, 0))
         sums[number] = (before[0] + right, before[1] + nats, before[2] + count)
 
@@ -150,5 +164,5 @@ def _score(
 def _predictions(logits: Float[Tensor, "row out"], labels: Int[Tensor, " row"]) -> tuple[Tensor, Float[Tensor, " row"]]:
     """Whether each prediction is right, and its negative log-likelihood in float64."""
     # In 16 bits every loss would be rounded to about three digits.
-    logits = logits.float()
+    logits = logits if logits.dtype == torch.float64 else logits.float()
     return logits.argmax(-1) == labels, F.cross_entropy(logits, labels, reduction="none").double()

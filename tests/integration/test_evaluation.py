@@ -1,5 +1,7 @@
 """Scores against Hugging Face and NumPy, in every family, whole or in chunks."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -170,3 +172,20 @@ def test_nothing_to_score_and_numbers_that_overflow_are_errors(opt):
 
     with pytest.raises(NonFiniteError, match="not finite"):
         evaluate(opt, [batch], Overflow())
+
+
+def test_rows_that_nobody_numbered_are_never_taken_for_numbered_documents(opt):
+    rows = [Batch.causal(torch.randint(3, 61, (1, 9))) for _ in range(4)]
+    losses = [evaluate(opt, [row]).loss.item() for row in rows]
+    numbered = [replace(row, documents=(number,)) for row, number in zip(rows, (5, 0, 1, 2), strict=True)]
+    # The second and third begin where the count of documents stands, and where a later document is.
+    score = evaluate(opt, [numbered[0], rows[1], rows[2], numbered[3]])
+    assert score.documents == (2, 5, 6, 7)
+    assert score.loss.tolist() == pytest.approx([losses[3], losses[0], losses[1], losses[2]])
+
+
+def test_float64_stays_float64(saved):
+    model = load_model(saved("roberta"), dtype="float64")
+    batch = batch_for(BY_NAME["roberta"])
+    expected = oracle(model(batch.inputs, batch.valid.long()).detach(), batch)
+    assert evaluate(model, [batch]).loss.numpy() == pytest.approx(expected[:, 1], rel=1e-13)
