@@ -2,6 +2,7 @@
 
 - `load`: `load_model`, for every family.
 - `checkpoints`: finding and reading a Hugging Face folder or hub id.
+- `stored`: what lies in its files, before anything is built from them.
 - `hooked_transformer` (transformer-lens 3.9), `bridge` (4.x): causal models.
 - `fast_attention`: the same hooks and numbers as `HookedTransformer`, without the detours.
 """

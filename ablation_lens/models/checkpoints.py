@@ -6,11 +6,10 @@ instead of being filled up with random numbers.
 """
 
 import hashlib
-import json
 import logging
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -20,8 +19,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ablation_lens import zoo
-from ablation_lens.errors import ModelError
-from ablation_lens.names import close_to
+from ablation_lens.errors import AblationLensError, ModelError
+from ablation_lens.escaping import shorten
+from ablation_lens.models.stored import StoredWeights, read_config, require_ordinary_files, stored_weights
+from ablation_lens.names import close_to, nearest
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -92,9 +93,9 @@ def find_checkpoint(name: str | os.PathLike[str], revision: str | None = None) -
 def _hub_checkpoint(name: str, revision: str | None) -> Checkpoint:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HFValidationError
-    from transformers import AutoConfig
+    from transformers.utils.hub import cached_file
 
-    commit, reason, reachable = revision, "", True
+    commit, why, reachable = revision, "", True
     try:
         # One question first: from_pretrained alone retries for half a minute when there is no network.
         # The commit holds for config, weights and tokenizer, also if the repository moves on while they are read.
@@ -102,16 +103,18 @@ def _hub_checkpoint(name: str, revision: str | None) -> Checkpoint:
     except HFValidationError as error:
         raise ModelError(f"{name!r} is neither a folder here nor a hub id like facebook/opt-1.3b.") from error
     except Exception as error:  # the kinds belong to whichever HTTP library the hub client uses
-        reason, reachable = _first_line(error), False
-    try:
-        with quiet():
-            # Out of reach, the cache alone is asked: the hub would be tried again, with all retries.
-            config = AutoConfig.from_pretrained(name, revision=commit, local_files_only=not reachable)
-    except Exception as error:  # hub, OS and config validation errors alike
-        raise ModelError(
+        why, reachable = _first_line(error), False
+
+    def not_served(reason: str) -> ModelError:
+        return ModelError(
             f"{name!r} is not a folder here{_nearest_zoo_name(name)}, and the hub did not serve it "
-            f"({reason or _first_line(error)}). {_OFFLINE_HINT}."
-        ) from error
+            f"({why or reason}). {_OFFLINE_HINT}."
+        )
+
+    # Out of reach, the cache alone is asked: the hub would be tried again, with all retries.
+    options = {"revision": commit, "local_files_only": not reachable}
+    with refusing(not_served), quiet():
+        config = _config_of(name, Path(str(cached_file(name, "config.json", **options))), **options)
     # From the cache, only the config says which commit it is of.
     return Checkpoint(name, name, commit or getattr(config, "_commit_hash", None), config, local=False)
 
@@ -122,23 +125,38 @@ def _nearest_zoo_name(name: str) -> str:
 
 
 def _read_config(folder: Path) -> "PretrainedConfig":
-    from transformers import AutoConfig
-
     path = folder / "config.json"
-    if not path.is_file():
+    require_ordinary_files(folder)
+    if not path.exists():
         raise ModelError(f"{folder} has no config.json; a model folder holds config.json and model.safetensors.")
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise ModelError(f"{path} is not readable JSON ({_first_line(error)}); copy the model folder again.") from error
-    if not isinstance(values, dict) or "model_type" not in values:
-        raise ModelError(f"{path} names no model_type; it is not a Hugging Face model config.")
-    try:
-        with quiet():
-            config: PretrainedConfig = AutoConfig.from_pretrained(folder)
-            return config
-    except Exception as error:  # config classes validate with errors of their own (dataclass, hub, type errors)
-        raise ModelError(f"this transformers version cannot read {path} ({_first_line(error)}).") from error
+    return _config_of(str(folder), path)
+
+
+def _config_of(source: str, path: Path, **options: Any) -> "PretrainedConfig":
+    """The config of a folder or hub id, whose config.json was found at `path`."""
+    from transformers import AutoConfig
+    from transformers.activations import ACT2FN
+
+    values = read_config(path)
+    for field in ("hidden_act", "activation_function"):
+        if isinstance(name := values.get(field), str) and name not in ACT2FN:
+            name = shorten(name, 60)  # or to look for the nearest may take for ever
+            raise ModelError(
+                f"{path} says that {field} is {name!r}, which transformers does not know; the nearest is "
+                f"{nearest(name, list(ACT2FN))!r}."
+            )
+
+    # Config classes validate with errors of their own (dataclass, hub, type errors).
+    def unreadable(reason: str) -> ModelError:
+        if "auto_map" in values:
+            reason = f"{values['model_type']} needs code of its own, and no code from a repository is run"
+        return ModelError(f"this transformers version cannot read {path} ({reason}).")
+
+    with refusing(unreadable), quiet():
+        config: PretrainedConfig = AutoConfig.from_pretrained(source, trust_remote_code=False, **options)
+        # A config of a known family may name code besides, which somebody else who gets this config might run.
+        vars(config).pop("auto_map", None)
+        return config
 
 
 def load_weights(
@@ -148,27 +166,58 @@ def load_weights(
     import transformers
 
     loader = getattr(transformers, auto_class)
-    try:
-        with quiet():
-            model, info = loader.from_pretrained(
-                checkpoint.source,
-                revision=checkpoint.revision,
-                dtype=dtype,
-                use_safetensors=True,
-                attn_implementation=attention,
-                output_loading_info=True,
-            )
-    except Exception as error:  # safetensors, OS, hub and shape errors all mean: these weights cannot be used
-        raise _weights_error(checkpoint, error) from error
+    # Safetensors, OS, hub and shape errors all mean: these weights cannot be used.
+    with refusing(lambda reason: _weights_error(checkpoint, reason)), quiet():
+        stored = stored_weights(checkpoint.source, checkpoint.revision)
+        if stored is not None:
+            _require_size(checkpoint, loader, stored)
+        model, info = loader.from_pretrained(
+            checkpoint.source,
+            config=checkpoint.config,
+            revision=checkpoint.revision,
+            dtype=dtype,
+            use_safetensors=True,
+            attn_implementation=attention,
+            output_loading_info=True,
+            trust_remote_code=False,
+        )
     missing = sorted(info["missing_keys"]) + [str(key) for key in info.get("mismatched_keys", [])]
     if missing:
-        shown = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
         raise ModelError(
-            f"{checkpoint.name} lacks weights that {type(model).__name__} needs ({shown}); "
+            f"{checkpoint.name} lacks weights that {type(model).__name__} needs ({_some(missing)}); "
             "it would run on random numbers. Use a complete checkpoint of that class."
         )
     model.requires_grad_(False)
     return model.eval().to(device)  # type: ignore[no-any-return]
+
+
+def _require_size(checkpoint: Checkpoint, loader: Any, stored: StoredWeights) -> None:
+    """Raise before anything is built where the config asks for far more than is there."""
+    config = checkpoint.config.get_text_config()
+    blocks = getattr(config, "num_hidden_layers", 0)
+    if blocks > len(stored.names):
+        raise ModelError(
+            f"the config of {checkpoint.name} asks for {blocks:,} blocks, and its files hold {len(stored.names):,} "
+            "weights in all; use the config that the weights were saved with."
+        )
+
+    def impossible(reason: str) -> ModelError:
+        return ModelError(f"the config of {checkpoint.name} does not describe a model ({reason}).")
+
+    # Without memory. Reading the files refuses any other size in detail, but what lacks there is made first.
+    with refusing(impossible), torch.device("meta"):
+        empty = loader.from_config(checkpoint.config, trust_remote_code=False)
+    asked = sum(tensor.numel() for tensors in (empty.parameters(), empty.buffers()) for tensor in tensors)
+    # Quantised, several numbers share a byte; buffers are made from nothing.
+    if asked > 4 * stored.bytes + 2**24:
+        raise ModelError(
+            f"the config of {checkpoint.name} asks for {asked:,} numbers, and its files hold {stored.bytes:,} bytes; "
+            "use the config that the weights were saved with."
+        )
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def unsupported(checkpoint: Checkpoint, why: str) -> ModelError:
@@ -182,8 +231,7 @@ def unsupported(checkpoint: Checkpoint, why: str) -> ModelError:
     )
 
 
-def _weights_error(checkpoint: Checkpoint, error: Exception) -> ModelError:
-    reason = _first_line(error)
+def _weights_error(checkpoint: Checkpoint, reason: str) -> ModelError:
     if checkpoint.local:
         folder = Path(checkpoint.source)
         if not any(folder.glob("*.safetensors")):
@@ -194,12 +242,10 @@ def _weights_error(checkpoint: Checkpoint, error: Exception) -> ModelError:
                 "Convert with AutoModel.from_pretrained(folder).save_pretrained(new_folder)."
             )
         return ModelError(
-            f"the weights in {folder} cannot be read ({type(error).__name__}: {reason}); "
+            f"the weights in {folder} cannot be read ({reason}); "
             "a file is probably truncated or missing. Copy the folder again."
         )
-    return ModelError(
-        f"the weights of {checkpoint.name} could not be loaded ({type(error).__name__}: {reason}). {_OFFLINE_HINT}."
-    )
+    return ModelError(f"the weights of {checkpoint.name} could not be loaded ({reason}). {_OFFLINE_HINT}.")
 
 
 def load_tokenizer(checkpoint: Checkpoint) -> Any:
@@ -210,16 +256,41 @@ def load_tokenizer(checkpoint: Checkpoint) -> Any:
     # By the files, as transformers' errors do not tell a missing tokenizer from a broken one.
     if checkpoint.local and not any((Path(checkpoint.source) / name).is_file() for name in names):
         return None
+    with _left_out_on_the_hub(checkpoint, "the tokenizer", "its files"), quiet():
+        options = {"revision": checkpoint.revision, "trust_remote_code": False}
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint.source, **options)
+        # TransformerLens loads it again with what it was made with: what the folder's own files say there, too.
+        for option in _OPTIONS:
+            tokenizer.init_kwargs.pop(option, None)
+        tokenizer.init_kwargs |= options
+        tokenizer.encode("a")  # what is wrong with it may show only when it is used
+        return tokenizer
+    return None
+
+
+_OPTIONS = (
+    *("auto_map", "code_revision", "config", "subfolder", "cache_dir", "force_download", "proxies", "token"),
+    *("gguf_file", "tokenizer_type", "mistral_format", "use_fast", "repo_id", "repo_type"),
+)
+"""Options of `from_pretrained` that a tokenizer_config.json has no business to set."""
+
+
+@contextmanager
+def _left_out_on_the_hub(checkpoint: Checkpoint, what: str, files: str) -> Iterator[None]:
+    """What cannot be read in a folder is an error; of a hub's model it is left out, as it may not be there."""
+
+    def unreadable(reason: str) -> ModelError:
+        return ModelError(
+            f"{what} in {checkpoint.name} cannot be read ({reason}); mend {files}, or remove {files} to load the "
+            f"model without."
+        )
+
     try:
-        with quiet():
-            return AutoTokenizer.from_pretrained(checkpoint.source, revision=checkpoint.revision)
-    except Exception as error:
+        with refusing(unreadable):
+            yield
+    except ModelError:
         if checkpoint.local:
-            raise ModelError(
-                f"the tokenizer in {checkpoint.name} cannot be read ({_first_line(error)}); "
-                "mend its files, or remove them to load the model without a tokenizer."
-            ) from error
-        return None
+            raise
 
 
 def load_image_processor(checkpoint: Checkpoint) -> Any:
@@ -228,17 +299,12 @@ def load_image_processor(checkpoint: Checkpoint) -> Any:
 
     if checkpoint.local and not (Path(checkpoint.source) / "preprocessor_config.json").is_file():
         return None
-    try:
-        with quiet():
-            # The torchvision variant is the default, and torchvision is not a dependency of ours.
-            return AutoImageProcessor.from_pretrained(checkpoint.source, revision=checkpoint.revision, backend="pil")
-    except Exception as error:
-        if checkpoint.local:
-            raise ModelError(
-                f"preprocessor_config.json in {checkpoint.name} cannot be read ({_first_line(error)}); "
-                "mend it, or remove it to load the model without an image processor."
-            ) from error
-        return None
+    with _left_out_on_the_hub(checkpoint, "preprocessor_config.json", "it"), quiet():
+        # The torchvision variant is the default, and torchvision is not a dependency of ours.
+        return AutoImageProcessor.from_pretrained(
+            checkpoint.source, revision=checkpoint.revision, backend="pil", trust_remote_code=False
+        )
+    return None
 
 
 def weights_digest(model: torch.nn.Module) -> str:
@@ -297,6 +363,26 @@ def quiet() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def _first_line(error: Exception) -> str:
+@contextmanager
+def refusing(describe: Callable[[str], ModelError]) -> Iterator[None]:
+    """Turn whatever a library raises over files from elsewhere into one sentence; errors of ours are sentences already.
+
+    >>> with refusing(lambda reason: ModelError(f"no model ({reason})")):
+    ...     {}["layers"]
+    Traceback (most recent call last):
+    ablation_lens.errors.ModelError: no model (KeyError: 'layers')
+    """
+    try:
+        yield
+    except AblationLensError:
+        raise
+    except BaseException as error:
+        # A panic of tokenizers or safetensors, which are written in Rust, is not an Exception.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise describe(f"{type(error).__name__}: {_first_line(error)}") from error
+
+
+def _first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".") if lines else type(error).__name__
+    return shorten(lines[0].rstrip("."), 300) if lines else type(error).__name__

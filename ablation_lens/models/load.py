@@ -7,6 +7,7 @@ zero ablation means what it says. (TransformerLens' default folds value biases i
 
 import os
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -23,6 +24,7 @@ from ablation_lens.models.checkpoints import (
     load_image_processor,
     load_tokenizer,
     load_weights,
+    refusing,
     resolve_device,
     resolve_dtype,
     unsupported,
@@ -82,10 +84,11 @@ def load_model(
 
     checkpoint = find_checkpoint(name_or_folder, revision)
     family = adapters.families().get(checkpoint.model_type)
-    if family is not None:
-        return _load_family(family, checkpoint, device=device, dtype=dtype)
-    target = resolve_device(device)
-    return _load_causal(checkpoint, target, resolve_dtype(dtype, checkpoint, target), attention)
+    with _one_sentence(checkpoint):
+        if family is not None:
+            return _load_family(family, checkpoint, device=device, dtype=dtype)
+        target = resolve_device(device)
+        return _load_causal(checkpoint, target, resolve_dtype(dtype, checkpoint, target), attention)
 
 
 def task_of_checkpoint(checkpoint: Checkpoint) -> str:
@@ -112,7 +115,13 @@ def load_encoder(adapter: "type[Encoder]", name_or_folder: str | os.PathLike[str
             f"{checkpoint.name} is a {checkpoint.model_type} model; {adapter.__name__} loads "
             f"{' and '.join(own) or 'nothing yet'}. ablation_lens.load_model picks the right class by itself."
         )
-    return _load_family(family, checkpoint, **options)  # type: ignore[return-value]
+    with _one_sentence(checkpoint):
+        return _load_family(family, checkpoint, **options)  # type: ignore[return-value]
+
+
+def _one_sentence(checkpoint: Checkpoint) -> AbstractContextManager[None]:
+    """Around all that is built from a checkpoint: what its config asks for may end in any error."""
+    return refusing(lambda reason: ModelError(f"{checkpoint.name} cannot be loaded ({reason})."))
 
 
 def _load_family(family: "Family", checkpoint: Checkpoint, *, device: Any = None, dtype: Any = None) -> "HookedEncoder":
