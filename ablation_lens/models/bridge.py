@@ -21,12 +21,12 @@ from ablation_lens.models.checkpoints import Checkpoint, load_tokenizer, load_we
 
 def load_bridge(
     checkpoint: Checkpoint, architecture: str, device: torch.device, dtype: torch.dtype, attention: str
-) -> tuple[Any, str]:
-    """The model, and the digest of its weights."""
+) -> tuple[Any, str, tuple[str, ...]]:
+    """The model, the digest of its weights, and the names of those that it has no use for."""
     # Eager, as Hugging Face's SDPA returns no pattern for the bridge's hooks to show.
-    hf_model = load_weights(checkpoint, "AutoModelForCausalLM", device=device, dtype=dtype, attention="eager")
+    hf_model, unread = load_weights(checkpoint, "AutoModelForCausalLM", device=device, dtype=dtype, attention="eager")
     digest = weights_digest(hf_model)
-    return _bridge(checkpoint, architecture, hf_model, attention), digest
+    return _bridge(checkpoint, architecture, hf_model, attention), digest, unread
 
 
 def _bridge(checkpoint: Checkpoint, architecture: str, hf_model: Any, attention: str) -> Any:

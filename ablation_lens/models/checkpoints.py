@@ -1,15 +1,16 @@
 """Reading a Hugging Face checkpoint: folder or hub id → config, weights, tokenizer, image processor.
 
 Every way this can fail becomes one `ModelError` that says what to do. Weights are read from safetensors
-alone (no pickle), no code from a repository is ever run, and a checkpoint that lacks a weight is refused
-instead of being filled up with random numbers.
+alone (no pickle), no code from a repository is ever run, and a checkpoint that lacks a weight, or has blocks
+that its config does not mention, is refused instead of being filled up with random numbers or cut.
 """
 
 import hashlib
 import logging
 import os
+import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -161,8 +162,8 @@ def _config_of(source: str, path: Path, **options: Any) -> "PretrainedConfig":
 
 def load_weights(
     checkpoint: Checkpoint, auto_class: str, *, device: torch.device, dtype: torch.dtype, attention: str = "sdpa"
-) -> "PreTrainedModel":
-    """The Hugging Face model, frozen, in eval mode, with every weight read from the checkpoint."""
+) -> "tuple[PreTrainedModel, tuple[str, ...]]":
+    """The Hugging Face model, frozen, in eval mode, with every weight read; and the names that it has no use for."""
     import transformers
 
     loader = getattr(transformers, auto_class)
@@ -187,8 +188,10 @@ def load_weights(
             f"{checkpoint.name} lacks weights that {type(model).__name__} needs ({_some(missing)}); "
             "it would run on random numbers. Use a complete checkpoint of that class."
         )
+    unread = _unread(checkpoint, model, info["unexpected_keys"])
+    _require_finite(checkpoint, model)
     model.requires_grad_(False)
-    return model.eval().to(device)  # type: ignore[no-any-return]
+    return model.eval().to(device), unread
 
 
 def _require_size(checkpoint: Checkpoint, loader: Any, stored: StoredWeights) -> None:
@@ -216,8 +219,44 @@ def _require_size(checkpoint: Checkpoint, loader: Any, stored: StoredWeights) ->
         )
 
 
+# Causal masks and rotary frequencies, which older checkpoints keep in every block, are computed, not learned.
+_COMPUTED = re.compile(r"(masked_bias|causal_mask|inv_freq|position_ids|(attn|attention)\.bias)$")
+
+
+def _unread(checkpoint: Checkpoint, model: "PreTrainedModel", unexpected: Iterable[str]) -> tuple[str, ...]:
+    """What the checkpoint holds beside the model, such as poolers and heads of other tasks; blocks are refused."""
+    # `model.layers` of model.layers.0.mlp.weight. A vision tower beside a language model has blocks, too.
+    own = {numbered[1] for name in model.state_dict() if (numbered := re.match(r"(.+?\.)\d+\.", name))}
+    names = sorted(name for name in unexpected if not _COMPUTED.search(name))
+    lost = [name for name in names if (numbered := re.match(r"(.+?\.)\d+\.", name)) and numbered[1] in own]
+    if lost:
+        raise ModelError(
+            f"{checkpoint.name} holds weights of blocks that its config does not mention ({_some(lost)}); the model "
+            "would be cut. Use the config that the weights were saved with."
+        )
+    return (*names[:20], *([f"and {len(names) - 20} more"] if len(names) > 20 else []))
+
+
 def _some(names: list[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _require_finite(checkpoint: Checkpoint, model: "PreTrainedModel") -> None:
+    for name, weight in model.named_parameters():
+        # A sum is many times faster than to look at every number. Of large numbers it may overflow.
+        if not weight.is_floating_point() or weight.element_size() < 2 or weight.sum(dtype=_wide(weight)).isfinite():
+            continue
+        bad = (~weight.isfinite()).nonzero()
+        if len(bad):
+            place = bad[0].tolist()
+            raise ModelError(
+                f"{name} of {checkpoint.name} is {weight[tuple(place)].item()} at {place}; weights must be finite "
+                "numbers. Copy the model again, or load it in another dtype."
+            )
+
+
+def _wide(weight: torch.Tensor) -> torch.dtype:
+    return torch.float64 if weight.dtype == torch.float64 else torch.float32
 
 
 def unsupported(checkpoint: Checkpoint, why: str) -> ModelError:

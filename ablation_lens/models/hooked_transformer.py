@@ -18,15 +18,15 @@ from ablation_lens.models.fast_attention import enable_fast_attention
 
 def load_hooked_transformer(
     checkpoint: Checkpoint, architecture: str, device: torch.device, dtype: torch.dtype, attention: str
-) -> tuple[Any, str]:
-    """The model, and the digest of its weights."""
+) -> tuple[Any, str, tuple[str, ...]]:
+    """The model, the digest of its weights, and the names of those that it has no use for."""
     _refuse_unsupported(checkpoint)
     cfg = _transformer_lens_config(checkpoint, architecture, device, dtype)
     # Only now, as an unsupported model should be refused before gigabytes are read.
-    hf_model = load_weights(checkpoint, "AutoModelForCausalLM", device=device, dtype=dtype)
+    hf_model, unread = load_weights(checkpoint, "AutoModelForCausalLM", device=device, dtype=dtype)
     # Of Hugging Face's tensors, as in bridge.py: one model has one digest under both majors.
     digest = weights_digest(hf_model)
-    return _hooked_transformer(checkpoint, cfg, hf_model, attention), digest
+    return _hooked_transformer(checkpoint, cfg, hf_model, attention), digest, unread
 
 
 def _refuse_unsupported(checkpoint: Checkpoint) -> None:

@@ -127,7 +127,7 @@ def _one_sentence(checkpoint: Checkpoint) -> AbstractContextManager[None]:
 def _load_family(family: "Family", checkpoint: Checkpoint, *, device: Any = None, dtype: Any = None) -> "HookedEncoder":
     """Load the weights of a registered family's checkpoint and hook them."""
     target = resolve_device(device)
-    hf_model = load_weights(
+    hf_model, unread = load_weights(
         checkpoint, family.auto_class, device=target, dtype=resolve_dtype(dtype, checkpoint, target)
     )
     model = family.wrap(hf_model)
@@ -141,6 +141,7 @@ def _load_family(family: "Family", checkpoint: Checkpoint, *, device: Any = None
         architecture=type(hf_model).__name__,
         weights=weights_digest(hf_model),
         checksum=checksum(model),
+        unread=unread,
     )
     return model
 
@@ -180,7 +181,7 @@ def incremental_logits(model: Any) -> Callable[[Int[Tensor, "1 new"]], Float[Ten
 def _load_causal(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, attention: str) -> Any:
     architecture = _causal_architecture(checkpoint)
     load = load_bridge if transformer_lens_major() >= 4 else load_hooked_transformer
-    model, digest = load(checkpoint, architecture, device, dtype, attention)
+    model, digest, unread = load(checkpoint, architecture, device, dtype, attention)
     model.image_processor = None
     # A second one, as TransformerLens gives the first one special tokens that it lacks.
     model.hf_tokenizer = load_tokenizer(checkpoint)
@@ -191,6 +192,7 @@ def _load_causal(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtyp
         architecture=architecture,
         weights=digest,
         checksum=checksum(model),
+        unread=unread,
     )
     return model
 

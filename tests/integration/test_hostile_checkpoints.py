@@ -12,7 +12,8 @@ import struct
 import sys
 
 import pytest
-from safetensors.torch import load_file
+import torch
+from safetensors.torch import load_file, save_file
 
 from ablation_lens import load_model
 from ablation_lens.errors import ModelError
@@ -51,6 +52,12 @@ def folder_of(saved, tmp_path):
 def edit(path, **changes):
     values = json.loads(path.read_text())
     path.write_text(json.dumps({**values, **changes}))
+
+
+def edit_weights(folder, change):
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def attempt(folder):
@@ -230,6 +237,78 @@ def test_more_than_the_files_hold_is_refused_before_it_is_built(folder_of, name,
     edit(folder / "config.json", **changes)
     message = refusal(folder)
     assert "asks for" in message or "expected a whole number" in message
+
+
+# ---------------------------------------------------------------------- no wrong numbers
+
+
+@pytest.mark.parametrize("tiny", [*FAMILIES, BY_NAME["gpt2"], BY_NAME["llama"]], ids=lambda tiny: tiny.name)
+def test_a_checkpoint_with_more_blocks_than_its_config_says_is_refused(folder_of, tiny):
+    folder = folder_of(tiny.name)
+    edit(folder / "config.json", **{"n_layer" if tiny.name == "gpt2" else "num_hidden_layers": 2})
+    message = refusal(folder)
+    assert "holds weights of blocks that its config does not mention" in message
+    assert ".2." in message
+
+
+def test_what_else_a_block_holds_must_be_read_too(folder_of):
+    folder = folder_of("vit")
+    edit(folder / "config.json", qkv_bias=False)
+    assert "holds weights of blocks" in refusal(folder)
+
+
+def test_weights_that_the_model_has_no_use_for_are_in_its_record(folder_of):
+    folder = folder_of("roberta")
+    assert load_model(folder).record.unread == ()
+    others = {
+        "roberta.pooler.dense.weight": torch.ones(36, 36),
+        "classifier.2.weight": torch.ones(2, 36),
+        "vision.encoder.layer.0.weight": torch.ones(3),
+    }
+    edit_weights(folder, lambda tensors: tensors.update(others))
+    model = load_model(folder)
+    assert model.record.unread == tuple(sorted(others))
+    assert model.record.identity == load_model(folder).record.identity
+    edit_weights(folder, lambda tensors: tensors.update({f"head.weight{i}": torch.ones(1) for i in range(100)}))
+    unread = load_model(folder).record.unread
+    assert len(unread) == 21
+    assert unread[-1] == "and 83 more"
+
+
+@pytest.mark.parametrize(
+    ("name", "buffers"),
+    [
+        ("gpt2", {"transformer.h.0.attn.bias": (1, 1, 33, 33), "transformer.h.1.attn.masked_bias": ()}),
+        ("llama", {"model.layers.0.self_attn.rotary_emb.inv_freq": (3,)}),
+        ("roberta", {"roberta.embeddings.position_ids": (1, 20)}),
+    ],
+)
+def test_buffers_that_older_checkpoints_keep_in_their_blocks_are_no_weights(folder_of, name, buffers):
+    folder = folder_of(name)
+    edit_weights(folder, lambda tensors: tensors.update({key: torch.ones(shape) for key, shape in buffers.items()}))
+    assert load_model(folder).record.unread == ()
+
+
+@pytest.mark.parametrize("number", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("tiny", FAMILIES, ids=lambda tiny: tiny.name)
+def test_weights_that_are_no_numbers_are_refused_by_name(folder_of, tiny, number):
+    folder = folder_of(tiny.name)
+
+    def spoil(tensors):
+        name = next(name for name in tensors if ".1." in name and tensors[name].ndim == 2)
+        tensors[name][3, 5] = number
+
+    edit_weights(folder, spoil)
+    message = refusal(folder)
+    assert f"is {number} at [3, 5]" in message
+    assert ".1." in message
+
+
+def test_weights_whose_sum_is_beyond_their_dtype_are_finite(folder_of):
+    folder = folder_of("opt")
+    name = "model.decoder.layers.1.fc1.weight"
+    edit_weights(folder, lambda tensors: tensors[name].fill_(3e38))
+    load_model(folder)
 
 
 # ---------------------------------------------------------------------- mutations
