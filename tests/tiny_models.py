@@ -61,10 +61,9 @@ def llama(**changes: Any) -> Any:
     return transformers.LlamaForCausalLM(transformers.LlamaConfig(**{**config, **changes}))
 
 
-def gpt2() -> Any:
-    return transformers.GPT2LMHeadModel(
-        transformers.GPT2Config(vocab_size=61, n_embd=36, n_layer=3, n_head=6, n_positions=33, n_ctx=33)
-    )
+def gpt2(**changes: Any) -> Any:
+    config = {"vocab_size": 61, "n_embd": 36, "n_layer": 3, "n_head": 6, "n_positions": 33, "n_ctx": 33}
+    return transformers.GPT2LMHeadModel(transformers.GPT2Config(**{**config, **changes}))
 
 
 def roberta(**changes: Any) -> Any:

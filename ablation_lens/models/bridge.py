@@ -23,10 +23,20 @@ def load_bridge(
     checkpoint: Checkpoint, architecture: str, device: torch.device, dtype: torch.dtype, attention: str
 ) -> tuple[Any, str, tuple[str, ...]]:
     """The model, the digest of its weights, and the names of those that it has no use for."""
+    _refuse_unsupported(checkpoint)
     # Eager, as Hugging Face's SDPA returns no pattern for the bridge's hooks to show.
     hf_model, unread = load_weights(checkpoint, "AutoModelForCausalLM", device=device, dtype=dtype, attention="eager")
     digest = weights_digest(hf_model)
     return _bridge(checkpoint, architecture, hf_model, attention), digest, unread
+
+
+def _refuse_unsupported(checkpoint: Checkpoint) -> None:
+    """Variants that the bridge would get wrong without a word."""
+    config = checkpoint.config
+    if checkpoint.model_type == "ministral" and len(set(config.layer_types or ())) > 1:
+        raise unsupported(checkpoint, "transformer-lens 4 gives all of its blocks one kind of attention (3.9 does not)")
+    if not getattr(config, "scale_attn_weights", True):
+        raise unsupported(checkpoint, "transformer-lens 4 always scales attention (3.9 does not)")
 
 
 def _bridge(checkpoint: Checkpoint, architecture: str, hf_model: Any, attention: str) -> Any:

@@ -1,5 +1,6 @@
 """Causal models under transformer-lens 3.9: a `HookedTransformer` around the tensors that Hugging Face loaded."""
 
+import bisect
 import json
 import os
 import tempfile
@@ -23,15 +24,23 @@ def load_hooked_transformer(
     _refuse_unsupported(checkpoint)
     cfg = _transformer_lens_config(checkpoint, architecture, device, dtype)
     # Only now, as an unsupported model should be refused before gigabytes are read.
-    hf_model, unread = load_weights(checkpoint, "AutoModelForCausalLM", device=device, dtype=dtype)
+    # Eager, which every family has: this model is taken apart, and runs a few tokens at most.
+    hf_model, unread = load_weights(checkpoint, "AutoModelForCausalLM", device=device, dtype=dtype, attention="eager")
     # Of Hugging Face's tensors, as in bridge.py: one model has one digest under both majors.
     digest = weights_digest(hf_model)
-    return _hooked_transformer(checkpoint, cfg, hf_model, attention), digest, unread
+    model = _hooked_transformer(checkpoint, cfg, hf_model, attention)
+    _require_all_read(checkpoint, hf_model, model)
+    return model, digest, unread
 
 
 def _refuse_unsupported(checkpoint: Checkpoint) -> None:
-    """Variants that TransformerLens' OPT conversion would get wrong without a word."""
+    """Variants that TransformerLens would get wrong without a word."""
     config = checkpoint.config
+    rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
+    if rope not in ("default", "llama3", "dynamic"):  # dynamic ones are the default within the context
+        raise unsupported(checkpoint, f"transformer-lens 3 has no {rope} rotary positions (4.x has)")
+    if checkpoint.model_type == "qwen2" and "sliding_attention" in (config.layer_types or ()):
+        raise unsupported(checkpoint, "transformer-lens 3 has no sliding windows for it (4.x has)")
     if checkpoint.model_type != "opt":
         return
     if not config.do_layer_norm_before or config.word_embed_proj_dim != config.hidden_size:
@@ -102,6 +111,28 @@ def _hooked_transformer(checkpoint: Checkpoint, cfg: Any, hf_model: Any, attenti
     if attention == "fast":
         enable_fast_attention(model)
     return model
+
+
+def _require_all_read(checkpoint: Checkpoint, hf_model: Any, model: Any) -> None:
+    """Raise where the conversion passed over weights, as it does over the biases of a Llama that has some."""
+    starts = sorted(parameter.data_ptr() for parameter in model.parameters())
+
+    def shared(weight: torch.Tensor) -> bool:
+        # What is assigned is the tensor itself, or a view of a part.
+        place = bisect.bisect_left(starts, weight.data_ptr())
+        return place < len(starts) and starts[place] < weight.data_ptr() + weight.nbytes
+
+    others = [name for name, weight in hf_model.named_parameters() if not shared(weight)]
+    # A family may be converted by arithmetic, so that nothing is shared: then both must say the same.
+    if others and not _agree(hf_model, model):
+        raise unsupported(checkpoint, f"transformer-lens 3 does not read {', '.join(others[:3])} (4.x does)")
+
+
+@torch.inference_mode()
+def _agree(hf_model: Any, model: Any) -> bool:
+    tokens = torch.arange(min(16, model.cfg.n_ctx, model.cfg.d_vocab), device=model.cfg.device)[None]
+    expected, ours = hf_model(tokens).logits.float(), model(tokens).float()
+    return torch.allclose(ours, expected, rtol=0, atol=5e-2 * float(expected.std()))
 
 
 def _move_rest(model: torch.nn.Module, device: Any) -> None:

@@ -4,12 +4,13 @@ import shutil
 
 import pytest
 import torch
+import transformers
 
 from ablation_lens import load_model
 from ablation_lens.errors import ModelError
 from ablation_lens.models.load import transformer_lens_major
 from ablation_lens.sites import Site
-from tests.tiny_models import BY_NAME, FAMILIES, VARIANTS, reference, run
+from tests.tiny_models import BY_NAME, FAMILIES, TEXT, VARIANTS, Tiny, gpt2, llama, mistral, reference, run
 
 LOGITS, Z = 1e-4, 1e-5
 
@@ -56,6 +57,44 @@ def test_the_comparison_notices_a_planted_error(saved):
     padded = logits.clone()
     padded[1, 7:] = 99.0  # beyond the row's seven real tokens
     assert gap(padded, logits, mask) == 0
+
+
+QWEN = {**TEXT, "intermediate_size": 40, "num_key_value_heads": 3, "head_dim": 8, "max_position_embeddings": 64}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
+UNUSUAL = {
+    "llama attention biases": lambda: llama(attention_bias=True),
+    "llama MLP biases": lambda: llama(mlp_bias=True),
+    "llama linear rope": lambda: llama(rope_scaling={"rope_type": "linear", "factor": 4.0}),
+    "llama yarn": lambda: llama(rope_scaling=YARN),
+    "mistral mixed attention": lambda: mistral(layer_types=["full_attention", "sliding_attention", "full_attention"]),
+    "gpt2 unscaled": lambda: gpt2(scale_attn_weights=False),
+    "gpt2 scaled by layer": lambda: gpt2(scale_attn_by_inverse_layer_idx=True),
+    "qwen2 sliding window": lambda: transformers.Qwen2ForCausalLM(
+        transformers.Qwen2Config(**QWEN, use_sliding_window=True, sliding_window=4, max_window_layers=1)
+    ),
+    "qwen3 attention biases": lambda: transformers.Qwen3ForCausalLM(
+        transformers.Qwen3Config(**QWEN, attention_bias=True)
+    ),
+    "bloom": lambda: transformers.BloomForCausalLM(
+        transformers.BloomConfig(vocab_size=61, hidden_size=32, n_layer=2, n_head=4)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", UNUSUAL)
+def test_what_a_major_would_compute_in_another_way_is_refused(name, tmp_path):
+    hf_model = Tiny(name, UNUSUAL[name], lambda model: []).model()
+    hf_model.save_pretrained(tmp_path)
+    tokens = torch.randint(3, 61, (2, 12))
+    try:
+        ours = load_model(tmp_path)(tokens)
+    except ModelError as error:
+        refusal = str(error)
+    else:
+        with torch.no_grad():
+            assert gap(ours, hf_model(tokens).logits, None) <= LOGITS
+        return
+    assert "cannot be hooked: transformer-lens" in refusal
 
 
 @pytest.mark.parametrize("tiny", FAMILIES, ids=lambda tiny: tiny.name)
