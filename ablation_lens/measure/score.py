@@ -1,6 +1,8 @@
 """`Score`: what a model was measured at. Plain data, so that results are read without anything that runs a model."""
 
 from dataclasses import dataclass
+from functools import reduce
+from operator import add
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -37,8 +39,9 @@ class Score:
     @property
     def cross_entropy(self) -> float:
         """Mean negative log-likelihood in nats, added up in document order."""
-        # Python adds from left to right; torch adds in an order that depends on threads and hardware.
-        return float(sum(self.loss.tolist())) / self.predictions
+        # From left to right: torch adds in an order that depends on threads and hardware, and `sum` of Python 3.12
+        # makes up for rounding, which gives other last bits than 3.11.
+        return float(reduce(add, self.loss.tolist(), 0.0)) / self.predictions
 
     def __repr__(self) -> str:
         return f"Score(top1={self.top1:.4f}, cross_entropy={self.cross_entropy:.4f}, predictions={self.predictions:,})"
