@@ -91,6 +91,8 @@ def published(model: str, metric: str, method: str, fraction: float) -> tuple[fl
 
     >>> published("facebook/opt-1.3b", "cross_entropy", "peak", 0.5) is None, published("tiny-opt", "top1", "peak", 0.5)
     (False, None)
+    >>> published("facebook/opt-1.3b", "cross_entropy", "peak", 0.504) is None
+    True
     """
     import pandas as pd
 
@@ -100,8 +102,8 @@ def published(model: str, metric: str, method: str, fraction: float) -> tuple[fl
     table = _table()
     table = table[table["metric"] == {"top1": "top1", "cross_entropy": "ce"}[metric]]
     baseline = table.loc[table["method"] == "baseline", column].iloc[0]
-    # The table counts in whole percent, and 100 * 0.29 is 28.999…
-    found = table.loc[(table["method"] == method) & (table["pruned"] == round(100 * fraction)), column]
+    # The table counts in percent, and 100 * 0.29 is 28.999…
+    found = table.loc[(table["method"] == method) & (table["pruned"] == round(100 * fraction, 9)), column]
     if found.empty or pd.isna(found.iloc[0]):
         return None
     return float(baseline), float(found.iloc[0])
