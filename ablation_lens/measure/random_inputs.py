@@ -1,7 +1,8 @@
 """Random inputs: what a model reads when its activations are resampled.
 
-Everything is drawn with Python's own generator, whose numbers are the same on every machine; only generated text
-also depends on how a device rounds.
+Everything is drawn with Python's own generator, whose numbers are the same on every machine. Generated text also
+depends on how a device rounds. Pixels are drawn by `randbytes`, which Python may change one day, as it may not change
+`random`: a test compares them, and whoever keeps results keeps the input, too.
 """
 
 import random
@@ -162,7 +163,12 @@ def _surroundings(model: Any) -> tuple[list[int], list[int]]:
         return [], []
     # Asked, not looked up: what a tokenizer adds follows from its template, not from `bos_token`.
     probe, whole = tokenizer("a", add_special_tokens=False)["input_ids"], tokenizer("a")["input_ids"]
-    start = next((i for i in range(len(whole)) if whole[i : i + len(probe)] == probe), 0)
+    start = next((i for i in range(len(whole)) if probe and whole[i : i + len(probe)] == probe), None)
+    if start is None:
+        raise ModelError(
+            "which special tokens this model's tokenizer puts around a text cannot be told, as it reads 'a' as "
+            f"{probe} alone and as {whole} with them; give the model another tokenizer."
+        )
     return whole[:start], whole[start + len(probe) :]
 
 

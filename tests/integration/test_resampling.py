@@ -434,8 +434,8 @@ def test_the_digest_is_of_the_exact_input(resampled):
 def test_extracts_are_one_short_line(resampled):
     nasty = "a\n\tb\u202ec\x00 <script>" + "x" * 99
     made = Resampled("tokens", 1, torch.zeros(1, 1, 1, 1), torch.zeros(1, 1), nasty, None)
-    assert made.extract(18) == "a b c <script>xxx…"
-    assert made.extract(500) == "a b c <script>" + "x" * 99
+    assert made.extract(18) == r"a b\u202ec\x00 <s…"
+    assert made.extract(500) == r"a b\u202ec\x00 <script>" + "x" * 99
     assert all(len(result.extract()) <= 60 for result in resampled.values())
     assert resampled["tiny-vit", "pixels", 42].extract() == "32 × 32 random pixels in 3 channels"
     assert "seed 42" in repr(resampled["tiny-opt", "characters", 42])
@@ -464,3 +464,15 @@ def test_an_image_model_without_its_processor_says_so(zoo):
     model = SimpleNamespace(cfg=zoo["tiny-vit"].cfg, task="image-classification", image_processor=None)
     with pytest.raises(ModelError, match=r"preprocessor_config\.json"):
         resample(model, "pixels", seed=1)
+
+
+@pytest.mark.parametrize("ids", [[], [5]], ids=["nothing", "something else"])
+def test_a_tokenizer_whose_special_tokens_cannot_be_told_is_an_error(ids):
+    """It would put them in the wrong places without a word."""
+
+    def tokenizer(text, add_special_tokens=True, **_):
+        return {"input_ids": [0, 7, 2] if add_special_tokens else ids}
+
+    model = SimpleNamespace(cfg=SimpleNamespace(n_ctx=20, d_vocab=10), hf_tokenizer=tokenizer)
+    with pytest.raises(ModelError, match=r"special tokens .* cannot be told"):
+        random_text(model, "tokens", random.Random(1), 9)
