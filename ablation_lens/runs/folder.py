@@ -12,9 +12,10 @@ different, and folders are merged by copying one into the other. What a file mea
 
 import hashlib
 import json
+import math
 import re
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Self
@@ -23,7 +24,7 @@ from torch import Tensor
 
 from ablation_lens.errors import AblationLensError, FileFormatError
 from ablation_lens.files import load_tensors, save_tensors, sweep, write_text, writing
-from ablation_lens.runs.locks import KeyLocks
+from ablation_lens.runs.locks import HOLDERS, KeyLocks
 
 FORMAT_VERSION = 1
 MARKER = "ablation-lens.json"
@@ -74,7 +75,7 @@ class RunFolder:
         marked = (path / MARKER).exists()
         if not marked and path.is_dir():
             # A run that was killed before it wrote the marker left our parts and hidden files: those are not foreign.
-            others = {entry.name for entry in path.iterdir() if not entry.name.startswith(".")} - {*PARTS, LOCKS}
+            others = {entry.name for entry in path.iterdir() if not entry.name.startswith(".")} - {*PARTS, LOCKS, HOLDERS}
             if others:
                 raise AblationLensError(
                     f"{path} holds other files ({min(others)}) and is not a run folder; give an empty or a new one."
@@ -117,12 +118,17 @@ class RunFolder:
             return load_tensors(self.file(part, key), kind)
 
     @contextmanager
-    def locked(self, key: str, *, wait: bool) -> Iterator[bool]:
-        """`with folder.locked(key, wait=…) as mine`: whether nobody else, here or elsewhere, works on this key."""
+    def locked(
+        self, key: str, *, patience: float = math.inf, waiting: Callable[[str], None] = lambda holder: None
+    ) -> Iterator[bool]:
+        """`with folder.locked(key) as mine`: whether nobody else, here or elsewhere, works on this key.
+
+        Waits for who does, at most so many seconds; `waiting` is told who it is.
+        """
         with ExitStack() as stack:
             with keeping(self.path):
                 # Only taking the lock is under `keeping`: an OSError of the work inside is not an error of this disk.
-                mine = stack.enter_context(self._locks.holding(key, wait=wait))
+                mine = stack.enter_context(self._locks.holding(key, patience=patience, waiting=waiting))
             yield mine
 
     # ------------------------------------------------------------------ JSON beside them

@@ -1,5 +1,6 @@
 """One model of a study: what it reads, what its neurons are set to, and its cells, measured one after another."""
 
+import math
 import time
 import warnings
 from dataclasses import dataclass, field
@@ -166,7 +167,7 @@ class ModelRun:
                 key, what = self.key(cell), f"{self.name}: {cell}"
                 shown.describe(what)
                 if not self.folder.has("cells", key):
-                    with self.folder.locked(key, wait=wait) as mine:
+                    with self.folder.locked(key, patience=math.inf if wait else 0.0) as mine:
                         if not mine:
                             taken.append(cell)
                             continue
@@ -224,7 +225,7 @@ class ModelRun:
     def _statistics(self, passes: int, shown: CellProgress) -> ActivationStatistics:
         key = self._statistics_key(passes)
         path = self.folder.statistics(key)
-        with self.folder.locked(f"statistics {key}", wait=True):
+        with self.folder.locked(f"statistics {key}"):
             if not path.exists():
                 with shown.paused():
                     statistics = collect(
@@ -245,7 +246,7 @@ class ModelRun:
     def _resampled(self, method: Method, seed: int) -> tuple[Tensor, dict[str, Any]]:
         kind = method.name.removeprefix("resample-")
         key = key_of({"group": self.group, "kind": kind, "seed": seed})
-        with self.folder.locked(f"inputs {key}", wait=True):
+        with self.folder.locked(f"inputs {key}"):
             if not self.folder.has("inputs", key):
                 return self._drawn_anew(key, kind, seed)  # with the values of this one run: no second one is needed
         # The same input for everybody who works in this folder, also where another machine would have drawn another.

@@ -226,10 +226,10 @@ def test_a_lock_that_cannot_be_taken_for_want_of_permission_is_one_sentence(run,
         raise PermissionError(errno.EACCES, "Permission denied")
 
     monkeypatch.setattr("ablation_lens.runs.locks.os.open", refuse)
-    with pytest.raises(CannotWrite, match="Permission denied"), run.locked("k", wait=True):
+    with pytest.raises(CannotWrite, match="Permission denied"), run.locked("k"):
         pass
 
 
 def test_an_error_of_the_work_under_a_lock_is_not_taken_for_the_disks(run):
-    with pytest.raises(FileNotFoundError), run.locked("k", wait=True):
+    with pytest.raises(FileNotFoundError), run.locked("k"):
         raise FileNotFoundError("of the work")

@@ -2,22 +2,23 @@
 
 import errno
 import gc
+import signal
+import socket
 import subprocess
 import sys
 import threading
 from contextlib import contextmanager
-from types import SimpleNamespace
 
 import pytest
 
 from ablation_lens.runs import locks
-from ablation_lens.runs.locks import KeyLocks
+from ablation_lens.runs.locks import HOLDERS, KeyLocks
 
 HOLDER = """
 import sys
 from pathlib import Path
 from ablation_lens.runs.locks import KeyLocks
-with KeyLocks(Path(sys.argv[1])).holding(sys.argv[2], wait=False) as mine:
+with KeyLocks(Path(sys.argv[1])).holding(sys.argv[2]) as mine:
     print(mine, flush=True)
     sys.stdin.readline()
 """
@@ -41,7 +42,7 @@ def try_from_another_process(path, key):
 
 
 def held(path, key):
-    with KeyLocks(path).holding(key, wait=False) as mine:
+    with KeyLocks(path).holding(key) as mine:
         return not mine
 
 
@@ -61,23 +62,74 @@ def test_the_lock_of_a_killed_process_is_free(tmp_path):
         assert not held(path, "a")
 
 
-def test_waiting_ends_when_the_other_process_is_done(tmp_path, monkeypatch):
-    path = tmp_path / "locks"
+def test_waiting_ends_when_the_other_process_is_done_and_says_whom_it_waits_for(tmp_path):
+    path, waited_for = tmp_path / "locks", set()
     with another_process(path, "a") as process:
 
-        def let_go(seconds):
-            process.stdin.close()
-            process.wait(60)
+        def waiting(holder):
+            waited_for.add(holder)
+            if not process.stdin.closed:
+                process.stdin.close()
 
-        monkeypatch.setattr(locks, "time", SimpleNamespace(sleep=let_go))
-        with KeyLocks(path).holding("a", wait=True) as mine:
+        with KeyLocks(path).holding("a", patience=60, waiting=waiting) as mine:
             assert mine
-            assert process.returncode == 0
+            process.wait(60)
+    assert {f"process {process.pid} on {socket.gethostname()}"} == {holder.partition(",")[0] for holder in waited_for}
+    assert list((tmp_path / HOLDERS).iterdir()) == []  # who is done signs off
+
+
+def test_a_process_that_is_stopped_is_waited_for_no_longer_than_said(tmp_path):
+    path = tmp_path / "locks"
+    with another_process(path, "a") as process:
+        process.send_signal(signal.SIGSTOP)
+        try:
+            with KeyLocks(path).holding("a", patience=0.5) as mine:
+                assert not mine
+        finally:
+            process.send_signal(signal.SIGCONT)
+
+
+@pytest.mark.parametrize("text", [b"\x1b[31mred\n" * 5, b"\xff", b"", b"x" * 5000])
+def test_what_a_holder_says_is_shown_as_one_line_or_not_at_all(tmp_path, text):
+    locks, said = KeyLocks(tmp_path / "locks"), []
+    with locks.holding("a"):
+        (note,) = (tmp_path / HOLDERS).iterdir()
+        note.write_bytes(text)
+        with locks.holding("a", patience=0.1, waiting=said.append):
+            pass
+    assert said[0].isprintable()
+    assert len(said[0]) <= 200
+
+
+def test_a_note_is_written_and_deleted_only_where_it_belongs(tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / HOLDERS).symlink_to(elsewhere)
+    with KeyLocks(tmp_path / "run" / "locks").holding("a") as mine:
+        assert mine
+        assert list(elsewhere.iterdir()) == []
+
+
+@pytest.mark.parametrize("where", ["_take", "_sign"])
+def test_an_interrupt_while_a_lock_is_taken_frees_it(tmp_path, monkeypatch, where):
+    real = getattr(KeyLocks, where)
+
+    def interrupted(self, *arguments):
+        real(self, *arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(KeyLocks, where, interrupted)
+        with pytest.raises(KeyboardInterrupt), KeyLocks(tmp_path / "locks").holding("a"):
+            pass
+    assert not held(tmp_path / "locks", "a")
+    assert locks._files == {}
 
 
 def test_two_lock_objects_of_one_process_exclude_each_other(tmp_path):
     path = tmp_path / "locks"
-    with KeyLocks(path).holding("a", wait=False) as mine:
+    with KeyLocks(path).holding("a") as mine:
         assert mine
         assert held(path, "a")
     assert not held(path, "a")
@@ -86,9 +138,9 @@ def test_two_lock_objects_of_one_process_exclude_each_other(tmp_path):
 def test_a_second_lock_object_that_is_thrown_away_frees_nothing(tmp_path):
     """To the system, closing any descriptor of the file would free all of this process' locks on it."""
     path = tmp_path / "locks"
-    with KeyLocks(path).holding("a", wait=False):
+    with KeyLocks(path).holding("a"):
         other = KeyLocks(path)
-        with other.holding("b", wait=False):
+        with other.holding("b"):
             pass
         del other
         gc.collect()
@@ -100,10 +152,10 @@ def test_threads_wait_for_each_other(tmp_path):
     path, order = tmp_path / "locks", []
 
     def wait():
-        with KeyLocks(path).holding("a", wait=True) as mine:
+        with KeyLocks(path).holding("a", patience=60) as mine:
             order.append(("thread", mine))
 
-    with KeyLocks(path).holding("a", wait=False):
+    with KeyLocks(path).holding("a"):
         thread = threading.Thread(target=wait)
         thread.start()
         thread.join(0.5)
@@ -113,7 +165,7 @@ def test_threads_wait_for_each_other(tmp_path):
 
 
 def test_an_error_inside_frees_the_lock(tmp_path):
-    with pytest.raises(ZeroDivisionError), KeyLocks(tmp_path / "locks").holding("a", wait=False):
+    with pytest.raises(ZeroDivisionError), KeyLocks(tmp_path / "locks").holding("a"):
         raise ZeroDivisionError
     assert not held(tmp_path / "locks", "a")
 
@@ -124,9 +176,12 @@ def test_a_file_system_without_locks_is_said_and_used_without(tmp_path, monkeypa
 
     monkeypatch.setattr(locks.fcntl, "lockf", refuse)
     used = KeyLocks(tmp_path / "locks")
-    with pytest.warns(UserWarning, match=r"has no locks \(No locks available\)"), used.holding("a", wait=True) as mine:
+    with (
+        pytest.warns(UserWarning, match=r"has no locks \(No locks available\)"),
+        used.holding("a", patience=60) as mine,
+    ):
         assert mine
-    with used.holding("a", wait=True) as mine:  # said once
+    with used.holding("a", patience=60) as mine:  # said once
         assert mine
 
 
@@ -135,13 +190,13 @@ def test_a_lock_file_that_cannot_be_opened_is_an_error_and_no_endless_wait(tmp_p
         raise PermissionError(errno.EACCES, "Permission denied")
 
     monkeypatch.setattr(locks.os, "open", refuse)
-    with pytest.raises(PermissionError), KeyLocks(tmp_path / "locks").holding("a", wait=True):
+    with pytest.raises(PermissionError), KeyLocks(tmp_path / "locks").holding("a", patience=60):
         pass
 
 
 def test_nothing_is_left_open_so_that_a_disk_can_be_unmounted(tmp_path):
     path = tmp_path / "locks"
-    with KeyLocks(path).holding("a", wait=False), KeyLocks(path).holding("b", wait=False):
+    with KeyLocks(path).holding("a"), KeyLocks(path).holding("b"):
         assert len(locks._files) == 1
         assert held(path, "a")
         assert len(locks._files) == 1
