@@ -21,6 +21,7 @@ import torch
 
 from ablation_lens import files
 from ablation_lens.measure import collection
+from ablation_lens.runs import locks
 from ablation_lens.study import results
 from ablation_lens.study.cells import StudyFolder
 from ablation_lens.study.model_run import ModelRun
@@ -164,15 +165,15 @@ def killed_after(folder, seconds):
 # ---------------------------------------------------------------------- two at once
 
 
-def logged(folder, name, barrier):
+def logged(folder, name, barrier, patience=None):
     """Write down every cell this child measures; begin when all have come to the barrier."""
     write_cell, measure = StudyFolder.write_cell, ModelRun.measure
 
-    def log(self, key, header, score):
+    def log(self, record, score):
         with (folder / f"{name}.log").open("a") as file:
-            file.write(f"{key}\n")
+            file.write(f"{record.key}\n")
         time.sleep(0.02)
-        write_cell(self, key, header, score)
+        write_cell(self, record, score)
 
     def meet(self, shown):
         (folder / f"{name}.ready").touch()
@@ -180,7 +181,7 @@ def logged(folder, name, barrier):
         return measure(self, shown)
 
     StudyFolder.write_cell, ModelRun.measure = log, meet
-    small_study().run(folder / "run", progress=False)
+    small_study().run(folder / "run", progress=False, patience=patience)
 
 
 def stuck(folder):
@@ -221,8 +222,53 @@ def abandoned(folder):
     (folder / "ended").write_text(f"{end_of(first)} {end_of(second)}")
 
 
+def stopped(folder):
+    """One process is stopped at a cell, not dead; the other waits for a second, and does its work."""
+    folder.mkdir()
+    first = fork(stuck, folder)
+    wait_until((folder / "stuck").exists)
+    os.kill(first, signal.SIGSTOP)
+    second = end_of(fork(logged, folder, "two", 1, 1.0))
+    os.kill(first, signal.SIGKILL)
+    (folder / "ended").write_text(f"{end_of(first)} {second}")
+
+
+class Alarm(KeyboardInterrupt):
+    """Ctrl-C at a moment that was drawn."""
+
+
+def interrupt(*_):
+    raise Alarm
+
+
+def interrupted_again_and_again(folder, moments):
+    """As in a notebook: one process runs the study, is interrupted, and runs it again, until it is done."""
+    signal.signal(signal.SIGALRM, interrupt)
+    held = set()
+    for moment in moments:
+        signal.setitimer(signal.ITIMER_REAL, moment)
+        try:
+            small_study().run(folder / "run", progress=False, patience=5.0)
+        except KeyboardInterrupt:
+            pass
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        now = {path.name for path in (folder / "run" / "cells").glob("[!.]*")}
+        assert held <= now, "a cell that was there is gone"
+        assert locks._files == {}, "a lock is still held"
+        held = now
+    small_study().run(folder / "run", progress=False, patience=5.0)
+
+
+def interrupted(folder, duration):
+    folder.mkdir()
+    draw = random.Random("interrupted")
+    moments = [draw.uniform(0.02, 0.6) * duration for _ in range(6)]
+    (folder / "ended").write_text(str(end_of(fork(interrupted_again_and_again, folder, moments))))
+
+
 def main(base, *scenarios):
-    """`points`, `random:N:SEED`, `together`, `abandoned`; always an undisturbed run first."""
+    """`points`, `random:N:SEED`, `together`, `abandoned`, `stopped`, `interrupted`; an undisturbed run comes first."""
     base = Path(base)
     torch.set_num_threads(1)
     whole_run(base / "undisturbed")
@@ -240,8 +286,10 @@ def main(base, *scenarios):
             for number in range(count):
                 moment = draw.uniform(0.05, 1) * duration
                 killed_then_resumed(base / f"random_{number}", partial(killed_after, seconds=moment))
+        elif name == "interrupted":
+            interrupted(base / name, duration)
         else:
-            {"together": together, "abandoned": abandoned}[name](base / name)
+            {"together": together, "abandoned": abandoned, "stopped": stopped}[name](base / name)
 
 
 if __name__ == "__main__":

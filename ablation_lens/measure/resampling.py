@@ -62,10 +62,7 @@ class Resampled:
     @property
     def digest(self) -> str:
         """A digest of the exact input."""
-        inputs = self.inputs.contiguous()
-        # Shape and dtype, too: the same bytes may be other numbers.
-        content = f"{tuple(inputs.shape)} {inputs.dtype} ".encode() + inputs.view(torch.uint8).numpy().tobytes()
-        return hashlib.sha256(content).hexdigest()[:16]
+        return digest_of(self.inputs)
 
     def extract(self, length: int = 60) -> str:
         """How the input begins, on one line of printable characters: the paper's Table 3."""
@@ -104,6 +101,18 @@ class Resampled:
             f"Resampled({self.kind}, seed {self.seed}: {layers} layers × {positions} positions × {heads} heads × "
             f"{dims} dims, {self.extract()!r})"
         )
+
+
+def digest_of(inputs: Tensor) -> str:
+    """A digest of an exact input.
+
+    >>> digest_of(torch.tensor([[2, 7, 9]])) == digest_of(torch.tensor([[2, 7, 8]]))
+    False
+    """
+    inputs = inputs.contiguous()
+    # Shape and dtype, too: the same bytes may be other numbers.
+    content = f"{tuple(inputs.shape)} {inputs.dtype} ".encode() + inputs.view(torch.uint8).numpy().tobytes()
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def methods_for(model: Any) -> tuple[str, ...]:

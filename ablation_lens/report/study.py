@@ -3,19 +3,22 @@
 `make_report(folder)` gathers; `page.py` writes it as HTML and as Markdown. Nothing is in it that was not measured.
 """
 
+import math
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ablation_lens import plots
 from ablation_lens.neurons.shapes import SHAPE_WORDS
-from ablation_lens.neurons.statistics import ActivationStatistics
-from ablation_lens.records import CorpusRecord, ModelRecord
+from ablation_lens.records import CorpusRecord
 from ablation_lens.report.page import Figure, Heading, Notes, Page, Paragraph, Table
-from ablation_lens.study.cells import BASELINE
+from ablation_lens.study.methods import BASELINE
 from ablation_lens.study.paper import is_of_the_paper
 from ablation_lens.study.results import Results
 from ablation_lens.study.table2 import fractions_shown, make_table2
+
+_Read = TypeVar("_Read")
 
 SEEDS_OF_INPUTS = 3
 """How many random inputs of each kind are shown; all of them are in the folder."""
@@ -54,16 +57,18 @@ def _add_outcome(page: Page, results: Results) -> None:
     summary = results.summary(fractions)
     rows = []
     for _, here in summary.groupby(["group", "fraction"], sort=False):
-        ranked = here.sort_values("cross_entropy")
-        best, worst = ranked.iloc[0], ranked.iloc[-1]
-        alike = [name for name in ranked.loc[ranked["cross_entropy_as_best"], "method"] if name != best["method"]]
+        ranked = here.sort_values("cross_entropy", kind="stable")  # of equals, the first is the summary's best
+        best, alike = ranked.iloc[0], ranked[ranked["cross_entropy_as_best"]]["method"].tolist()[1:]
+        worse = ranked[~ranked["cross_entropy_as_best"]]
+        # What cannot be told from the best does not do the most harm, whatever its mean is.
+        worst = f"{worse.iloc[-1]['method']} ({_change(worse.iloc[-1])})" if len(worse) else "no difference"
         rows.append(
             (
                 results.groups[str(best["group"])],
                 f"{100 * best['fraction']:g} %",
                 f"{best['method']} ({_change(best)})",
                 ", ".join(alike) or "–",
-                f"{worst['method']} ({_change(worst)})",
+                worst if len(ranked) > 1 else "–",
             )
         )
     heads = ("model", "ablated", "least harm (change of CE)", "cannot be told from it", "most harm")
@@ -83,18 +88,25 @@ def _add_outcome(page: Page, results: Results) -> None:
 
 
 def _change(row: Any) -> str:
-    return f"{row['cross_entropy'] - row['baseline_cross_entropy']:+.2f} nats"
+    change = row["cross_entropy"] - row["baseline_cross_entropy"]
+    # As in Table 2: where the baseline failed, there is nothing that it changed from.
+    return f"{change:+.2f} nats" if math.isfinite(change) else "baseline failed"
 
 
 def _add_neurons(page: Page, results: Results, group: str, label: str) -> None:
-    paths = [results.folder.statistics(key) for key in results.facts(group)["statistics"]]
-    found = [path for path in paths if path.exists()]
     page.add(Heading(f"Neurons of {label}"))
+    record = results.record(group)
+    found = [passes for passes in (1, 2) if results.folder.has("statistics", record.statistics[passes - 1])]
     if not found:
         page.add(Paragraph("No statistics were collected."))
         return
-    # Of two passes, where they were made: that file holds all that one pass gives.
-    statistics = ActivationStatistics.load(found[-1])
+    statistics = None
+    with results.leaving_out():
+        # Of two passes, where they were made: that file holds all that one pass gives.
+        statistics = results.folder.read_statistics(record, found[-1])
+    if statistics is None:
+        page.add(Paragraph("The statistics cannot be read; what is missing is listed at the end."))
+        return
     shapes = statistics.shapes()
     total = shapes.word.numel()
     counts = Counter(SHAPE_WORDS[code] for code in shapes.word.flatten().tolist())
@@ -127,19 +139,20 @@ def _add_inputs(page: Page, results: Results) -> None:
     rows, left = [], 0
     seen: Counter[tuple[str, str]] = Counter()
     # Files are named by digests: unsorted, chance would choose the seeds that are shown.
-    for drawn in sorted(results.folder.inputs(), key=lambda drawn: (drawn["kind"], drawn["seed"])):
+    folder = results.folder
+    inputs = [drawn for drawn, _ in _readable(results, folder.read_input, lambda: folder.keys("inputs"))]
+    for drawn in sorted(inputs, key=lambda drawn: (drawn.kind, drawn.seed, drawn.digest)):
         # An input is kept before the cell it is for, so its group may have no finished cell.
-        if drawn["group"] not in results.groups:
+        if drawn.group not in results.groups:
             continue
-        kind = (drawn["group"], drawn["kind"])
+        kind = (drawn.group, drawn.kind)
         seen[kind] += 1
         if seen[kind] > SEEDS_OF_INPUTS:
             left += 1
             continue
-        by = f" by {drawn['generator']}" if drawn["generator"] else ""
-        place = list(results.groups).index(drawn["group"])
-        label = results.groups[drawn["group"]]
-        rows.append((place, drawn["kind"] + by, drawn["seed"], label, drawn["extract"]))
+        by = f" by {drawn.generator}" if drawn.generator else ""
+        place = list(results.groups).index(drawn.group)
+        rows.append((place, drawn.kind + by, drawn.seed, results.groups[drawn.group], drawn.extract))
     if rows:
         page.add(Heading("Inputs of resampling (Table 3 of the paper)"))
         shown = [(label, kind, str(seed), begins) for _, kind, seed, label, begins in sorted(rows)]
@@ -148,12 +161,22 @@ def _add_inputs(page: Page, results: Results) -> None:
             page.add(Paragraph(f"{left} more are in the folder, each whole, under inputs/."))
 
 
+def _readable(results: Results, read: "Callable[[str], _Read]", listed: Callable[[], list[str]]) -> "list[_Read]":
+    found, keys = [], []
+    with results.leaving_out():
+        keys = listed()
+    for key in keys:
+        with results.leaving_out():
+            found.append(read(key))
+    return found
+
+
 def _add_settings(page: Page, results: Results) -> None:
     page.add(Heading("What was run"))
     rows = []
     for group, label in results.groups.items():
-        facts = results.facts(group)
-        model = ModelRecord.from_dict(facts["model"])
+        record = results.record(group)
+        model = record.model
         # `frame` has groups by key; `ablated`, which figures take, has them by label.
         cells = results.frame[results.frame["group"] == group]
         rows.append(
@@ -161,9 +184,9 @@ def _add_settings(page: Page, results: Results) -> None:
                 label,
                 f"{model.architecture}, {model.n_layers} layers × {model.n_heads} heads × {model.d_head} dims, "
                 f"{model.dtype}, weights {(model.weights or 'unknown')[:12]}",
-                _corpus(facts["collect"]),
-                _corpus(facts["evaluate"]) + ("" if facts["count"] == "all" else f", {facts['count']}"),
-                f"{facts['predictions']:,}",
+                _corpus(record.collect),
+                _corpus(record.evaluate) + ("" if record.count == "all" else f", {record.count}"),
+                f"{record.predictions:,}",
                 f"{len(cells):,}",
                 _duration(cells["seconds"].sum()),
             )
@@ -176,28 +199,27 @@ def _add_settings(page: Page, results: Results) -> None:
     }
     devices = set()
     for group in results.groups:
-        facts = results.facts(group)
-        devices.add(facts["facts"]["device"])
+        record = results.record(group)
+        devices.add(record.facts["device"])
         for name, held in versions.items():
-            held.add(facts["versions"][name])
+            held.add(getattr(record.versions, name))
     named = ", ".join(f"{name.replace('_', '-')} {' and '.join(sorted(held))}" for name, held in versions.items())
     page.add(Paragraph(f"{named}; on {' and '.join(sorted(devices))}."))
     splits = int(results.frame["splits"].sum())
     if splits:
         page.add(Paragraph(f"Memory ran out {splits} times and a batch was split; such scores agree to 1e-6."))
-    if results.unreadable:
-        page.add(Heading("What is missing"))
-        page.add(Notes(tuple(results.unreadable)))
-    failures = results.folder.failures()
+    failures = _readable(results, results.folder.failure, results.folder.failed)
     if failures:
         page.add(Heading("What failed"))
         # A model that could not be loaded has failed without a cell.
-        rows_failed = [(f["model"], f.get("cell", "–"), f"{f['error']}: {f['message']}") for f in failures]
+        rows_failed = [(found.model, found.cell or "–", f"{found.error}: {found.message}") for found in failures]
         page.add(Table(("model", "cell", "error"), tuple(rows_failed)))
+    if results.unreadable:  # last, as all that could be read has been read by now
+        page.add(Heading("What is missing"))
+        page.add(Notes(tuple(results.unreadable)))
 
 
-def _corpus(values: dict[str, Any]) -> str:
-    record = CorpusRecord.from_dict(values)
+def _corpus(record: CorpusRecord) -> str:
     source = "" if record.source == record.name else f" ({record.source})"
     return (
         f"{record.name}/{record.split}{source}: {record.size_obtained:,} {record.unit} in {record.documents:,} "

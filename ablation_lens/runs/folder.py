@@ -13,6 +13,7 @@ different, and folders are merged by copying one into the other. What a file mea
 import hashlib
 import json
 import math
+import os
 import re
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -23,7 +24,18 @@ from typing import Any, Self
 from torch import Tensor
 
 from ablation_lens.errors import AblationLensError, FileFormatError
-from ablation_lens.files import load_tensors, save_tensors, sweep, write_text, writing
+from ablation_lens.escaping import as_unicode, shorten
+from ablation_lens.files import (
+    load_json,
+    load_tensors,
+    parse_json,
+    read_text,
+    save_json,
+    save_tensors,
+    sweep,
+    write_text,
+    writing,
+)
 from ablation_lens.runs.locks import HOLDERS, KeyLocks
 
 FORMAT_VERSION = 1
@@ -32,7 +44,12 @@ PARTS = ("cells", "failures", "groups", "inputs", "statistics", "studies")
 LOCKS = "locks"
 ABANDONED = 24 * 3600.0
 """Seconds after which a half-written file is nobody's."""
+LARGEST = 2**28
+"""Bytes that a piece of work may take; a cell of a hundred thousand documents takes three million."""
+FAILURE = "failure"
+"""What the files under failures/ call themselves."""
 
+_LONGEST_MESSAGE = 10_000
 _AGAIN = "To have it made again, delete it and run the same command again; the rest is kept."
 
 
@@ -53,13 +70,14 @@ class RunFolder:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         marker = self.path / MARKER
-        if not marker.is_file():
+        if not _is_there(marker):
             raise FileFormatError(f"{self.path} is not a run folder (it has no {MARKER}); give the folder of a run.")
+        text = read_text(marker, 1000)
         try:
-            version = json.loads(marker.read_text(encoding="utf-8"))["format"]
+            version = parse_json(text)["format"]
         except (ValueError, KeyError, TypeError) as error:
-            raise damaged(marker) from error
-        if version != FORMAT_VERSION:
+            raise FileFormatError(f"{marker} is damaged. {_AGAIN}") from error
+        if type(version) is not int or version != FORMAT_VERSION:
             raise FileFormatError(
                 f"{self.path} has format version {version}, this ablation-lens reads {FORMAT_VERSION}; use the version "
                 "that wrote it, or another folder."
@@ -70,23 +88,24 @@ class RunFolder:
     def create(cls, path: str | Path) -> Self:
         """Open a run folder for writing; made where it does not exist."""
         path = Path(path)
-        if path.exists() and not path.is_dir():
-            raise AblationLensError(f"{path} is a file; give a folder for the run.")
-        marked = (path / MARKER).exists()
-        if not marked and path.is_dir():
-            # A run that was killed before it wrote the marker left our parts and hidden files: those are not foreign.
-            others = {entry.name for entry in path.iterdir() if not entry.name.startswith(".")} - {*PARTS, LOCKS, HOLDERS}
-            if others:
-                raise AblationLensError(
-                    f"{path} holds other files ({min(others)}) and is not a run folder; give an empty or a new one."
-                )
+        with keeping(path):
+            if path.exists() and not path.is_dir():
+                raise AblationLensError(f"{path} is a file; give a folder for the run.")
+            marked = _is_there(path / MARKER)
+            if not marked and path.is_dir():
+                # A run that was killed before it wrote the marker left our parts and hidden files: not foreign ones.
+                shown = {entry.name for entry in path.iterdir() if not entry.name.startswith(".")}
+                if others := shown - {*PARTS, LOCKS, HOLDERS}:
+                    raise AblationLensError(
+                        f"{path} holds other files ({min(others)}) and is not a run folder; give an empty or a new one."
+                    )
         run = cls(path) if marked else None  # another format's folder is left as it is
         with keeping(path):
             for name in PARTS:
                 (path / name).mkdir(parents=True, exist_ok=True)
             # The marker comes last, so a folder that has one has every part.
             if not marked:
-                write_text(path / MARKER, _as_json({"format": FORMAT_VERSION}))
+                write_text(path / MARKER, json.dumps({"format": FORMAT_VERSION}, indent=1) + "\n")
         for folder in (path, *(path / name for name in PARTS)):
             if folder is path or not folder.is_symlink():  # what a part leads to elsewhere is not swept
                 sweep(folder, ABANDONED)
@@ -100,12 +119,22 @@ class RunFolder:
 
     def has(self, part: str, key: str) -> bool:
         """Whether a file is there; files appear only when they are whole."""
-        return self.file(part, key).exists()
+        return os.path.exists(self.file(part, key))  # noqa: PTH110  (Path.exists raises where a folder cannot be read)
 
     def keys(self, part: str) -> list[str]:
         """The keys of all finished files of a part, in order."""
-        # pathlib's * matches hidden names too, such as the ._* files that macOS leaves on shared disks.
-        return sorted(path.stem for path in (self.path / part).glob("[!.]*.safetensors"))
+        return sorted(self._names(part, ".safetensors"))
+
+    def _names(self, part: str, suffix: str) -> list[str]:
+        folder = self.path / part
+        try:
+            found = os.listdir(folder)
+        except FileNotFoundError:  # git and some archives keep no empty folders
+            return []
+        except OSError as error:
+            raise FileFormatError(f"{folder} cannot be read ({error.strerror}).") from error
+        # Hidden ones are half-written, or those that macOS leaves on shared disks.
+        return [name.removesuffix(suffix) for name in found if name.endswith(suffix) and not name.startswith(".")]
 
     def write(self, part: str, key: str, kind: str, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         """Keep a piece of work; `kind` says what it is, and must be said again to read it."""
@@ -115,7 +144,7 @@ class RunFolder:
     def read(self, part: str, key: str, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """What `write` kept; a file that was copied in part, or changed, is an error that says the way out."""
         with mending():
-            return load_tensors(self.file(part, key), kind)
+            return load_tensors(self.file(part, key), kind, most=LARGEST)
 
     @contextmanager
     def locked(
@@ -133,45 +162,56 @@ class RunFolder:
 
     # ------------------------------------------------------------------ JSON beside them
 
-    def write_once(self, part: str, name: str, values: Mapping[str, Any]) -> None:
+    def names(self, part: str) -> list[str]:
+        """The names of what `write_once` kept in a part, the oldest first."""
+        paths = [self.json(part, name) for name in self._names(part, ".json")]
+        # Times can be equal, on a coarse clock or after a copy; the name then decides.
+        return [path.stem for path in sorted(paths, key=lambda path: (_written_at(path), path.name))]
+
+    def json(self, part: str, name: str) -> Path:
+        """The file of a name."""
+        return self.path / part / f"{name}.json"
+
+    def write_once(self, part: str, name: str, kind: str, values: Mapping[str, Any]) -> None:
         """Keep values under a name of which they are the content: what is there already is the same."""
-        path = self._json(part, name)
+        path = self.json(part, name)
         # Asked first, as a finished run may lie on a read-only disk. Two processes may both write here: the same bytes.
         if not path.exists():
             with keeping(self.path):
-                write_text(path, _as_json(values))
+                save_json(path, kind, values)
 
-    def read_once(self, part: str, name: Any, *needed: str) -> dict[str, Any]:
-        """What `write_once` kept, with at least the fields that are needed."""
-        return _read_json(self._json(part, plain_name(name)), *needed)
+    def read_once(self, part: str, name: Any, kind: str) -> dict[str, Any]:
+        """What `write_once` kept."""
+        path = self.json(part, plain_name(name))
+        if not _is_there(path):
+            raise FileFormatError(f"{path} is missing. To have it made again, run the same command again.")
+        with mending():
+            return load_json(path, kind)
 
-    def read_all(self, part: str, *needed: str) -> list[dict[str, Any]]:
-        """Everything that `write_once` kept in a part, the oldest first."""
-        found = (self.path / part).glob("[!.]*.json")
-        # Times can be equal, on a coarse clock or after a copy; the name then decides.
-        paths = sorted(found, key=lambda path: (path.stat().st_mtime, path.name))
-        return [_read_json(path, *needed) for path in paths]
-
-    def record_failure(self, key: str, facts: Mapping[str, Any], error: BaseException) -> None:
+    def record_failure(self, key: str, values: Mapping[str, Any], error: BaseException) -> None:
         """Keep why something failed."""
-        told = {"error": type(error).__name__, "message": str(error), "traceback": traceback.format_exception(error)}
+        told = {
+            "error": type(error).__name__,
+            "message": _kept(str(error)),
+            "traceback": list(map(_kept, traceback.format_exception(error))),
+        }
         with keeping(self.path):
-            write_text(self._json("failures", key), _as_json({**facts, **told}))
+            save_json(self.json("failures", key), FAILURE, {**values, **told})
 
     def forget_failure(self, key: str) -> None:
         """What failed before has worked now."""
-        path = self._json("failures", key)
+        path = self.json("failures", key)
         if path.exists():  # asked first, as a finished run may lie on a disk that is read-only
             with keeping(self.path):
                 path.unlink(missing_ok=True)
 
-    def failures(self, *needed: str) -> list[dict[str, Any]]:
-        """What failed and has not succeeded since, with at least the fields that are needed."""
-        paths = sorted((self.path / "failures").glob("[!.]*.json"))
-        return [_read_json(path, "error", "message", *needed) for path in paths]
+    def failed(self) -> list[str]:
+        """The keys of what failed and has not succeeded since."""
+        # A process that is killed once the work is there, and before it forgets the failure, leaves both.
+        return [key for key in sorted(self._names("failures", ".json")) if not self._is_finished(key)]
 
-    def _json(self, part: str, name: str) -> Path:
-        return self.path / part / f"{name}.json"
+    def _is_finished(self, key: str) -> bool:
+        return bool(_PLAIN.fullmatch(key)) and self.has("cells", key)
 
 
 @contextmanager
@@ -190,15 +230,22 @@ def mending() -> Iterator[None]:
         raise FileFormatError(f"{error} {_AGAIN}") from error
 
 
-def damaged(path: Path) -> FileFormatError:
-    """The error for a file of the folder that does not hold what it should."""
-    return FileFormatError(f"{path} is missing or damaged. {_AGAIN}")
+@contextmanager
+def checking(path: Path) -> Iterator[None]:
+    """Name the file whose content is refused, and the way out."""
+    try:
+        yield
+    except FileFormatError as error:
+        raise FileFormatError(f"{path} does not hold what it should: {error} {_AGAIN}") from error
+
+
+_PLAIN = re.compile(r"[\w-]+", re.ASCII)  # ASCII, as \w would take letters of any script
 
 
 def plain_name(name: Any) -> str:
     """A name that a file gives to another, if it is one that we give: it goes into paths and pages."""
-    # fullmatch, as $ would let a final line feed through; ASCII, as \w would take letters of any script.
-    if not isinstance(name, str) or not re.fullmatch(r"[\w-]+", name, re.ASCII):
+    # fullmatch, as $ would let a final line feed through.
+    if not isinstance(name, str) or not _PLAIN.fullmatch(name):
         raise FileFormatError(
             f"{name!r}, which a file of the run folder refers to, is not a name that a run gives; take a copy of the "
             "folder that nobody has changed."
@@ -206,15 +253,24 @@ def plain_name(name: Any) -> str:
     return name
 
 
-def _read_json(path: Path, *needed: str) -> dict[str, Any]:
+def _is_there(path: Path) -> bool:
+    """Whether there is anything of this name, whatever it is; what cannot be looked at is for the reader to say."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:  # ValueError is broken JSON and broken UTF-8 alike
-        raise damaged(path) from error
-    if not isinstance(values, dict) or not set(needed) <= set(values):
-        raise damaged(path)
-    return values
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except (OSError, ValueError):  # ValueError: a zero byte in the name
+        return True
+    return True
 
 
-def _as_json(values: Mapping[str, Any]) -> str:
-    return json.dumps(values, indent=1, sort_keys=True) + "\n"
+def _written_at(path: Path) -> float:
+    try:
+        return path.lstat().st_mtime
+    except OSError:  # gone since it was listed
+        return 0.0
+
+
+def _kept(text: str) -> str:
+    """A message of anybody's as something that can be written, and is not endless."""
+    return shorten(as_unicode(text), _LONGEST_MESSAGE)

@@ -3,22 +3,22 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ablation_lens.errors import FileFormatError
 from ablation_lens.measure.score import Score
-from ablation_lens.runs.folder import RunFolder, damaged
-
-if TYPE_CHECKING:
-    from ablation_lens.study.methods import Method
-
-BASELINE = "none"
-"""The method of the cell in which nothing is ablated."""
+from ablation_lens.neurons.statistics import ActivationStatistics
+from ablation_lens.runs.folder import FAILURE, RunFolder, checking, key_of, mending
+from ablation_lens.study.methods import BASELINE, Method
+from ablation_lens.study.records import CellRecord, FailureRecord, GroupRecord, InputRecord, StudyRecord, score_of
 
 KIND = "study cell"
 INPUT_KIND = "resampling input"
+GROUP_KIND = "run group"
+STUDY_KIND = "study settings"
 
 
 def plain_share(share: float) -> float:
@@ -35,7 +35,7 @@ def plain_share(share: float) -> float:
 class Cell:
     """One evaluation of a model: a method at a fraction with a seed; all None or 0 for the baseline."""
 
-    method: "Method | None"
+    method: Method | None
     fraction: float
     seed: int | None
 
@@ -53,9 +53,12 @@ class Cell:
 
 
 class StudyFolder(RunFolder):
-    """A run folder as studies use it: scores under `cells/`, random inputs, statistics, and groups of cells."""
+    """A run folder as studies use it: scores under `cells/`, random inputs, statistics, and groups of cells.
 
-    def write_cell(self, key: str, header: Mapping[str, Any], score: Score) -> None:
+    What it reads is possible, and lies under the name that it must have; all else is a `FileFormatError`.
+    """
+
+    def write_cell(self, record: CellRecord, score: Score) -> None:
         """Keep a finished cell, and forget that it failed before."""
         tensors = {
             "documents": torch.tensor(score.documents),
@@ -63,53 +66,107 @@ class StudyFolder(RunFolder):
             "loss": score.loss,
             "predictions": score.predictions_per_document,
         }
-        self.write("cells", key, KIND, {**header, "splits": score.splits}, tensors)
+        self.write("cells", record.key, KIND, record.to_dict(), tensors)
         # After the cell: a run that is killed in between keeps both; the other order could lose both.
-        self.forget_failure(key)
+        self.forget_failure(record.key)
 
-    def read_cell(self, key: str) -> tuple[dict[str, Any], Score]:
+    def read_cell(self, key: str) -> tuple[CellRecord, Score]:
         """What `write_cell` kept."""
         header, tensors = self.read("cells", key, KIND)
-        try:
-            score = Score(
-                documents=tuple(tensors["documents"].tolist()),
-                correct=tensors["correct"],
-                loss=tensors["loss"],
-                predictions_per_document=tensors["predictions"],
-                splits=header["splits"],
-            )
-        except KeyError as error:
-            raise damaged(self.file("cells", key)) from error
-        return header, score
+        with checking(self.file("cells", key)):
+            record = CellRecord.from_dict(header)
+            _require_name(record.key, key)
+            return record, score_of(record, tensors)
 
-    def group(self, group: Any) -> dict[str, Any]:
+    def write_group(self, record: GroupRecord) -> None:
+        """Keep what the cells of a group share, under the key of its facts."""
+        self.write_once("groups", record.key, GROUP_KIND, record.to_dict())
+
+    def group(self, group: Any) -> GroupRecord:
         """What the cells of a group share: model, corpora, versions."""
-        values = self.read_once("groups", group, "model", "evaluate", "task")
-        if not all(isinstance(values[part], dict) and "name" in values[part] for part in ("model", "evaluate")):
-            raise damaged(self.path / "groups" / f"{group}.json")
-        return values
+        values = self.read_once("groups", group, GROUP_KIND)
+        with checking(self.json("groups", group)):
+            record = GroupRecord.from_dict(values)
+            _require_name(record.key, group)
+            return record
 
-    def failures(self, *needed: str) -> list[dict[str, Any]]:
+    def failures(self) -> list[FailureRecord]:
         """The cells and models that failed and have not succeeded since."""
-        return super().failures("model", *needed)
+        return list(map(self.failure, self.failed()))
 
-    def studies(self) -> list[dict[str, Any]]:
+    def failure(self, key: str) -> FailureRecord:
+        """Why something failed."""
+        values = self.read_once("failures", key, FAILURE)
+        with checking(self.json("failures", key)):
+            record = FailureRecord.from_dict(values)
+            _require_name(record.key or key, key)
+            return record
+
+    def write_study(self, settings: Mapping[str, Any]) -> None:
+        """Keep the settings of a study that runs here."""
+        self.write_once("studies", key_of(settings), STUDY_KIND, settings)
+
+    def studies(self) -> list[StudyRecord]:
         """The settings of every study that ran here, the oldest first."""
-        return self.read_all("studies", "models", "methods")
+        return list(map(self.study, self.names("studies")))
 
-    def write_input(self, key: str, header: Mapping[str, Any], inputs: Tensor) -> None:
+    def study(self, key: str) -> StudyRecord:
+        """The settings of a study."""
+        settings = self.read_once("studies", key, STUDY_KIND)
+        with checking(self.json("studies", key)):
+            record = StudyRecord.from_dict(settings)
+            _require_name(key_of(settings), key)
+            return record
+
+    def write_input(self, record: InputRecord, inputs: Tensor) -> None:
         """Keep a random input."""
-        self.write("inputs", key, INPUT_KIND, header, {"inputs": inputs})
+        self.write("inputs", record.key, INPUT_KIND, record.to_dict(), {"inputs": inputs})
 
-    def read_input(self, key: str) -> tuple[dict[str, Any], Tensor]:
+    def read_input(self, key: str) -> tuple[InputRecord, Tensor]:
         """What `write_input` kept."""
         header, tensors = self.read("inputs", key, INPUT_KIND)
-        return header, tensors["inputs"]
+        with checking(self.file("inputs", key)):
+            record = InputRecord.from_dict(header)
+            _require_name(record.key, key)
+            return record, record.require_inputs(tensors)
 
-    def inputs(self) -> list[dict[str, Any]]:
+    def inputs(self) -> list[InputRecord]:
         """What the random inputs of resampling were: kind, seed, text and group of each."""
-        return [self.read("inputs", key, INPUT_KIND)[0] for key in self.keys("inputs")]
+        return [self.read_input(key)[0] for key in self.keys("inputs")]
 
     def statistics(self, key: Any) -> Path:
         """The file of a model's statistics."""
         return self.file("statistics", key)
+
+    def read_statistics(self, group: GroupRecord, passes: int) -> ActivationStatistics:
+        """The statistics that a group's values are from; those of another collection are refused."""
+        path = self.statistics(group.statistics[passes - 1])
+        with mending():
+            statistics = ActivationStatistics.load(path)
+        with checking(path):
+            differences = _differences(statistics, group, passes)
+            if differences:
+                raise FileFormatError(f"these are statistics of something else ({'; '.join(differences)}).")
+        return statistics
+
+
+def _require_name(key: str, name: str) -> None:
+    if key != name:
+        raise FileFormatError(f"its name must be {key}, which follows from its content.")
+
+
+def _differences(statistics: ActivationStatistics, group: GroupRecord, passes: int) -> list[str]:
+    """Where statistics are not what a group says that its values are from."""
+    source, facts = statistics.provenance, group.facts
+    corpora = source.corpora[0].differences(group.collect) if len(source.corpora) == 1 else ["no one corpus"]
+    found = {
+        "site": (source.site, facts["site"]),
+        "include_bos": (source.include_bos, facts["include_bos"]),
+        "bins": (statistics.histogram.bins, facts["bins"]),
+        "passes": (1 if statistics.trimmed is None else 2, passes),
+        "plan": ([reading.plan for reading in source.plans if reading.is_whole], [facts["collect"]]),
+        # Python itself changes no number.
+        "versions": ({**source.versions.to_dict(), "python": None}, {**group.versions.to_dict(), "python": None}),
+    }
+    told = [f"{name}: {has} against {wanted}" for name, (has, wanted) in found.items() if has != wanted]
+    return source.model.differences(group.model) + corpora + told

@@ -17,6 +17,31 @@ from ablation_lens.names import require_known
 from ablation_lens.neurons import centers
 from ablation_lens.neurons.statistics import ActivationStatistics
 
+BASELINE = "none"
+"""The method of the cell in which nothing is ablated."""
+
+
+def split_label(text: str) -> tuple[str, dict[str, Any]]:
+    """The name and the parameters of a method that is written `peak bins=64`, whether or not there is such a one.
+
+    >>> split_label("peak bins=64")
+    ('peak', {'bins': 64})
+    """
+    name, *rest = text.split() or [""]
+    parameters: dict[str, Any] = {}
+    for part in rest:
+        key, sign, value = part.partition("=")
+        if key in parameters:
+            raise MismatchError(f"{text!r} gives {key} twice; give it once.")
+        try:
+            # 64 must stay an int, as 64.0 has another label, and so other keys.
+            parameters[key] = int(value) if value.lstrip("+-").isdigit() else float(value)
+        except ValueError:
+            sign = ""
+        if not sign or not key:
+            raise MismatchError(f"{part!r} in {text!r} is not a parameter; write for example 'peak bins=64'.")
+    return name, parameters
+
 
 @dataclass(frozen=True)
 class Method:
@@ -78,20 +103,7 @@ were collected. Collect with more to see finer.
     @classmethod
     def parse(cls, text: str) -> "Method":
         """Read what `label` writes."""
-        name, *rest = text.split() or [""]
-        parameters: dict[str, Any] = {}
-        for part in rest:
-            key, sign, value = part.partition("=")
-            if key in parameters:
-                raise MismatchError(f"{text!r} gives {key} twice; give it once.")
-            try:
-                # 64 must stay an int, as 64.0 has another label, and so other keys.
-                parameters[key] = int(value) if value.lstrip("+-").isdigit() else float(value)
-            except ValueError:
-                sign = ""
-            if not sign or not key:
-                raise MismatchError(f"{part!r} in {text!r} is not a parameter; write for example 'peak bins=64'.")
-        return cls(name, parameters)
+        return cls(*split_label(text))
 
     @property
     def label(self) -> str:

@@ -1,8 +1,9 @@
 """One model of a study: what it reads, what its neurons are set to, and its cells, measured one after another."""
 
-import math
 import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ from torch import Tensor
 from ablation_lens.ablation.ablation import Ablation
 from ablation_lens.ablation.masks import random_neurons
 from ablation_lens.corpora import CorpusSizeWarning
-from ablation_lens.errors import CorpusError, MismatchError
+from ablation_lens.errors import CorpusError, FileFormatError, MismatchError
 from ablation_lens.files import CannotWrite
 from ablation_lens.hooked import task_of
 from ablation_lens.measure import resampling
@@ -23,11 +24,12 @@ from ablation_lens.models.load import load_model
 from ablation_lens.neurons.statistics import ActivationStatistics
 from ablation_lens.progress import CellProgress
 from ablation_lens.records import Versions
-from ablation_lens.runs.folder import keeping, key_of, mending
+from ablation_lens.runs.folder import keeping, key_of
 from ablation_lens.sites import Site
 from ablation_lens.study import paper
 from ablation_lens.study.cells import Cell, StudyFolder
 from ablation_lens.study.methods import Method
+from ablation_lens.study.records import CellRecord, GroupRecord, InputRecord, statistics_key
 from ablation_lens.tasks.plans import BatchPlan
 from ablation_lens.tasks.tasks import Task, task_for
 
@@ -35,7 +37,7 @@ if TYPE_CHECKING:
     from ablation_lens.study.study import Study
 
 
-def load_model_run(study: "Study", name: str, folder: StudyFolder) -> "ModelRun":
+def load_model_run(study: "Study", name: str, folder: StudyFolder, *, patience: float | None = None) -> "ModelRun":
     """Load a model of the study, and fix what it reads."""
     model = load_model(name, device=study.device, dtype=study.dtype_of(name))
     image = task_of(model) == "image-classification"
@@ -48,7 +50,7 @@ def load_model_run(study: "Study", name: str, folder: StudyFolder) -> "ModelRun"
     # run.py asks this before anything is loaded, but cannot for models on the hub: their task is known only now.
     if not any(Method.parse(method).suits(task.name) for method in study.methods):
         raise MismatchError(f"{', '.join(study.methods)} cannot be applied to {name}, a model for {task.name}.")
-    return ModelRun(study, name, folder, model, task, collected, scored)
+    return ModelRun(study, name, folder, model, task, collected, scored, patience)
 
 
 def _plan(study: "Study", task: Task, split: str, size: int | None, count: str) -> BatchPlan:
@@ -70,7 +72,11 @@ def _plan(study: "Study", task: Task, split: str, size: int | None, count: str) 
 
 @dataclass(eq=False)
 class ModelRun:
-    """A loaded model, the plans that its statistics and scores are of, and where its cells are kept."""
+    """A loaded model, the plans that its statistics and scores are of, and where its cells are kept.
+
+    `patience` is how many seconds it waits for another process at a piece of work; None for as long as ten pieces
+    have taken, and a minute at least.
+    """
 
     study: "Study"
     name: str
@@ -79,8 +85,13 @@ class ModelRun:
     task: Task
     collected: BatchPlan
     scored: BatchPlan
+    patience: float | None = None
+    keys: set[str] = field(default_factory=set)
+    """Of the cells that are finished, as far as this run has come."""
     _values: dict[str, tuple[int | None, Tensor, dict[str, Any]]] = field(default_factory=dict)
     """The last values of every method, with the seed they were drawn from."""
+    _longest: float = 0.0
+    """Seconds that a piece of work has taken."""
 
     @property
     def site(self) -> Site:
@@ -120,34 +131,22 @@ class ModelRun:
         """The key of the group that this model's cells form."""
         return key_of(self.facts)
 
-    def key(self, cell: Cell) -> str:
-        """Everything that determines the cell's score."""
-        return key_of({"group": self.group, **cell.facts})
-
-    def _statistics_key(self, passes: int) -> str:
-        # Not the whole group: what is scored, and the shared input, change no statistics, so such groups share a file.
-        parts = ("model", "collect", "bins", "include_bos", "site", "device", "versions")
-        return key_of({"passes": passes, **{part: self.facts[part] for part in parts}})
-
-    def _write_group(self) -> None:
-        self.folder.write_once(
-            "groups",
-            self.group,
-            {
-                "facts": self.facts,
-                "model": self.model.record.to_dict(),
-                "task": self.task.name,
-                "evaluate": self.scored.corpus.to_dict(),
-                "collect": self.collected.corpus.to_dict(),
-                "context": self.scored.context,
-                "batch_size": max(map(len, self.scored.batches)),
-                "mask_seed": self.scored.seed,
-                "count": self.scored.count,
-                "predictions": self.scored.predictions,
-                "padding": self.scored.padding,
-                "statistics": [self._statistics_key(passes) for passes in (1, 2)],
-                "versions": Versions.current().to_dict(),
-            },
+    @cached_property
+    def _group_record(self) -> GroupRecord:
+        return GroupRecord(
+            facts=self.facts,
+            model=self.model.record,
+            task=self.task.name,
+            evaluate=self.scored.corpus,
+            collect=self.collected.corpus,
+            context=self.scored.context,
+            batch_size=max(map(len, self.scored.batches)),
+            mask_seed=self.scored.seed,
+            count=self.scored.count,
+            predictions=self.scored.predictions,
+            padding=self.scored.padding,
+            statistics=(statistics_key(self.facts, 1), statistics_key(self.facts, 2)),
+            versions=Versions.current(),
         )
 
     # ------------------------------------------------------------------ measuring
@@ -155,49 +154,91 @@ class ModelRun:
     def measure(self, shown: CellProgress) -> dict[str, Exception]:
         """Measure the cells that are not there yet; returns what went wrong, by cell.
 
-        Cells that another process is at are left for last: by then it has finished them, or died.
+        Cells that another process is at are left for last: by then it has finished them, or died, or is waited for
+        no longer. Whoever measures a cell writes the same file.
         """
-        self._write_group()
+        self.folder.write_group(self._group_record)
         failed: dict[str, Exception] = {}
         taken: list[Cell] = []
-        # The second round iterates over what the first appended. With wait=True a lock is always ours, so `taken` does
-        # not grow meanwhile.
-        for wait, cells in ((False, self.cells), (True, taken)):
+        # The second round iterates over what the first appended, and appends nothing itself.
+        for waits, cells in ((False, self.cells), (True, taken)):
             for cell in cells:
-                key, what = self.key(cell), f"{self.name}: {cell}"
-                shown.describe(what)
-                if not self.folder.has("cells", key):
-                    with self.folder.locked(key, patience=math.inf if wait else 0.0) as mine:
-                        if not mine:
-                            taken.append(cell)
-                            continue
-                        # Asked again: another process may have finished it between the first question and the lock.
-                        error = None if self.folder.has("cells", key) else self._measure(cell, key, shown)
-                    if error is not None:
-                        failed[what] = without_frames(error)
+                what = f"{self.name}: {cell}"
+                try:
+                    if not self._finish(cell, what, shown, waits):
+                        taken.append(cell)
                         continue
+                except CannotWrite:  # a full disk ends the study: the next cells would fail, and none be recorded
+                    raise
+                except Exception as error:
+                    failed[what] = without_frames(error)
+                    continue
                 shown.advance()
         return failed
 
-    def _measure(self, cell: Cell, key: str, shown: CellProgress) -> Exception | None:
-        started = time.perf_counter()
+    def _finish(self, cell: Cell, what: str, shown: CellProgress, waits: bool) -> bool:
+        """Measure a cell unless it is there; False while another process is at it, and we do not wait."""
+        facts = {"group": self.group, **cell.facts}
+        key = key_of(facts)
         try:
-            ablation, origin = self._ablation(cell, shown)
-            score = evaluate(self.model, self.scored, ablation)
-        except CannotWrite:  # a full disk ends the study: the next cells would fail, too, and nothing can be recorded
+            if not self.folder.has("cells", key):
+                shown.describe(what)  # not before: a log would count as missing what is only not looked at yet
+                with self._working_on(key, what, shown, waits) as mine:
+                    if not (mine or waits):
+                        return False
+                    # Asked again: another process may have finished it between the first question and the lock.
+                    if not self.folder.has("cells", key):
+                        self._measure(cell, facts, shown)
+            self.keys.add(key)
+        except CannotWrite:
             raise
         except Exception as error:
-            self.folder.record_failure(key, {"model": self.name, "cell": str(cell)}, error)
-            return error
-        header = {
-            "group": self.group,
-            **cell.facts,
-            **origin,
-            "seconds": time.perf_counter() - started,
-            "threads": torch.get_num_threads(),
-        }
-        self.folder.write_cell(key, header, score)
-        return None
+            told = {"model": self.name, "cell": str(cell), "facts": facts}
+            self.folder.record_failure(key, told, error)
+            raise
+        return True
+
+    def _measure(self, cell: Cell, facts: dict[str, Any], shown: CellProgress) -> None:
+        started = time.perf_counter()
+        ablation, origin = self._ablation(cell, shown)
+        score = evaluate(self.model, self.scored, ablation)
+        seconds = self._took(started)
+        header = {**facts, **origin, "seconds": seconds, "threads": torch.get_num_threads(), "splits": score.splits}
+        self.folder.write_cell(CellRecord.from_dict(header), score)
+
+    def _took(self, started: float) -> float:
+        seconds = time.perf_counter() - started
+        self._longest = max(self._longest, seconds)
+        return seconds
+
+    @contextmanager
+    def _working_on(self, key: str, what: str, shown: CellProgress, waits: bool = True) -> Iterator[bool]:
+        """Whether nobody else is at it, after waiting for who is; a process that was stopped is not waited for."""
+        patience, who = self._patience if waits else 0.0, ""
+
+        def waiting(holder: str) -> None:
+            nonlocal who
+            who = holder
+            shown.describe(f"{what}: waiting for {holder}")
+
+        with self.folder.locked(key, patience=patience, waiting=waiting) as mine:
+            if waits and not mine:
+                warnings.warn(
+                    f"{what}: {who} has not finished it in {patience:.0f} s. It is done here, too; the result is the "
+                    "same.",
+                    stacklevel=3,
+                )
+            yield mine
+
+    @property
+    def _patience(self) -> float:
+        if self.patience is not None:
+            return self.patience
+        # Somebody may have measured the baseline, where nothing was measured here yet.
+        with suppress(FileFormatError):
+            baseline, _ = self.folder.read_cell(key_of({"group": self.group, **Cell(None, 0.0, None).facts}))
+            self._longest = max(self._longest, baseline.seconds)
+        return max(60.0, 10 * self._longest)
 
     def _ablation(self, cell: Cell, shown: CellProgress) -> tuple[Ablation | None, dict[str, Any]]:
         if cell.method is None:
@@ -216,17 +257,18 @@ class ModelRun:
         if held is None or held[0] != drawn:
             if method.draws:
                 assert drawn is not None
-                values, origin = self._resampled(method, drawn)
+                values, origin = self._resampled(method, drawn, shown)
             else:
                 values, origin = self._statistics(method.passes, shown).center(method.name, **method.parameters), {}
             held = self._values[method.label] = (drawn, values, origin)
         return held[1], held[2]
 
     def _statistics(self, passes: int, shown: CellProgress) -> ActivationStatistics:
-        key = self._statistics_key(passes)
+        key = statistics_key(self.facts, passes)
         path = self.folder.statistics(key)
-        with self.folder.locked(f"statistics {key}"):
+        with self._working_on(f"statistics {key}", f"{self.name}: statistics", shown):
             if not path.exists():
+                started = time.perf_counter()
                 with shown.paused():
                     statistics = collect(
                         self.model,
@@ -237,39 +279,39 @@ class ModelRun:
                         include_bos=self.study.include_bos,
                         progress=shown.visible,
                     )
+                self._took(started)
                 with keeping(self.folder.path):
                     statistics.save(path)
         # Read back also by the process that wrote it: all compute from what the file holds.
-        with mending():
-            return ActivationStatistics.load(path)
+        return self.folder.read_statistics(self._group_record, passes)
 
-    def _resampled(self, method: Method, seed: int) -> tuple[Tensor, dict[str, Any]]:
+    def _resampled(self, method: Method, seed: int, shown: CellProgress) -> tuple[Tensor, dict[str, Any]]:
         kind = method.name.removeprefix("resample-")
         key = key_of({"group": self.group, "kind": kind, "seed": seed})
-        with self.folder.locked(f"inputs {key}"):
+        with self._working_on(f"inputs {key}", f"{self.name}: {method.label}, input of seed {seed}", shown):
             if not self.folder.has("inputs", key):
-                return self._drawn_anew(key, kind, seed)  # with the values of this one run: no second one is needed
+                return self._drawn_anew(kind, seed)  # with the values of this one run: no second one is needed
         # The same input for everybody who works in this folder, also where another machine would have drawn another.
-        header, inputs = self.folder.read_input(key)
-        return resampling.values_of(self.model, inputs, self.site), {"input": header["digest"]}
+        record, inputs = self.folder.read_input(key)
+        return resampling.values_of(self.model, inputs, self.site), {"input": record.digest}
 
-    def _drawn_anew(self, key: str, kind: str, seed: int) -> tuple[Tensor, dict[str, Any]]:
+    def _drawn_anew(self, kind: str, seed: int) -> tuple[Tensor, dict[str, Any]]:
         generator = None
         if kind == "generated" and self.task.name == "masked-lm":
             generator = load_model(self.study.generator, device=self.study.device)
         drawn = resampling.resample(
             self.model, kind, seed=seed, positions=self.task.context, site=self.site, generator=generator
         )
-        header = {
-            "group": self.group,
-            "kind": kind,
-            "seed": seed,
-            "text": drawn.text,
-            "extract": drawn.extract(),
-            "generator": drawn.generator,
-            "digest": drawn.digest,
-        }
-        self.folder.write_input(key, header, drawn.inputs)
+        record = InputRecord(
+            group=self.group,
+            kind=kind,
+            seed=seed,
+            text=drawn.text,
+            extract=drawn.extract(),
+            generator=drawn.generator,
+            digest=drawn.digest,
+        )
+        self.folder.write_input(record, drawn.inputs)
         return drawn.values, {"input": drawn.digest}
 
 

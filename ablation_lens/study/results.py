@@ -1,10 +1,13 @@
 """The results of a run folder: a row per cell, a summary per method and fraction, exports."""
 
 import dataclasses
+import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -13,10 +16,16 @@ from ablation_lens.errors import AblationLensError, FileFormatError, MismatchErr
 from ablation_lens.files import write_atomically, writing
 from ablation_lens.measure.intervals import Interval, difference
 from ablation_lens.measure.score import Score
-from ablation_lens.study.cells import BASELINE, StudyFolder, plain_share
+from ablation_lens.study.cells import StudyFolder, plain_share
 from ablation_lens.study.group_labels import label_groups
+from ablation_lens.study.methods import BASELINE
+from ablation_lens.study.records import GroupRecord
+
+_Read = TypeVar("_Read")
 
 METRICS = ("top1", "cross_entropy")
+_NAMED = 5
+"""How many files that cannot be read are named in a warning of their own; `Results.unreadable` has them all."""
 
 CELL_COLUMNS = (
     "model",
@@ -33,23 +42,24 @@ CELL_COLUMNS = (
 """What figures need of every ablated cell: the columns of a frame that somebody made without a run folder."""
 
 
-class UnreadableCell(UserWarning):
-    """A cell's file is damaged, and the results are without it."""
+class UnreadableFile(UserWarning):
+    """A file of a run folder is damaged, and what is made from the folder is without it."""
 
 
 class _Cells:
     """What the files of a run folder hold: `read` once, and not changed afterwards."""
 
-    def __init__(self, folder: StudyFolder) -> None:
-        self.folder = folder
+    def __init__(self, folder: StudyFolder, own: Collection[str]) -> None:
+        self.folder, self.own = folder, own
         self.scores: dict[str, Score] = {}
-        self.groups: dict[str, dict[str, Any]] = {}
+        self.groups: dict[str, GroupRecord] = {}
         self.unreadable: list[str] = []
         self.frame = pd.DataFrame()
 
     def read(self) -> None:
         """Every cell that can be read becomes a row, in the order of the studies."""
-        rows = list(self._rows())
+        rows = [row for key in self.folder.keys("cells") if (row := self._row(key)) is not None]
+        rows = self._of_the_same_documents(rows)
         if not rows and self.unreadable:
             raise FileFormatError(self.unreadable[0])
         if not rows:
@@ -57,76 +67,126 @@ class _Cells:
         frame = pd.DataFrame(rows).set_index("key")
         # The nullable Int64: with a seed missing, pandas would make floats of all, and 42 would become 42.0.
         frame["seed"] = frame["seed"].astype("Int64")
-        models, methods = self._places("models"), self._places("methods", BASELINE)
+        names = self._or_none(self.folder.names, "studies") or []
+        studies = [study for name in names if (study := self._or_none(self.folder.study, name))]
+        models = _places(name for study in studies for name in study.models)
+        methods = _places([BASELINE, *(name for study in studies for name in study.methods)])
         frame = frame.assign(
             _model=frame["model"].map(lambda name: models.get(name, len(models))),
             _method=frame["method"].map(lambda name: methods.get(name, len(methods))),
+            method=self._told_apart(frame),
         ).sort_values(["_model", "model", "group", "fraction", "_method", "method", "seed"], kind="stable")
-        self.frame = self._with_baselines(frame.drop(columns=["_model", "_method"]))
-
-    def _places(self, setting: str, *first: str) -> dict[str, int]:
-        """The order of models or methods: that of the first study that names them."""
-        named = [name for study in self.folder.studies() for name in study[setting]]
-        return {name: place for place, name in enumerate(dict.fromkeys([*first, *named]))}
-
-    def _rows(self) -> Iterator[dict[str, Any]]:
-        """A row per cell; a file that was copied in part must not cost the others their table."""
-        for key in self.folder.keys("cells"):
-            try:
-                yield self._row(key)
-            except FileFormatError as error:
-                self.unreadable.append(str(error))
-
-    def _row(self, key: str) -> dict[str, Any]:
-        header, score = self.folder.read_cell(key)
-        self.scores[key] = score
-        try:
-            name = str(header["group"])
-            if name not in self.groups:
-                self.groups[name] = self.folder.group(name)
-            group = self.groups[name]
-            return {
-                "key": key,
-                "model": group["model"]["name"],
-                "corpus": group["evaluate"]["name"],
-                "group": name,
-                "task": group["task"],
-                "method": header["method"],
-                "fraction": header["fraction"],
-                "seed": header["seed"],
-                "top1": score.top1,
-                "cross_entropy": score.cross_entropy,
-                "predictions": score.predictions,
-                "splits": score.splits,
-                "seconds": header["seconds"],
-            }
-        except (KeyError, TypeError) as error:
-            raise FileFormatError(
-                f"{self.folder.file('cells', key)} lacks {error}; delete it and run the same command again."
-            ) from error
-
-    def _with_baselines(self, frame: pd.DataFrame) -> pd.DataFrame:
-        # pandas takes missing seeds for equal here, so two cells at 100 % are found as well.
-        twice = frame[frame.duplicated(["group", "method", "fraction", "seed"], keep=False)]
-        if len(twice):
-            row = twice.iloc[0]
-            raise MismatchError(
-                f"{self.folder.path} holds two different cells for {row['model']}, {row['method']} at "
-                f"{row['fraction']:g}; delete one of {', '.join(twice.index[:2])}."
-            )
+        frame = frame.drop(columns=[column for column in frame.columns if column.startswith("_")])
         baselines = frame[frame["method"] == BASELINE].set_index("group")[list(METRICS)].add_prefix("baseline_")
         # A left join: where a group's baseline failed, its cells stay, with NaN. No other group's will do.
-        return frame.join(baselines, on="group")
+        self.frame = frame.join(baselines, on="group")
+
+    def _row(self, key: str) -> dict[str, Any] | None:
+        """A row of the frame; a file that was copied in part must not cost the others their table."""
+        read = self._or_none(self.folder.read_cell, key)
+        if read is None:
+            return None
+        record, score = read
+        if record.group not in self.groups:
+            group = self._or_none(self.folder.group, record.group)
+            if group is None:
+                return None
+            self.groups[record.group] = group
+        group = self.groups[record.group]
+        if score.predictions != group.predictions:
+            self._leave_out(key, f"it has {score.predictions:,} predictions, its group {group.predictions:,}")
+            return None
+        self.scores[key] = score
+        return {
+            "key": key,
+            "model": group.model.name,
+            "corpus": group.evaluate.name,
+            "group": record.group,
+            "task": group.task,
+            "method": record.method,
+            "fraction": record.fraction,
+            "seed": record.seed,
+            "top1": score.top1,
+            "cross_entropy": score.cross_entropy,
+            "predictions": score.predictions,
+            "splits": score.splits,
+            "seconds": record.seconds,
+            "_variant": record.variant(),
+            "_short": record.variant(6),
+            "_version": record.version,
+        }
+
+    def _of_the_same_documents(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The rows without those whose documents are not those of most cells of their group."""
+        documents = {
+            row["key"]: (row["group"], score.documents, tuple(score.predictions_per_document.tolist()))
+            for row in rows
+            for score in [self.scores[row["key"]]]
+        }
+        most: dict[str, Any] = {}
+        for read, _ in Counter(documents.values()).most_common():
+            most.setdefault(read[0], read)
+        kept = []
+        for row in rows:
+            if documents[row["key"]] == most[row["group"]]:
+                kept.append(row)
+            else:
+                self._leave_out(row["key"], "its documents are not those of the other cells of its group")
+        return kept
+
+    def _told_apart(self, frame: pd.DataFrame) -> "pd.Series[str]":
+        """The methods' names; values that went by one name in a group are told apart.
+
+        Of a center that was edited the folder holds the old cells and the new ones. The run that gives these results
+        knows which are its own: those keep the name. Of versions of a center, the newest does.
+        """
+        named = frame["method"].copy()
+        for (_, method), cells in frame.groupby(["group", "method"], sort=False):
+            variants = cells["_variant"]
+            if variants.nunique() == 1:
+                continue
+            versions = set(variants) <= {"", *(f"version {number}" for number in cells["_version"])}
+            newest = variants[cells["_version"] == cells["_version"].max()] if versions else variants[:0]
+            plain = set(variants[cells.index.isin(self.own)]) or set(newest)
+            told = cells["_short"] if cells["_short"].nunique() == variants.nunique() else variants
+            first = "version 1" if versions else "earlier values"
+            named[cells.index] = [
+                method if variant in plain else f"{method} ({text or first})"
+                for variant, text in zip(variants, told, strict=True)
+            ]
+        return named
+
+    def _or_none(self, read: "Callable[[str], _Read]", key: str) -> "_Read | None":
+        try:
+            return read(key)
+        except FileFormatError as error:
+            if str(error) not in self.unreadable:  # a group is missed by each of its cells
+                self.unreadable.append(str(error))
+            return None
+
+    def _leave_out(self, key: str, why: str) -> None:
+        self.unreadable.append(
+            f"{self.folder.file('cells', key)} does not fit the others: {why}; delete it and run the same command "
+            "again."
+        )
+
+
+def _places(names: Iterable[str]) -> dict[str, int]:
+    """The order of models or methods: that of the first study that names them."""
+    return {name: place for place, name in enumerate(dict.fromkeys(names))}
 
 
 class Results:
     """What a run folder holds; cells are comparable within a *group*: one model, one plan, one set of versions.
 
+    Where a folder holds cells of several values under one name, as of a center that was edited, the names say so:
+    `mine (values 3f2a1c)`. In the results of a run its own cells keep the plain name.
+
     Attributes:
         frame: one row per cell, indexed by the cell's key. `seed` is missing where a cell does not depend on one.
         failed: what went wrong in the run that gave these results.
         left_out: methods of that run that apply to none of its models.
-        unreadable: cells that are left out because their files are damaged, each with the way out.
+        unreadable: what is left out because a file is damaged, each with the way out.
     """
 
     def __init__(self, folder: StudyFolder, cells: "_Cells", failed: Sequence[str], left_out: Sequence[str]) -> None:
@@ -136,21 +196,38 @@ class Results:
 
     @classmethod
     def load(
-        cls, folder: str | Path | StudyFolder, *, failed: Sequence[str] = (), left_out: Sequence[str] = ()
+        cls,
+        folder: str | Path | StudyFolder,
+        *,
+        failed: Sequence[str] = (),
+        left_out: Sequence[str] = (),
+        own: Collection[str] = (),
     ) -> "Results":
-        """Read a run folder, finished or not; `failed` and `left_out` are what a run knows besides."""
+        """Read a run folder, finished or not; the rest is what a run knows besides: `own` are the keys of its cells."""
         folder = folder if isinstance(folder, StudyFolder) else StudyFolder(folder)
-        cells = _Cells(folder)
+        cells = _Cells(folder, own)
         cells.read()
-        if cells.unreadable:
-            more = f" (and {len(cells.unreadable) - 1} more like it)" if len(cells.unreadable) > 1 else ""
-            warnings.warn(f"left out of the results: {cells.unreadable[0]}{more}", UnreadableCell, stacklevel=2)
+        for number, text in enumerate(cells.unreadable[:_NAMED]):
+            left = len(cells.unreadable) - _NAMED if number == _NAMED - 1 else 0
+            more = f" ({left} more like it)" if left > 0 else ""
+            warnings.warn(f"left out of the results: {text}{more}", UnreadableFile, stacklevel=2)
         return cls(folder, cells, failed, left_out)
+
+    @contextmanager
+    def leaving_out(self) -> Iterator[None]:
+        """Go on without a file that cannot be read, and say so."""
+        try:
+            yield
+        except FileFormatError as error:
+            if str(error) not in self.unreadable:
+                self.unreadable.append(str(error))
+                # After contextlib's __exit__ and the block.
+                warnings.warn(f"left out of the results: {error}", UnreadableFile, stacklevel=3)
 
     @property
     def groups(self) -> dict[str, str]:
         """Group → its label: the model's name, and what tells groups of one model apart."""
-        return label_groups({str(group): self._groups[group] for group in self.frame["group"].unique()})
+        return label_groups({str(group): self.facts(group) for group in self.frame["group"].unique()})
 
     @property
     def ablated(self) -> pd.DataFrame:
@@ -160,6 +237,10 @@ class Results:
 
     def facts(self, group: str) -> dict[str, Any]:
         """Model, corpora, sizes and versions of a group."""
+        return self._groups[group].to_dict()
+
+    def record(self, group: str) -> GroupRecord:
+        """The same, as a record."""
         return self._groups[group]
 
     def _sums(self, rows: pd.DataFrame, metric: str) -> np.ndarray[Any, np.dtype[np.float64]]:
@@ -169,6 +250,12 @@ class Results:
 
     def difference(self, group: str, fraction: float, first: str, second: str, metric: str) -> Interval:
         """How much two methods differ, paired by mask and document."""
+        interval = self._difference(group, fraction, first, second, metric)
+        if interval is None:
+            raise MismatchError(f"{first} and {second} have no seed in common at {100 * fraction:g} %.")
+        return interval
+
+    def _difference(self, group: str, fraction: float, first: str, second: str, metric: str) -> Interval | None:
         one, two = (self._of(group, method, fraction) for method in (first, second))
         drawn = [set(rows["seed"].dropna()) for rows in (one, two)]
         # An empty set is a value without seeds (100 %): broadcasting below sets it against every seed of the other.
@@ -176,7 +263,7 @@ class Results:
             common = drawn[0] & drawn[1]
             one, two = (rows[rows["seed"].isin(common)] for rows in (one, two))
         if one.empty or two.empty:
-            raise MismatchError(f"{first} and {second} have no seed in common at {100 * fraction:g} %.")
+            return None
         sums = np.broadcast_arrays(self._sums(one, metric), self._sums(two, metric))
         # One cell speaks for all: those of a group have one plan, and so the same predictions per document.
         predictions = self._scores[str(one.index[0])].predictions_per_document.numpy()
@@ -216,11 +303,14 @@ class Results:
                     for metric in METRICS:
                         row[metric], row[f"{metric}_sd"] = cells[metric].mean(), cells[metric].std(ddof=1)
                         row[f"baseline_{metric}"] = float(here[f"baseline_{metric}"].iloc[0])
-                        interval = self.difference(group, fraction, method, best[metric], metric)
-                        row[f"{metric}_to_best"] = interval.difference
-                        row[f"{metric}_low"], row[f"{metric}_high"] = interval.low, interval.high
-                        row[f"{metric}_as_best"] = method == best[metric] or not interval.excludes_zero
-                        row["conditional"] = interval.conditional
+                        # Where cells are missing, two methods may have no seed in common: none is known to be better.
+                        interval = self._difference(group, fraction, method, best[metric], metric)
+                        row[f"{metric}_to_best"] = math.nan if interval is None else interval.difference
+                        row[f"{metric}_low"] = math.nan if interval is None else interval.low
+                        row[f"{metric}_high"] = math.nan if interval is None else interval.high
+                        alike = interval is not None and not interval.excludes_zero
+                        row[f"{metric}_as_best"] = method == best[metric] or alike
+                        row["conditional"] = interval is None or interval.conditional
                     rows.append(row)
         if not rows:
             asked = ", ".join(f"{100 * fraction:g} %" for fraction in wanted) or "any fraction"

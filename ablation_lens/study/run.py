@@ -23,41 +23,51 @@ class StudyInterrupted(KeyboardInterrupt):
     """Ctrl-C during a study: every finished cell is in the folder."""
 
 
-def run_study(study: "Study", folder: str | Path, *, progress: bool = True) -> Results:
+def run_study(study: "Study", folder: str | Path, *, progress: bool = True, patience: float | None = None) -> Results:
     """Measure the cells of `study` that `folder` lacks. What failed is in the results' `failed`."""
     # Before the folder is made, so that a mistyped name leaves nothing.
     _require_possible(study)
     kept = StudyFolder.create(folder)
-    settings = study.to_dict()
-    kept.write_once("studies", key_of(settings), settings)
+    expected = [len(study.cells("causal-lm"))] * len(study.models)  # until a model's task is known
+    try:
+        return _run_in(study, kept, expected, progress=progress, patience=patience)
+    except KeyboardInterrupt:
+        # What lies there, not what this run has come to: it may not have looked yet.
+        raise StudyInterrupted(
+            f"interrupted: {folder} holds {len(kept.keys('cells')):,} finished cells; this study has "
+            f"{sum(expected):,}. Run the same again to go on."
+        ) from None
+
+
+def _run_in(
+    study: "Study", kept: StudyFolder, expected: list[int], *, progress: bool, patience: float | None
+) -> Results:
+    """The run itself; `expected` is how many cells each model has, as soon as that is known."""
+    kept.write_study(study.to_dict())
     failed: dict[str, Exception] = {}
     tasks: set[str] = set()
-    expected = [len(study.cells("causal-lm"))] * len(study.models)  # until a model's task is known
+    own: set[str] = set()
     with progress_over_cells(progress) as shown:
-        try:
-            for place, name in enumerate(study.models):
-                shown.expect(sum(expected))
-                shown.describe(f"{name}: loading")
-                key = key_of({"model": name})  # until it can be measured, by whatever settings
-                try:
-                    model_run = load_model_run(study, name, kept)
-                except CannotWrite:  # every other model would meet the same disk
-                    raise
-                except Exception as error:
-                    kept.record_failure(key, {"model": name}, error)
-                    failed[name] = without_frames(error)
-                    expected[place] = 0
-                    continue
-                kept.forget_failure(key)
-                tasks.add(model_run.task.name)
-                expected[place] = len(model_run.cells)
-                shown.expect(sum(expected))
-                failed |= model_run.measure(shown)
-                del model_run  # two models need not fit in memory
-        except KeyboardInterrupt:
-            raise StudyInterrupted(
-                f"interrupted: {shown.done:,} of {sum(expected):,} cells are in {folder}. Run the same again to go on."
-            ) from None
+        for place, name in enumerate(study.models):
+            shown.describe(f"{name}: loading")
+            facts = {"model": name}
+            key = key_of(facts)  # until it can be measured, by whatever settings
+            try:
+                model_run = load_model_run(study, name, kept, patience=patience)
+            except CannotWrite:  # every other model would meet the same disk
+                raise
+            except Exception as error:
+                kept.record_failure(key, {"model": name, "facts": facts}, error)
+                failed[name] = without_frames(error)
+                expected[place] = 0
+                continue
+            kept.forget_failure(key)
+            tasks.add(model_run.task.name)
+            expected[place] = len(model_run.cells)
+            shown.expect(sum(expected))
+            failed |= model_run.measure(shown)
+            own |= model_run.keys
+            del model_run  # two models need not fit in memory
     if failed and not shown.done:  # nothing could be measured at all: that is not a study with gaps
         first = next(iter(failed.values()))
         if isinstance(first, AblationLensError | OSError):
@@ -67,6 +77,7 @@ def run_study(study: "Study", folder: str | Path, *, progress: bool = True) -> R
         kept,
         failed=[f"{what}: {error}" for what, error in failed.items()],
         left_out=[m for m in study.methods if not any(Method.parse(m).suits(task) for task in tasks)],
+        own=own,
     )
 
 

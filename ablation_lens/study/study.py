@@ -184,16 +184,17 @@ class Study:
         """The same study on other documents, such as `{"text": "wikitext"}`."""
         return dataclasses.replace(self, corpora={**self.corpora, **corpora})
 
-    def run(self, folder: str | Path, *, progress: bool = True) -> "Results":
+    def run(self, folder: str | Path, *, progress: bool = True, patience: float | None = None) -> "Results":
         """Measure what is not in the folder yet, cell by cell, and give the results.
 
         Ctrl-C (`StudyInterrupted`) or a crash loses the cell at hand only; running again goes on. Several processes
-        and machines may run the same study in one folder: they share the work.
+        and machines may run the same study in one folder: they share the work, and wait for each other at most
+        `patience` seconds (None: as long as ten cells took, and a minute at least), as one of them may be stopped.
         """
         # Here, because measuring needs models and everything that runs them, and settings do not.
         from ablation_lens.study.run import run_study
 
-        return run_study(self, folder, progress=progress)
+        return run_study(self, folder, progress=progress, patience=patience)
 
 
 # ---------------------------------------------------------------------- what settings may be

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from ablation_lens.escaping import for_latex, for_markdown, for_terminal, on_one_line
-from ablation_lens.study.cells import BASELINE
+from ablation_lens.study.methods import BASELINE
 from ablation_lens.study.paper import TABLE_FRACTIONS, published
 from ablation_lens.study.results import METRICS, Results
 

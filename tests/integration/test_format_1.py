@@ -85,9 +85,9 @@ def test_the_run_folder_reads_exports_and_prints_as_it_did(tmp_path):
     results.export(tmp_path / "cells.csv")
     assert (tmp_path / "cells.csv").read_text() == (WITNESSES / "cells.csv").read_text()
     assert make_table2(results, [0.5, 1.0]).markdown() + "\n" == (WITNESSES / "table2.md").read_text(encoding="utf-8")
-    assert [[failure["error"], failure["message"]] for failure in results.folder.failures()] == expected["failures"]
-    assert [[f["kind"], f["seed"], f["digest"]] for f in results.folder.inputs()] == expected["inputs"]
-    assert sorted(study["methods"] for study in results.folder.studies()) == sorted(expected["studies"])
+    assert [[failure.error, failure.message] for failure in results.folder.failures()] == expected["failures"]
+    assert [[f.kind, f.seed, f.digest] for f in results.folder.inputs()] == expected["inputs"]
+    assert sorted(list(study.methods) for study in results.folder.studies()) == sorted(expected["studies"])
 
 
 def test_the_run_folder_is_gone_on_with_and_nothing_is_measured_again(tmp_path, monkeypatch):

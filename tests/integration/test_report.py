@@ -1,6 +1,5 @@
 """A report says what was measured, nothing else, and what is foreign in it stays text."""
 
-import json
 import re
 import shutil
 
@@ -8,10 +7,12 @@ import pytest
 
 import ablation_lens as al
 from ablation_lens.errors import AblationLensError
+from ablation_lens.files import load_json, save_json
 from ablation_lens.report.page import Figure, Heading, Notes, Paragraph, Table
 from ablation_lens.report.study import SEEDS_OF_INPUTS, make_report, write_report
 from ablation_lens.study.cells import StudyFolder
-from ablation_lens.study.results import UnreadableCell
+from ablation_lens.study.results import UnreadableFile
+from tests.made_runs import add_baseline, add_cell, add_group, made_run
 
 HOSTILE = "<img src=x onerror=alert(1)>"
 
@@ -89,7 +90,7 @@ def test_inputs_of_resampling_are_shown_for_some_seeds_and_counted_for_the_other
     found = under(page, "Inputs of resampling")
     (table,) = [block for block in found if isinstance(block, Table)]
     assert len(table.rows) == 2 * SEEDS_OF_INPUTS
-    kept = {(drawn["kind"], str(drawn["seed"])): drawn["extract"] for drawn in StudyFolder(folder).inputs()}
+    kept = {(drawn.kind, str(drawn.seed)): drawn.extract for drawn in StudyFolder(folder).inputs()}
     assert len(kept) == 8
     for _, kind, seed, extract in table.rows:
         assert kept[kind, seed] == extract
@@ -114,10 +115,10 @@ def test_what_failed_and_foreign_names_are_shown_as_text(folder, tmp_path):
     shutil.copytree(folder, copied)
     run = StudyFolder(copied)
     for path in (copied / "groups").iterdir():
-        facts = json.loads(path.read_text())
-        if facts["model"]["name"] == "tiny-opt":
-            facts["model"]["name"] = HOSTILE
-            path.write_text(json.dumps(facts))
+        values = load_json(path, "run group")
+        if values["model"]["name"] == "tiny-opt":
+            values["model"]["name"] = HOSTILE
+            save_json(path, "run group", values)
     run.record_failure("x" * 24, {"model": HOSTILE, "cell": "peak, 50 %"}, ValueError(f"{HOSTILE} </script>"))
     made, text = write_report(copied)
     written = made.read_text(encoding="utf-8")
@@ -133,10 +134,70 @@ def test_a_damaged_cell_is_named_on_the_page(folder, tmp_path):
     copied = shutil.copytree(folder, tmp_path / "run")
     path = next((copied / "cells").iterdir())
     path.write_bytes(b"half")
-    with pytest.warns(UnreadableCell, match=path.name):
+    with pytest.warns(UnreadableFile, match=path.name):
         made = make_report(copied)
     (notes,) = [block for block in under(made, "What is missing") if isinstance(block, Notes)]
     assert path.name in notes.lines[0]
+
+
+DAMAGED = ("cells", "failures", "inputs", "statistics", "studies")
+
+
+def test_of_a_folder_with_bad_files_the_rest_is_shown_and_each_is_named_once(folder, tmp_path, command):
+    copied = shutil.copytree(folder, tmp_path / "run")
+    StudyFolder(copied).record_failure("0" * 24, {"model": "tiny-opt"}, ValueError("no such luck"))
+    StudyFolder(copied).record_failure("1" * 24, {"model": "tiny-opt"}, ValueError("no such luck"))
+    damaged = [min((copied / part).iterdir()) for part in DAMAGED]
+    for path in damaged:
+        path.write_bytes(path.read_bytes()[:-20])
+    with pytest.warns(UnreadableFile) as said:
+        code, out, _ = command("report", copied)
+    text = (copied / "report.md").read_text(encoding="utf-8")
+    assert (code, "report.html" in out) == (1, True)
+    for path in damaged:
+        assert sum(path.name in str(warning.message) for warning in said) == 1
+        assert text.count(path.stem.replace("_", r"\_")) == 1
+    assert "no such luck" in text  # of the failure that can be read
+    assert "The statistics cannot be read; what is missing is listed at the end." in text
+    for name in ("tiny-opt", "tiny-vit"):
+        assert f"## Neurons of {name}" in text
+    with pytest.warns(UnreadableFile):
+        code, out, _ = command("table", copied)
+    assert (code, "Table 2" in out) == (1, True)
+
+
+def one_group(path, scores, baseline=True):
+    """{method: nats} at half, the same in every document and for every seed."""
+    run = made_run(path, methods=list(scores))
+    group = add_group(run)
+    if baseline:
+        add_baseline(run, group, [60, 40], [2.0, 1.0])
+    for method, loss in scores.items():
+        for seed in (1, 2):
+            add_cell(run, group, method, 0.5, seed, [30, 20], [loss, loss])
+    return make_report(run.path)
+
+
+@pytest.mark.parametrize(
+    ("scores", "expected"),
+    [
+        ({"peak": 2.5, "mean": 3.0}, ("peak (+1.00 nats)", "–", "mean (+1.50 nats)")),
+        ({"peak": 2.5, "mean": 2.5}, ("peak (+1.00 nats)", "mean", "no difference")),
+        ({"peak": 2.5, "mean": 2.5, "zero": 4.0}, ("peak (+1.00 nats)", "mean", "zero (+2.50 nats)")),
+        ({"mean": 2.5}, ("mean (+1.00 nats)", "–", "–")),
+    ],
+)
+def test_no_method_is_the_best_and_the_worst(tmp_path, scores, expected):
+    (table,) = [block for block in under(one_group(tmp_path / "run", scores), "In short") if isinstance(block, Table)]
+    assert table.rows[0][2:] == expected
+
+
+def test_where_the_baseline_failed_report_and_table_agree(tmp_path):
+    """Both show the methods, neither a number that is none."""
+    page = one_group(tmp_path / "run", {"peak": 2.5, "mean": 3.0}, baseline=False)
+    assert "nan" not in page.markdown()
+    assert "| peak (baseline failed) |" in page.markdown()
+    assert "**2.50 ± 0.00**" in page.markdown()
 
 
 def test_a_folder_without_cells_is_refused(tmp_path):

@@ -1,6 +1,5 @@
 """Studies of the zoo, end to end, small enough to take seconds."""
 
-import json
 import shutil
 import weakref
 
@@ -16,7 +15,7 @@ from ablation_lens.files import CannotWrite
 from ablation_lens.measure.evaluation import evaluate
 from ablation_lens.study import model_run
 from ablation_lens.study.cells import StudyFolder
-from ablation_lens.study.results import Results, UnreadableCell
+from ablation_lens.study.results import Results, UnreadableFile
 from ablation_lens.study.study import Study
 from tests.studies import files, rows
 
@@ -41,9 +40,9 @@ def measured(run):
     written = []
     before = StudyFolder.write_cell
 
-    def note(self, key, header, score):
-        written.append((header["method"], header["fraction"], header["seed"]))
-        before(self, key, header, score)
+    def note(self, record, score):
+        written.append((record.method, record.fraction, record.seed))
+        before(self, record, score)
 
     run.setattr(StudyFolder, "write_cell", note)
     return written
@@ -106,7 +105,7 @@ def test_a_finished_study_needs_no_right_to_write(copied, monkeypatch):
     def refuse(*_, **__):
         raise OSError(30, "Read-only file system")
 
-    monkeypatch.setattr("ablation_lens.files.tempfile.mkstemp", refuse)
+    monkeypatch.setattr("ablation_lens.files._new_temporary", refuse)
     monkeypatch.setattr("ablation_lens.runs.folder.Path.unlink", refuse)
     assert len(vit().run(copied, progress=False).frame) == 7
     with pytest.raises(CannotWrite, match=r"cannot write to .*Read-only file system.*what is finished is kept"):
@@ -155,7 +154,7 @@ def test_a_shared_input_is_the_first_seeds_so_other_seeds_make_another_group(tmp
     assert frame["group"].nunique() == 2
     drawn = frame[frame["method"] == "resample-pixels"]
     assert drawn.groupby("seed")["cross_entropy"].nunique().tolist() == [2, 2]
-    assert sorted(header["seed"] for header in StudyFolder(tmp_path).inputs()) == [1, 2]
+    assert sorted(drawn.seed for drawn in StudyFolder(tmp_path).inputs()) == [1, 2]
 
 
 def test_the_mask_does_not_matter_where_everything_is_ablated(finished):
@@ -195,8 +194,8 @@ def test_resampling_differs_between_seeds_also_at_100_percent(tmp_path):
     whole = frame[(frame["method"] == "resample-pixels") & (frame["fraction"] == 1.0)]
     assert sorted(whole["seed"]) == [1, 2]
     assert whole["cross_entropy"].nunique() == 2
-    headers = StudyFolder(tmp_path).inputs()
-    assert sorted((header["kind"], header["seed"]) for header in headers) == [("pixels", 1), ("pixels", 2)]
+    inputs = StudyFolder(tmp_path).inputs()
+    assert sorted((drawn.kind, drawn.seed) for drawn in inputs) == [("pixels", 1), ("pixels", 2)]
 
 
 def test_text_models_with_every_way_of_resampling(tmp_path):
@@ -220,7 +219,7 @@ def test_text_models_with_every_way_of_resampling(tmp_path):
         "tiny-opt": "causal-lm",
         "tiny-roberta": "masked-lm",
     }
-    authors = {header["generator"] for header in StudyFolder(tmp_path).inputs() if header["kind"] == "generated"}
+    authors = {drawn.generator for drawn in StudyFolder(tmp_path).inputs() if drawn.kind == "generated"}
     assert authors == {"tiny-opt"}
 
 
@@ -244,7 +243,7 @@ def test_a_failing_cell_is_recorded_the_rest_goes_on_and_it_is_tried_again(tmp_p
     assert results.failed == ["tiny-vit: capricious, 50 %, seed 1: not today"]
     assert results.frame["method"].tolist() == ["none", "zero", "peak"]
     (failure,) = StudyFolder(tmp_path).failures()
-    assert (failure["model"], failure["cell"], failure["error"], failure["message"]) == (
+    assert (failure.model, failure.cell, failure.error, failure.message) == (
         "tiny-vit",
         "capricious, 50 %, seed 1",
         "ValueError",
@@ -287,7 +286,7 @@ def test_a_model_that_cannot_be_measured_leaves_the_others_their_cells(tmp_path)
     assert set(results.frame["model"]) == {"tiny-vit"}
     (failed,) = results.failed
     assert failed.startswith(f"{broken}: ")
-    assert [failure["model"] for failure in StudyFolder(tmp_path / "run").failures()] == [broken]
+    assert [failure.model for failure in StudyFolder(tmp_path / "run").failures()] == [broken]
 
 
 def test_a_generator_that_nothing_is_resampled_by_need_not_exist(tmp_path):
@@ -336,7 +335,7 @@ def test_a_damaged_cell_is_named_and_measured_anew_once_it_is_deleted(copied):
     before = rows(Results.load(copied))
     path = next((copied / "cells").iterdir())
     path.write_bytes(path.read_bytes()[:100])
-    with pytest.warns(UnreadableCell, match=rf"{path.name}.* delete it and run the same command again"):
+    with pytest.warns(UnreadableFile, match=rf"{path.name}.* delete it and run the same command again"):
         results = vit().run(copied, progress=False)
     assert len(results.frame) == len(before) - 1
     assert len(results.unreadable) == 1
@@ -393,10 +392,9 @@ def test_unknown_names_are_said_before_anything_is_made(tmp_path, changes, messa
 
 def test_what_a_cell_file_says_about_itself(finished):
     run = StudyFolder(finished)
-    header, score = run.read_cell(run.keys("cells")[0])
-    assert {"group", "method", "fraction", "seed", "seconds", "threads"} <= set(header)
-    facts = run.group(header["group"])
-    assert facts["predictions"] == score.predictions == 16
-    assert facts["versions"]["torch"] == torch.__version__ or facts["versions"]["torch"] in torch.__version__
-    assert json.dumps(facts)
+    record, score = run.read_cell(run.keys("cells")[0])
+    assert record.threads == torch.get_num_threads()
+    group = run.group(record.group)
+    assert group.predictions == score.predictions == 16
+    assert group.versions.torch in torch.__version__
     assert pd.notna(Results.load(finished).frame["seconds"]).all()

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from ablation_lens.runs.folder import MARKER
-from ablation_lens.study.results import Results, UnreadableCell
+from ablation_lens.study.results import Results, UnreadableFile
 from tests.made_runs import add_baseline, add_cell, add_group, made_run
 from tests.studies import files
 
@@ -18,11 +18,11 @@ SIZES = ("--collect-images", "16", "--evaluate-images", "16")
 @pytest.fixture
 def run(tmp_path):
     run = made_run(tmp_path / "run")
-    add_group(run, "g", "some-model")
-    add_baseline(run, "g", [60, 40], [2.0, 1.0])
+    group = add_group(run)
+    add_baseline(run, group, [60, 40], [2.0, 1.0])
     for method, loss in (("mean", 3.0), ("peak", 2.5)):
         for seed in (1, 2):
-            add_cell(run, "g", method, 0.5, seed, [30, 20], [loss, loss])
+            add_cell(run, group, method, 0.5, seed, [30, 20], [loss, loss])
     return run
 
 
@@ -209,7 +209,7 @@ def test_a_damaged_cell_is_left_out_with_a_word_and_exit_code_1(command, run, tm
     path = run.file("cells", cells.index[(cells["method"] == "mean") & (cells["seed"] == 1)][0])
     path.write_bytes(path.read_bytes()[:50])
     for arguments in (("table",), ("export", tmp_path / "cells.csv")):
-        with pytest.warns(UnreadableCell, match=rf"{path.name} .*delete it and run the same command again"):
+        with pytest.warns(UnreadableFile, match=rf"{path.name} .*delete it and run the same command again"):
             code, out, _ = command(arguments[0], run.path, *arguments[1:])
         assert code == 1
         assert out

@@ -1,3 +1,4 @@
+import dataclasses
 import errno
 import json
 import os
@@ -15,6 +16,8 @@ from ablation_lens.measure.score import Score
 from ablation_lens.runs import folder
 from ablation_lens.runs.folder import MARKER, key_of
 from ablation_lens.study.cells import StudyFolder
+from ablation_lens.study.records import CellRecord
+from tests.made_runs import add_input, group_record
 
 SCORE = Score(
     documents=(0, 2, 5),
@@ -23,8 +26,9 @@ SCORE = Score(
     predictions_per_document=torch.tensor([2, 1, 4]),
     splits=1,
 )
-HEADER = {"group": "g", "method": "peak", "fraction": 0.5, "seed": 42, "seconds": 0.25}
-GROUP = {"model": {"name": "m"}, "evaluate": {"name": "c"}, "task": "causal-lm"}
+RECORD = CellRecord(group="g", method="peak", fraction=0.5, seed=42, seconds=0.25, splits=1, threads=2)
+KEY = RECORD.key
+GROUP = group_record()
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -46,15 +50,15 @@ def test_a_key_follows_the_values_and_not_their_order(facts):
 
 
 def test_a_cell_reads_back_bit_for_bit(run):
-    run.write_cell("k", HEADER, SCORE)
-    header, score = StudyFolder(run.path).read_cell("k")
-    assert header == {**HEADER, "splits": 1}
+    run.write_cell(RECORD, SCORE)
+    record, score = StudyFolder(run.path).read_cell(KEY)
+    assert record == RECORD
     assert (score.documents, score.splits) == (SCORE.documents, 1)
     for name in ("correct", "loss", "predictions_per_document"):
         assert torch.equal(getattr(score, name), getattr(SCORE, name))
         assert getattr(score, name).dtype == getattr(SCORE, name).dtype
-    assert run.keys("cells") == ["k"]
-    assert run.has("cells", "k")
+    assert run.keys("cells") == [KEY]
+    assert run.has("cells", KEY)
     assert not run.has("cells", "l")
 
 
@@ -66,70 +70,103 @@ def test_a_half_written_file_is_no_cell(run):
 
 @pytest.mark.parametrize("length", [0, 7, 100, -1])
 def test_a_cell_that_was_copied_in_part_is_named_with_the_way_out(run, length):
-    run.write_cell("k", HEADER, SCORE)
-    whole = run.file("cells", "k").read_bytes()
-    run.file("cells", "k").write_bytes(whole[:length])
-    with pytest.raises(FileFormatError, match=r"k\.safetensors is not a whole .* delete it and run the same"):
-        run.read_cell("k")
+    run.write_cell(RECORD, SCORE)
+    whole = run.file("cells", KEY).read_bytes()
+    run.file("cells", KEY).write_bytes(whole[:length])
+    with pytest.raises(FileFormatError, match=rf"{KEY}\.safetensors is not a whole .* delete it and run the same"):
+        run.read_cell(KEY)
 
 
 def test_a_cell_with_one_bit_flipped_is_refused(run):
-    run.write_cell("k", HEADER, SCORE)
-    content = bytearray(run.file("cells", "k").read_bytes())
+    run.write_cell(RECORD, SCORE)
+    content = bytearray(run.file("cells", KEY).read_bytes())
     content[-3] ^= 1
-    run.file("cells", "k").write_bytes(content)
+    run.file("cells", KEY).write_bytes(content)
     with pytest.raises(FileFormatError, match="checksum differs"):
-        run.read_cell("k")
+        run.read_cell(KEY)
 
 
 def test_a_file_of_another_kind_is_refused(run):
-    run.write_input("k", {"kind": "tokens"}, torch.ones(1, 3, dtype=torch.int64))
-    shutil.copy(run.file("inputs", "k"), run.file("cells", "k"))
+    key = add_input(run, "g")
+    shutil.copy(run.file("inputs", key), run.file("cells", "k"))
     with pytest.raises(FileFormatError, match="holds resampling input, but study cell was expected"):
         run.read_cell("k")
 
 
-def test_a_failure_is_kept_until_the_cell_is_there(run):
-    try:
-        raise ValueError("no such luck")
-    except ValueError as error:
-        run.record_failure("k", {"model": "m", "cell": "c"}, error)
-    (failure,) = run.failures()
-    assert {name: failure[name] for name in ("model", "cell", "error", "message")} == {
-        "model": "m",
-        "cell": "c",
-        "error": "ValueError",
-        "message": "no such luck",
+def test_a_file_under_another_name_is_refused(run):
+    """What is in it is whole, and the name would say that it is something else."""
+    run.write_cell(RECORD, SCORE)
+    run.write_group(GROUP)
+    run.write_study({"models": ["m"], "methods": []})
+    run.record_failure(key_of({"model": "m"}), {"model": "m", "facts": {"model": "m"}}, ValueError())
+    key = add_input(run, "g")
+    read = {
+        run.file("cells", KEY): run.read_cell,
+        run.file("inputs", key): run.read_input,
+        run.json("groups", GROUP.key): run.group,
+        run.json("studies", run.names("studies")[0]): run.study,
+        run.json("failures", run.failed()[0]): run.failure,
     }
-    assert "test_folder.py" in "".join(failure["traceback"])
-    run.write_cell("k", HEADER, SCORE)
+    for path, reads in read.items():
+        reads(path.stem)
+        other = path.with_stem("0" * 24)
+        path.rename(other)
+        with pytest.raises(FileFormatError, match=rf"{other.name} .* its name must be {path.stem}.* delete it and run"):
+            reads(other.stem)
+
+
+def failed(run, key="k", message="no such luck"):
+    try:
+        raise ValueError(message)
+    except ValueError as error:
+        run.record_failure(key, {"model": "m", "cell": "c"}, error)
+
+
+def test_a_failure_is_kept_until_the_cell_is_there(run):
+    failed(run, KEY)
+    (failure,) = run.failures()
+    assert (failure.model, failure.cell, failure.error, failure.message) == ("m", "c", "ValueError", "no such luck")
+    assert "test_folder.py" in "".join(failure.traceback)
+    run.write_cell(RECORD, SCORE)
+    assert run.failures() == []
+    failed(run, KEY)  # as a process leaves it that is killed after writing the cell
     assert run.failures() == []
 
 
+def test_a_failure_of_any_text_can_be_read_again(run):
+    failed(run, message="\udcff \x1b[31m " + "long " * 10**6)
+    (failure,) = run.failures()
+    assert len(failure.message) < 20_000
+
+
 def test_what_is_written_once_stays(run):
-    run.write_once("groups", "g", GROUP)
-    run.write_once("groups", "g", {**GROUP, "task": "another"})
-    assert run.group("g") == GROUP
-    run.write_once("studies", key_of({"models": ["m"], "methods": []}), {"models": ["m"], "methods": []})
-    run.write_once("studies", key_of({"models": ["m"], "methods": []}), {"models": ["m"], "methods": []})
-    run.write_once("studies", key_of({"models": ["n"], "methods": []}), {"models": ["n"], "methods": []})
-    assert sorted(study["models"] for study in run.studies()) == [["m"], ["n"]]
+    run.write_group(GROUP)
+    run.write_group(dataclasses.replace(GROUP, task="another"))
+    assert run.group(GROUP.key) == GROUP
+    for name in ("m", "m", "n"):
+        run.write_study({"models": [name], "methods": []})
+    assert sorted(study.models for study in run.studies()) == [("m",), ("n",)]
 
 
 @pytest.mark.parametrize(
-    "content", ["", "{", "[1]", "\udcff", "{}", '{"model": 5, "evaluate": {"name": "c"}, "task": "t"}']
+    "content",
+    ["", "{", "[1]", "\udcff", "{}", '{"model": 5, "evaluate": {"name": "c"}, "task": "t"}', "[" * 10**5, "NaN"],
+    ids=lambda content: content[:20].encode("ascii", "replace").decode(),
 )
 def test_damaged_json_is_named_with_the_way_out(run, content):
-    run.write_once("groups", "g", GROUP)
-    (run.path / "groups" / "g.json").write_bytes(content.encode(errors="surrogateescape"))
-    with pytest.raises(FileFormatError, match=r"g\.json is missing or damaged.* delete it and run the same"):
-        run.group("g")
-    (run.path / "failures" / "f.json").write_bytes(content.encode(errors="surrogateescape"))
-    with pytest.raises(FileFormatError, match=r"f\.json"):
-        run.failures()
-    (run.path / "studies" / "s.json").write_bytes(content.encode(errors="surrogateescape"))
-    with pytest.raises(FileFormatError, match=r"s\.json"):
-        run.studies()
+    for part, read in (("groups", run.group), ("failures", run.failure), ("studies", run.study)):
+        path = run.json(part, "x")
+        path.write_bytes(content.encode(errors="surrogateescape"))
+        with pytest.raises(FileFormatError, match=rf"{part}/x\.json .*delete it and run the same"):
+            read("x")
+
+
+def test_json_with_a_changed_character_is_refused(run):
+    run.write_group(GROUP)
+    path = run.json("groups", GROUP.key)
+    path.write_text(path.read_text().replace('"predictions": 200', '"predictions": 201'))
+    with pytest.raises(FileFormatError, match="changed after it was written"):
+        run.group(GROUP.key)
 
 
 @pytest.mark.parametrize("name", ['x"><img src=x onerror=alert(1)>', "../../secrets", "", ["g"], None])
@@ -152,15 +189,15 @@ def test_a_folder_of_another_format_version_is_refused_and_left_as_it_is(tmp_pat
     assert listing(tmp_path) == before
 
 
-@pytest.mark.parametrize("content", ["", "{}", "[]", "nonsense", '{"format"'])
+@pytest.mark.parametrize("content", ["", "{}", "[]", "nonsense", '{"format"', "[" * 900, "\xff"])
 def test_a_damaged_marker_is_one_sentence_and_mended_by_deleting_it(run, content):
-    run.write_cell("k", HEADER, SCORE)
+    run.write_cell(RECORD, SCORE)
     (run.path / MARKER).write_text(content)
     for open_it in (StudyFolder, StudyFolder.create):
         with pytest.raises(FileFormatError, match="delete it and run the same command again; the rest is kept"):
             open_it(run.path)
     (run.path / MARKER).unlink()
-    assert StudyFolder.create(run.path).keys("cells") == ["k"]
+    assert StudyFolder.create(run.path).keys("cells") == [KEY]
 
 
 def test_other_peoples_folders_are_refused_and_left_as_they_are(tmp_path):
@@ -203,10 +240,11 @@ def test_old_left_overs_of_killed_processes_are_swept_and_young_ones_left(run):
 
 def test_folders_merge_by_copying(tmp_path, run):
     other = StudyFolder.create(tmp_path / "other")
-    run.write_cell("a", HEADER, SCORE)
-    other.write_cell("b", HEADER, SCORE)
+    run.write_cell(RECORD, SCORE)
+    another = dataclasses.replace(RECORD, seed=43)
+    other.write_cell(another, SCORE)
     shutil.copytree(other.path, run.path, dirs_exist_ok=True)
-    assert StudyFolder(run.path).keys("cells") == ["a", "b"]
+    assert StudyFolder(run.path).keys("cells") == sorted([KEY, another.key])
 
 
 def test_a_full_disk_is_one_sentence_and_leaves_nothing_half_written(run, monkeypatch):
@@ -215,7 +253,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing_half_written(run, monkey
 
     monkeypatch.setattr("ablation_lens.files.os.fsync", full)
     with pytest.raises(CannotWrite, match=r"cannot write to .*run \(No space left on device\); make room"):
-        run.write_cell("k", HEADER, SCORE)
+        run.write_cell(RECORD, SCORE)
     with pytest.raises(CannotWrite):
         run.record_failure("k", {}, ValueError())
     assert [path for path in run.path.rglob("*") if path.is_file() and path.name != MARKER] == []
@@ -233,3 +271,62 @@ def test_a_lock_that_cannot_be_taken_for_want_of_permission_is_one_sentence(run,
 def test_an_error_of_the_work_under_a_lock_is_not_taken_for_the_disks(run):
     with pytest.raises(FileNotFoundError), run.locked("k"):
         raise FileNotFoundError("of the work")
+
+
+# ---------------------------------------------------------------------- what is no plain file
+
+
+def pipe(path):
+    os.mkfifo(path)
+
+
+def zeros(path):
+    path.symlink_to("/dev/zero")
+
+
+def sparse(path):
+    with path.open("wb") as file:
+        file.truncate(2**33)
+
+
+def empty_folder(path):
+    path.mkdir()
+
+
+SPECIAL = (pipe, zeros, sparse, empty_folder)
+
+
+@pytest.mark.parametrize("put", SPECIAL)
+def test_nothing_hangs_or_bursts_whatever_lies_in_place_of_a_file(run, put):
+    """Each is a sentence that names it, and nothing of it was read."""
+    run.write_cell(RECORD, SCORE)
+    names = {"cells": run.read_cell, "inputs": run.read_input}
+    paths = {run.file(part, "x"): read for part, read in names.items()}
+    names = {"groups": run.group, "studies": run.study, "failures": run.failure}
+    paths |= {run.json(part, "x"): read for part, read in names.items()}
+    for path, read in paths.items():
+        put(path)
+        with pytest.raises(FileFormatError, match=rf"x\{path.suffix} (is|has) "):
+            read("x")
+    (run.path / MARKER).unlink()
+    put(run.path / MARKER)
+    for open_it in (StudyFolder, StudyFolder.create):
+        with pytest.raises(FileFormatError, match=rf"{MARKER} (is|has) "):
+            open_it(run.path)
+
+
+@pytest.mark.parametrize("part", ["cells", "failures", "studies"])
+@pytest.mark.parametrize("put", [pipe, zeros, sparse])
+def test_a_part_that_is_no_folder_is_named(run, part, put):
+    (run.path / part).rmdir()
+    put(run.path / part)
+    with pytest.raises(FileFormatError, match=rf"{part} cannot be read \(Not a directory\)"):
+        run._names(part, ".json")
+
+
+@pytest.mark.parametrize("put", [pipe, zeros, empty_folder, lambda path: path.symlink_to("elsewhere")])
+def test_locks_that_are_no_plain_file_are_refused_and_nothing_is_made_elsewhere(run, put):
+    put(run.path / "locks")
+    with pytest.raises(FileFormatError, match=r"locks is not a plain file.*delete it"), run.locked("k"):
+        pass
+    assert not (run.path / "elsewhere").exists()

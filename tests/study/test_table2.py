@@ -13,9 +13,9 @@ SEEDS = (42, 123, 456)
 HOSTILE = "./a|b_c & <img src=x>[bold]$50%#{~^}\\ `x` *y*\nnext"
 
 
-def fill(run, group, model, *, baseline=(55, 2.24), scores):
+def fill(run, model, *, baseline=(55, 2.24), scores):
     """A group of four equal documents: {(method, fraction): (top-1 %, nats)}, the same for every seed."""
-    add_group(run, group, model)
+    group = add_group(run, model, documents=4)
     add_baseline(run, group, [baseline[0]] * 4, [baseline[1]] * 4)
     for (method, fraction), (top1, loss) in scores.items():
         for seed in SEEDS:
@@ -47,7 +47,7 @@ def paper_like(tmp_path):
         ("zero", 0.9): (10, 6.90),
         ("peak", 0.9): (12, 6.30),
     }
-    fill(run, "g", "facebook/opt-1.3b", scores=scores)
+    fill(run, "facebook/opt-1.3b", scores=scores)
     return run
 
 
@@ -104,7 +104,7 @@ def test_rows_stand_in_the_papers_order(paper_like):
 )
 def test_a_model_is_the_papers_by_the_last_part_of_its_name(tmp_path, model, known):
     run = made_run(tmp_path / "run", models=[model])
-    fill(run, "g", model, scores={("peak", 0.5): (40, 3.0)})
+    fill(run, model, scores={("peak", 0.5): (40, 3.0)})
     assert [
         row["paper_change"] != "" for row in rows_of(make_table2(Results.load(run))) if row["method"] == "peak"
     ] == [known] * 2
@@ -123,7 +123,7 @@ def test_a_model_is_the_papers_by_the_last_part_of_its_name(tmp_path, model, kno
 def test_baselines_more_than_10_percent_apart_are_flagged(tmp_path, baseline, flagged):
     run = made_run(tmp_path / "run", models=["facebook/opt-1.3b"])
     scores = {("peak", 0.5): (40, 3.0), ("median", 0.5): (40, 3.0)}
-    fill(run, "g", "facebook/opt-1.3b", baseline=baseline, scores=scores)
+    fill(run, "facebook/opt-1.3b", baseline=baseline, scores=scores)
     table = make_table2(Results.load(run))
     assert {row["metric"] for row in rows_of(table) if row["comparable"] == "False"} == flagged
     shown = [line for line in table.markdown().splitlines() if "†)" in line]
@@ -134,17 +134,17 @@ def test_baselines_more_than_10_percent_apart_are_flagged(tmp_path, baseline, fl
 
 def test_bold_is_what_cannot_be_told_from_the_best(tmp_path):
     run = made_run(tmp_path / "run")
-    add_group(run, "g", "m")
     documents = 12
-    add_baseline(run, "g", [90] * documents, [1.0] * documents)
+    group = add_group(run, "m", documents=documents)
+    add_baseline(run, group, [90] * documents, [1.0] * documents)
     for number, seed in enumerate(SEEDS):
         best = [2.0 + 0.1 * document for document in range(documents)]
-        add_cell(run, "g", "peak", 0.5, seed, [50] * documents, best)
+        add_cell(run, group, "peak", 0.5, seed, [50] * documents, best)
         # As often above the best as below it, document by document: no telling them apart.
         near = [loss + (0.3 if (document + number) % 2 else -0.28) for document, loss in enumerate(best)]
-        add_cell(run, "g", "mean", 0.5, seed, [50] * documents, near)
+        add_cell(run, group, "mean", 0.5, seed, [50] * documents, near)
         # Hardly worse, but in every document.
-        add_cell(run, "g", "zero", 0.5, seed, [49] * documents, [loss + 0.05 for loss in best])
+        add_cell(run, group, "zero", 0.5, seed, [49] * documents, [loss + 0.05 for loss in best])
     table = make_table2(Results.load(run), [0.5])
     assert bold_methods(table, "cross_entropy", 0.5) == {"peak", "mean"}
     assert bold_methods(table, "top1", 0.5) == {"peak", "mean"}
@@ -153,10 +153,10 @@ def test_bold_is_what_cannot_be_told_from_the_best(tmp_path):
 
 def test_with_ten_seeds_the_note_speaks_of_all_masks(tmp_path):
     run = made_run(tmp_path / "run")
-    add_group(run, "g", "m")
-    add_baseline(run, "g", [90], [1.0])
+    group = add_group(run, "m")
+    add_baseline(run, group, [90, 90], [1.0, 1.0])
     for seed in range(10):
-        add_cell(run, "g", "peak", 0.5, seed, [50, 50], [2.0, 2.0])
+        add_cell(run, group, "peak", 0.5, seed, [50, 50], [2.0, 2.0])
     (note,) = make_table2(Results.load(run), [0.5]).notes
     assert "over 10 seeds" in note
     assert "bootstrapped over masks and documents" in note
@@ -164,8 +164,8 @@ def test_with_ten_seeds_the_note_speaks_of_all_masks(tmp_path):
 
 def test_text_and_image_models_share_a_row_and_keep_their_methods_in_the_csv(tmp_path):
     run = made_run(tmp_path / "run", models=["words", "pictures"])
-    fill(run, "g", "words", scores={("resample-characters", 0.5): (20, 5.0), ("resample-tokens", 0.5): (21, 4.0)})
-    fill(run, "h", "pictures", scores={("resample-pixels", 0.5): (30, 3.0)})
+    fill(run, "words", scores={("resample-characters", 0.5): (20, 5.0), ("resample-tokens", 0.5): (21, 4.0)})
+    fill(run, "pictures", scores={("resample-pixels", 0.5): (30, 3.0)})
     table = make_table2(Results.load(run))
     assert "|  | RS2 | **21.00 ± 0.00** | – |" in table.markdown()
     assert "| 50 % ablated | RS1 | 20.00 ± 0.00 | **30.00 ± 0.00** |" in table.markdown()
@@ -183,9 +183,9 @@ def test_text_and_image_models_share_a_row_and_keep_their_methods_in_the_csv(tmp
 
 def test_a_baseline_that_failed_is_a_dash_and_no_number(tmp_path):
     run = made_run(tmp_path / "run", models=["facebook/opt-1.3b"])
-    add_group(run, "g", "facebook/opt-1.3b")
+    group = add_group(run, "facebook/opt-1.3b", documents=1)
     for seed in SEEDS:
-        add_cell(run, "g", "peak", 0.5, seed, [40], [3.0])
+        add_cell(run, group, "peak", 0.5, seed, [40], [3.0])
     markdown = make_table2(Results.load(run)).markdown()
     assert "nan" not in markdown
     assert "| Top-1 accuracy (%) | baseline | – |" in markdown
@@ -197,7 +197,7 @@ def hostile(tmp_path, registry):
     """Names of models and methods that mean something in every format."""
     registry.register("q|r_[red]&")(lambda statistics: statistics.mean)
     run = made_run(tmp_path / "run", models=[HOSTILE])
-    fill(run, "g", HOSTILE, scores={("q|r_[red]&", 0.5): (40, 3.0)})
+    fill(run, HOSTILE, scores={("q|r_[red]&", 0.5): (40, 3.0)})
     return make_table2(Results.load(run))
 
 
@@ -241,10 +241,10 @@ def test_hostile_names_are_no_markup_in_the_terminal(hostile):
 def test_more_groups_than_fit_in_a_terminal_go_below_and_no_figure_is_broken(tmp_path):
     run = made_run(tmp_path / "run", models=[f"./models/number-{number}" for number in range(7)], methods=["zero"])
     for number in range(7):
-        add_group(run, f"g{number}", f"./models/number-{number}")
-        add_baseline(run, f"g{number}", [60, 60], [2.0, 2.0])
+        group = add_group(run, f"./models/number-{number}")
+        add_baseline(run, group, [60, 60], [2.0, 2.0])
         for seed in SEEDS:
-            add_cell(run, f"g{number}", "zero", 0.5, seed, [10 * number + seed % 7, 5], [1.0 + number, seed % 5])
+            add_cell(run, group, "zero", 0.5, seed, [10 * number + seed % 7, 5], [1.0 + number, seed % 5])
     made = make_table2(Results.load(run), [0.5])
     for width in (80, 40):
         console = Console(width=width, record=True, file=io.StringIO())

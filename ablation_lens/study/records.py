@@ -1,0 +1,284 @@
+"""What the files of a study's run folder say, and which of it is possible: a record per kind of file.
+
+A checksum says that a file is as it was written, not that anybody measured what it says.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ablation_lens.errors import FileFormatError, MismatchError
+from ablation_lens.measure import resampling
+from ablation_lens.measure.score import Score
+from ablation_lens.records import CorpusRecord, ModelRecord, Record, Versions
+from ablation_lens.runs.folder import key_of, plain_name
+from ablation_lens.sites import Site
+from ablation_lens.study.methods import BASELINE, split_label
+
+_MOST = 2**40
+"""More documents, predictions or positions than anybody has."""
+
+
+def _require(possible: bool, what: str) -> None:
+    if not possible:
+        raise ValueError(what)
+
+
+def _is_seed(seed: int | None) -> bool:
+    return seed is None or abs(seed) < 2**63
+
+
+@dataclass(frozen=True)
+class CellRecord(Record):
+    """What a cell's file says beside its sums.
+
+    Attributes:
+        group: the key of the cells that it may be compared with.
+        method: how the neurons were ablated.
+        fraction: how many.
+        seed: what drew them, and what resampling draws; None where nothing is drawn.
+        seconds: how long it took.
+        splits: how many times a batch was split because memory ran out.
+        threads: how many torch had.
+        input: the digest of the input that was resampled from.
+        values: the digest of the values that a center of the user's own gave.
+        version: of the numbers that a center of this package gives.
+        generator_weights: of the model that wrote the input.
+    """
+
+    group: str
+    method: str
+    fraction: float
+    seed: int | None
+    seconds: float
+    splits: int
+    threads: int | None = None
+    input: str | None = None
+    values: str | None = None
+    version: int = 1
+    generator_weights: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        plain_name(self.group)
+        # As `plain_share` gives it: a cell of another last bit would not be found beside the others.
+        _require(
+            0 <= self.fraction <= 1 and round(self.fraction, 12) == self.fraction, f"a fraction of {self.fraction}"
+        )
+        if self.method == BASELINE:
+            plain = self.fraction == 0 and self.seed is None and not self.variant()
+            _require(plain, "a baseline has no fraction, no seed and no values")
+        else:
+            _require_label(self.method)
+            _require(self.fraction > 0, "nothing is ablated")
+        _require(_is_seed(self.seed), f"the seed is {self.seed}")
+        _require(0 <= self.seconds < math.inf, f"it took {self.seconds} seconds")
+        _require(0 <= self.splits < _MOST, f"there were {self.splits} splits")
+        _require(self.version >= 1, f"the version is {self.version}")
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What the cell's key was made from."""
+        named = {"values": self.values, "generator_weights": self.generator_weights}
+        facts = {"group": self.group, "method": self.method, "fraction": self.fraction, "seed": self.seed}
+        # Only what is there, and only from the second version on: cells of before are still found.
+        facts |= {name: value for name, value in named.items() if value is not None}
+        return facts | ({"version": self.version} if self.version > 1 else {})
+
+    @property
+    def key(self) -> str:
+        """The name of its file."""
+        return key_of(self.facts)
+
+    def variant(self, length: int | None = None) -> str:
+        """What tells its values from others that went by the same name; `length` cuts digests, for people."""
+        named = {"values": self.values, "generator": self.generator_weights}
+        told = [f"{name} {value[:length]}" for name, value in named.items() if value is not None]
+        return ", ".join([*told, *([f"version {self.version}"] if self.version > 1 else [])])
+
+
+def _require_label(method: str) -> None:
+    # Whether there is such a method does not matter: centers of one's own are registered where they are used.
+    try:
+        name, _ = split_label(method)
+    except MismatchError as error:
+        raise ValueError(f"the method is {method!r}") from error
+    _require(bool(name), "the method has no name")
+
+
+def score_of(record: CellRecord, tensors: Mapping[str, Tensor]) -> Score:
+    """The sums of a cell, if they can be the sums of documents."""
+    expected = {"documents": torch.int64, "correct": torch.int64, "loss": torch.float64, "predictions": torch.int64}
+    found = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
+    length = tensors["documents"].numel() if "documents" in tensors else 0
+    if length == 0 or found != {name: (dtype, (length,)) for name, dtype in expected.items()}:
+        raise FileFormatError(f"it needs {', '.join(expected)} of equal length, got {found}.")
+    documents, correct, loss, predictions = (tensors[name] for name in expected)
+    if bool((documents < 0).any()) or len(documents.unique()) < length:
+        raise FileFormatError("a document is there twice, or has a number below zero.")
+    if bool((predictions < 0).any()) or bool((predictions > _MOST).any()) or not bool(predictions.any()):
+        raise FileFormatError("a document needs predictions, and cannot have so many or fewer than none.")
+    if bool((correct < 0).any()) or bool((correct > predictions).any()):
+        raise FileFormatError("more predictions of a document are right than there are, or fewer than none.")
+    # One prediction costs at most what a difference of two float32 logits can be.
+    if not bool(((loss >= 0) & (loss <= predictions.double() * (2 * torch.finfo(torch.float32).max))).all()):
+        raise FileFormatError("the loss of a document is not finite, or below zero, or larger than any can be.")
+    return Score(
+        documents=tuple(documents.tolist()),
+        correct=correct,
+        loss=loss,
+        predictions_per_document=predictions,
+        splits=record.splits,
+    )
+
+
+@dataclass(frozen=True)
+class GroupRecord(Record):
+    """What the cells of a group share. `facts` made the group's key; the rest says it for people."""
+
+    facts: dict[str, Any]
+    model: ModelRecord
+    task: str
+    evaluate: CorpusRecord
+    collect: CorpusRecord
+    context: int
+    batch_size: int
+    mask_seed: int | None
+    count: str
+    predictions: int
+    padding: float
+    statistics: tuple[str, str]
+    versions: Versions
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(0 < self.predictions < _MOST, f"there are {self.predictions} predictions")
+        _require(min(self.context, self.batch_size) > 0, "a document or a batch is empty")
+        _require(0 <= self.padding < 1, f"the share of padding is {self.padding}")
+        _require(_is_seed(self.mask_seed), f"the seed of the masks is {self.mask_seed}")
+        for corpus in (self.evaluate, self.collect):
+            counts = (corpus.documents, corpus.size_obtained, corpus.size_requested or 0)
+            _require(all(0 <= count < _MOST for count in counts), f"{corpus.name} has an impossible size")
+        facts = self.facts
+        _require(facts.get("site") in [site.value for site in Site], f"there is no site {facts.get('site')!r}")
+        _require(isinstance(facts.get("device"), str), "it says no device")
+        told = {"model": self.model.to_dict(), "versions": self.versions.to_dict()}
+        for name, values in told.items():
+            _require(_agree(facts.get(name), values), f"its facts are of another {name.removesuffix('s')}")
+        _require(
+            self.statistics == (statistics_key(facts, 1), statistics_key(facts, 2)),
+            "its statistics are those of other facts",
+        )
+
+    @property
+    def key(self) -> str:
+        """The name of its file."""
+        return key_of(self.facts)
+
+
+def _agree(facts: Any, values: Mapping[str, Any]) -> bool:
+    """Whether facts, as far as they say something, are these values."""
+    return isinstance(facts, Mapping) and all(
+        fact is None or (name in values and fact == values[name]) for name, fact in facts.items()
+    )
+
+
+def statistics_key(facts: Mapping[str, Any], passes: int) -> str:
+    """The key of the statistics that a group's values are from.
+
+    Not the whole group: what is scored, and the shared input, change no statistics, so such groups share a file.
+    """
+    parts = ("model", "collect", "bins", "include_bos", "site", "device", "versions")
+    # Absent in groups of before; None would be another key.
+    further = [name for name in ("checksum", "config", "reader", "special", "zeros") if name in facts]
+    try:
+        return key_of({"passes": passes, **{part: facts[part] for part in (*parts, *further)}})
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"its facts are not complete ({error})") from error
+
+
+@dataclass(frozen=True)
+class StudyRecord(Record):
+    """The settings of a study that ran; only models and methods were always there."""
+
+    models: tuple[str, ...]
+    methods: tuple[str, ...]
+    fractions: tuple[float, ...] = ()
+    seeds: tuple[int, ...] = ()
+    corpora: dict[str, str] = field(default_factory=dict)
+    collect_tokens: int | None = None
+    evaluate_tokens: int | None = None
+    collect_images: int | None = None
+    evaluate_images: int | None = None
+    count: str = "all"
+    context: int | None = None
+    batch_size: int | None = None
+    bins: int = 256
+    include_bos: bool = True
+    site: str = Site.Z.value
+    mask_seed: int = 42
+    shared_input: bool = False
+    generator: str = ""
+    labels: str | None = None
+    dtype: str | dict[str, str] | None = None
+    device: str | None = None
+
+
+@dataclass(frozen=True)
+class FailureRecord(Record):
+    """What went wrong: with a cell, or with a model as a whole. `facts` are what the key of its file was made from."""
+
+    model: str
+    error: str
+    message: str
+    cell: str | None = None
+    traceback: tuple[str, ...] = ()
+    facts: dict[str, Any] = field(default_factory=dict)  # empty in files of before
+
+    @property
+    def key(self) -> str | None:
+        """The name of its file, where it says that."""
+        return key_of(self.facts) if self.facts else None
+
+
+@dataclass(frozen=True)
+class InputRecord(Record):
+    """A random input that neurons were resampled from."""
+
+    group: str
+    kind: str
+    seed: int
+    text: str | None
+    extract: str
+    generator: str | None
+    digest: str
+    generator_weights: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        plain_name(self.group)
+        _require(self.kind in resampling.KINDS, f"there is no kind {self.kind!r}")
+        _require(_is_seed(self.seed), f"the seed is {self.seed}")
+
+    @property
+    def key(self) -> str:
+        """The name of its file."""
+        facts = {"group": self.group, "kind": self.kind, "seed": self.seed}
+        if self.generator_weights is not None:
+            facts["generator_weights"] = self.generator_weights
+        return key_of(facts)
+
+    def require_inputs(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """The exact input, if it is the one that is described."""
+        inputs = tensors.get("inputs")
+        if set(tensors) != {"inputs"} or inputs is None or inputs.ndim not in (2, 4) or len(inputs) != 1:
+            raise FileFormatError("it needs one input, of token ids or of pixels.")
+        if inputs.is_floating_point() != (inputs.ndim == 4) or not bool(inputs.isfinite().all()):
+            raise FileFormatError("token ids are whole numbers, and pixels are finite ones.")
+        if resampling.digest_of(inputs) != self.digest:
+            raise FileFormatError("the input is not the one whose digest it gives.")
+        return inputs
