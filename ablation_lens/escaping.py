@@ -11,6 +11,9 @@ _LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasci
 _LATEX |= {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", "`": r"\textasciigrave{}"}
 _LATEX |= {letter: f"\\{letter}" for letter in "&%$#_{}"}
 
+_FORMULA = tuple("=+-@＝＋－＠")
+"""What a formula begins with, also as wide as Chinese and Japanese write it."""
+
 
 def on_one_line(text: str) -> str:
     r"""Printable characters alone: line breaks and what a terminal would obey are shown, as Python writes them.
@@ -63,6 +66,16 @@ def for_latex(text: str) -> str:
     """
     # Letter by letter: replacing one after the other would escape the backslashes that were just put in.
     return "".join(_LATEX.get(letter, letter) for letter in on_one_line(text))
+
+
+def for_csv(text: str) -> str:
+    r"""Text in a cell of CSV: one line, and nothing that a spreadsheet would run as a formula.
+
+    >>> print(for_csv("two\nlines"), for_csv("=cmd()"))
+    two\nlines '=cmd()
+    """
+    line = on_one_line(text)
+    return f"'{line}" if line.startswith(_FORMULA) else line
 
 
 def for_html(text: str) -> str:

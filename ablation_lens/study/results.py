@@ -11,8 +11,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
+from pandas.api.types import is_numeric_dtype
 
 from ablation_lens.errors import AblationLensError, FileFormatError, MismatchError
+from ablation_lens.escaping import for_csv
 from ablation_lens.files import write_atomically, writing
 from ablation_lens.measure.intervals import Interval, difference
 from ablation_lens.measure.score import Score
@@ -176,6 +178,17 @@ def _places(names: Iterable[str]) -> dict[str, int]:
     return {name: place for place, name in enumerate(dict.fromkeys(names))}
 
 
+def csv_of(frame: pd.DataFrame, *, index: bool) -> str:
+    """A frame as CSV, in which every name is one line and no formula."""
+
+    def shown(value: Any) -> Any:
+        return for_csv(value) if isinstance(value, str) else value
+
+    texts = {str(name): column.map(shown) for name, column in frame.items() if not is_numeric_dtype(column)}
+    text: str = frame.assign(**texts).to_csv(index=index)
+    return text
+
+
 class Results:
     """What a run folder holds; cells are comparable within a *group*: one model, one plan, one set of versions.
 
@@ -318,9 +331,16 @@ class Results:
         return pd.DataFrame(rows)
 
     def export(self, path: str | Path) -> None:
-        """Write the frame as CSV or Parquet, by the file's suffix."""
+        """Write the frame as CSV or Parquet, by the file's suffix.
+
+        In CSV a name is one line and no formula: controls are shown escaped, and a name that begins with =, +, - or @
+        has an apostrophe in front. Parquet has names as they are.
+        """
         path = Path(path)
-        writers: dict[str, Callable[[Path], Any]] = {".csv": self.frame.to_csv, ".parquet": self.frame.to_parquet}
+        writers: dict[str, Callable[[Path], Any]] = {
+            ".csv": lambda target: target.write_text(csv_of(self.frame, index=True), encoding="utf-8", newline=""),
+            ".parquet": self.frame.to_parquet,
+        }
         if path.suffix not in writers:
             raise AblationLensError(f"{path} must end in {' or '.join(writers)}.")
         with writing(path.parent):

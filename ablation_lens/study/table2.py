@@ -10,7 +10,7 @@ import pandas as pd
 from ablation_lens.escaping import for_latex, for_markdown, for_terminal, on_one_line
 from ablation_lens.study.methods import BASELINE
 from ablation_lens.study.paper import TABLE_FRACTIONS, published
-from ablation_lens.study.results import METRICS, Results
+from ablation_lens.study.results import METRICS, Results, csv_of
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -92,8 +92,7 @@ class Table2:
             for metric, fraction, _, entries in self.rows
             for group, entry in entries.items()
         ]
-        text: str = pd.DataFrame(rows).to_csv(index=False)
-        return text
+        return csv_of(pd.DataFrame(rows), index=False)
 
     def rich(self, width: int = 80) -> list["Table"]:
         """For a terminal: the four models of the paper, or of the zoo, fit in 80 columns; more go below."""

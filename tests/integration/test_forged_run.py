@@ -165,7 +165,7 @@ def use(folder, report):
     made = make_table2(results, [*{*frame["fraction"]} - {0.0}])
     assert made.markdown().replace("\n", "").isprintable()
     assert made.latex().replace("\n", "").isprintable()
-    made.csv()
+    assert made.csv().replace("\n", "").isprintable()
     made.rich()
     if report:
         assert make_report(results).markdown().replace("\n", "").isprintable()

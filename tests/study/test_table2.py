@@ -224,9 +224,24 @@ def test_hostile_names_stay_text_in_latex(hostile):
     assert r"\textbf{40.00 $\pm$ 0.00}" in hostile.latex()
 
 
-def test_hostile_names_read_back_from_csv(hostile):
-    assert {row["model"] for row in rows_of(hostile)} == {HOSTILE}
+def test_hostile_names_are_one_line_of_csv_each(hostile):
+    assert {row["model"] for row in rows_of(hostile)} == {HOSTILE.replace("\n", "\\n")}
     assert {row["method"] for row in rows_of(hostile)} == {"none", "q|r_[red]&"}
+    assert len(hostile.csv().splitlines()) == 1 + len(rows_of(hostile))
+
+
+@pytest.mark.parametrize("name", ["=cmd|' /c calc'!A1", "+1", "-1", "@sum(1)", "\x1b]0;title\x07", "a\r\nb,=c"])
+def test_names_are_no_formulas_and_no_controls_in_csv(tmp_path, name):
+    run = made_run(tmp_path / "run", models=[name])
+    fill(run, name, scores={("peak", 0.5): (40, 3.0)})
+    results = Results.load(run.path)
+    results.export(tmp_path / "cells.csv")
+    for text in (make_table2(results).csv(), (tmp_path / "cells.csv").read_bytes().decode()):
+        assert "".join(text.split("\n")).isprintable()
+        models = {row["model"] for row in csv.DictReader(io.StringIO(text))}
+        assert len(models) == 1
+        assert models.pop()[0] not in "=+-@"
+    assert set(results.frame["model"]) == {name}
 
 
 def test_hostile_names_are_no_markup_in_the_terminal(hostile):
