@@ -58,6 +58,8 @@ class Method:
     parameters: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
+        if self.name == BASELINE:
+            raise MismatchError(f"{BASELINE!r} is what the baseline is called, and no method; rename the center.")
         if self.draws:
             if self.parameters:
                 raise MismatchError(f"{self.name} takes no parameters, got {', '.join(self.parameters)}.")

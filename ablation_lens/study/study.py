@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from ablation_lens.errors import AblationLensError, MismatchError
+from ablation_lens.escaping import as_unicode
 from ablation_lens.names import require_known
 from ablation_lens.sites import Site
 from ablation_lens.study import paper
@@ -190,6 +191,9 @@ class Study:
         Ctrl-C (`StudyInterrupted`) or a crash loses the cell at hand only; running again goes on. Several processes
         and machines may run the same study in one folder: they share the work, and wait for each other at most
         `patience` seconds (None: as long as ten cells took, and a minute at least), as one of them may be stopped.
+
+        A center of your own that gives other values than before is measured anew. The folder keeps the cells of both;
+        here the name means the new ones, and `Results.load` tells them apart by what they were set to.
         """
         # Here, because measuring needs models and everything that runs them, and settings do not.
         from ablation_lens.study.run import run_study
@@ -201,7 +205,8 @@ class Study:
 
 
 def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
+    # A file's name need not be UTF-8, but the settings are kept as JSON, which is.
+    return isinstance(value, str) and as_unicode(value) == value
 
 
 def _is_whole(value: Any) -> bool:
@@ -229,8 +234,8 @@ def _is_text_by_name(value: Any) -> bool:
 _Check = tuple[Callable[[Any], bool], str]
 
 _LISTS: dict[str, _Check] = {
-    "models": (_is_text, "names"),
-    "methods": (_is_text, "names"),
+    "models": (_is_text, "names in UTF-8"),
+    "methods": (_is_text, "names in UTF-8"),
     "fractions": (_is_share, "numbers from 0 to 1"),
     "seeds": (_is_whole, "whole numbers"),
 }
@@ -239,10 +244,10 @@ _SIZES = ("collect_tokens", "evaluate_tokens", "collect_images", "evaluate_image
 _VALUES: dict[str, _Check] = {
     **dict.fromkeys(_SIZES, (_is_size, "a positive whole number")),
     **dict.fromkeys(("include_bos", "shared_input"), (_is_flag, "true or false")),
-    **dict.fromkeys(("labels", "device"), (lambda value: value is None or _is_text(value), "text")),
-    "corpora": (_is_text_by_name, 'a table such as {text = "stdlib"}'),
+    **dict.fromkeys(("labels", "device"), (lambda value: value is None or _is_text(value), "text in UTF-8")),
+    "corpora": (_is_text_by_name, 'a table such as {text = "stdlib"}, in UTF-8'),
     "bins": (lambda value: _is_whole(value) and 2 <= value <= 2**16, "a whole number from 2 to 65536"),
     "mask_seed": (_is_whole, "a whole number"),
-    "generator": (_is_text, "a model's name"),
+    "generator": (_is_text, "a model's name in UTF-8"),
     "dtype": (lambda value: value is None or _is_text(value) or _is_text_by_name(value), "a name, or a table by model"),
 }
