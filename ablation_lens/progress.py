@@ -94,8 +94,10 @@ class _Lines(CellProgress):
         self._what = what
         if time.monotonic() - self._last >= self.EVERY:
             self._last = time.monotonic()
+            # Until there is a total, nobody has looked what is there already.
+            counted = f"{self.done:,} of {self._total:,} cells; " if self._total else ""
             # Names from outside may hold [brackets], which rich would read as markup.
-            self._console.print(f"{self.done:,} of {self._total:,} cells; {what}", markup=False, highlight=False)
+            self._console.print(f"{counted}{what}", markup=False, highlight=False)
 
 
 @contextmanager

@@ -32,6 +32,13 @@ def test_a_log_gets_a_line_now_and_then(monkeypatch):
     ]
 
 
+def test_nothing_is_counted_in_a_log_before_it_is_known_what_there_is(monkeypatch):
+    output = printed(monkeypatch, terminal=False)
+    with progress_over_cells(shown=True) as shown:
+        shown.describe("tiny-opt: loading")
+    assert output.getvalue().splitlines() == ["tiny-opt: loading"]
+
+
 def test_a_terminal_gets_a_bar_with_cells_done_and_the_one_at_hand(monkeypatch):
     output = printed(monkeypatch, terminal=True)
     with progress_over_cells(shown=True) as shown:
