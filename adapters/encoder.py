@@ -163,6 +163,7 @@ class HookedEncoder(HookedRootModule):
         self.tokenizer: Any = None
         self.hf_tokenizer: Any = None
         self.image_processor: Any = None
+        self.hf_config: Any = None
         self.eval()
 
     @classmethod

@@ -66,7 +66,7 @@ def load_model(
         For causal models a `HookedTransformer` (transformer-lens 3.9) or a `TransformerBridge` (4.x); for
         RoBERTa and ViT the hooked encoders of `ablation_lens.adapters`. All carry `cfg`, `tokenizer`,
         `image_processor` and `record`, a `ModelRecord`; `hf_tokenizer` is the tokenizer before TransformerLens
-        changed its special tokens.
+        changed its special tokens, `hf_config` the checkpoint's own config.
 
     >>> import tempfile, torch, transformers
     >>> config = transformers.OPTConfig(vocab_size=40, hidden_size=12, num_hidden_layers=2, ffn_dim=16,
@@ -134,6 +134,7 @@ def _load_family(family: "Family", checkpoint: Checkpoint, *, device: Any = None
     model.cfg.model_name = checkpoint.name
     model.tokenizer = model.hf_tokenizer = load_tokenizer(checkpoint)
     model.image_processor = load_image_processor(checkpoint)
+    model.hf_config = checkpoint.config
     model.record = ModelRecord.of_cfg(
         model.cfg,
         name=checkpoint.name,
@@ -185,6 +186,7 @@ def _load_causal(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtyp
     model.image_processor = None
     # A second one, as TransformerLens gives the first one special tokens that it lacks.
     model.hf_tokenizer = load_tokenizer(checkpoint)
+    model.hf_config = checkpoint.config
     model.record = ModelRecord.of_cfg(
         model.cfg,
         name=checkpoint.name,

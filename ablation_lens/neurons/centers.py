@@ -28,13 +28,15 @@ from ablation_lens.sites import neuron_name
 _Center = TypeVar("_Center", bound=Callable[..., Tensor])
 
 _CENTERS: dict[str, Callable[..., Tensor]] = {}
+_VERSIONS: dict[str, int] = {}
 
 
-def register(name: str) -> Callable[[_Center], _Center]:
+def register(name: str, *, version: int = 1) -> Callable[[_Center], _Center]:
     """Make a function a center: everything that takes a center's name knows it from then on.
 
     The function takes statistics, then keyword parameters with defaults, and returns a float `[layer head dim]`
-    tensor. Its docstring says what it estimates, and how finely.
+    tensor. Its docstring says what it estimates, and how finely. `version` is for those of this package: it is raised
+    when their numbers change, and a study then measures them anew. (Of others it compares the values themselves.)
 
     >>> @register("first-quartile")
     ... def first_quartile(statistics):
@@ -52,7 +54,7 @@ def register(name: str) -> Callable[[_Center], _Center]:
             raise MismatchError(
                 f"center {name!r} exists already, as {known.__module__}.{known.__qualname__}; choose another name."
             )
-        _CENTERS[name] = function
+        _CENTERS[name], _VERSIONS[name] = function, version
         return function
 
     return add
@@ -61,11 +63,17 @@ def register(name: str) -> Callable[[_Center], _Center]:
 def unregister(name: str) -> None:
     """Forget a center again."""
     _CENTERS.pop(name, None)
+    _VERSIONS.pop(name, None)
 
 
 def is_ours(name: str) -> bool:
     """Whether a center is one of this package's, not a user's."""
     return name in _CENTERS and _CENTERS[name].__module__ == __name__
+
+
+def version_of(name: str) -> int:
+    """How often the numbers that a center gives have changed, plus one."""
+    return _VERSIONS.get(name, 1)
 
 
 def names() -> tuple[str, ...]:

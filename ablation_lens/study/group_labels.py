@@ -21,6 +21,8 @@ _DIFFERENCES: tuple[Callable[[Mapping[str, Any]], str], ...] = (
     lambda group: f"batches of {group['batch_size']}",
     lambda group: str(group["facts"]["device"]),
     lambda group: f"weights {str(group['model']['weights'])[:6]}",
+    lambda group: f"config {str(group['facts']['config'])[:6]}",
+    lambda group: f"tokenizer or image processor {str(group['facts']['reader'])[:6]}",
     lambda group: f"ablation-lens {group['versions']['ablation_lens']}",
     lambda group: f"transformer-lens {group['versions']['transformer_lens']}",
     lambda group: f"transformers {group['versions']['transformers']}",

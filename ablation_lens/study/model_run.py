@@ -1,8 +1,10 @@
 """One model of a study: what it reads, what its neurons are set to, and its cells, measured one after another."""
 
+import hashlib
+import json
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -11,16 +13,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ablation_lens import zoo
 from ablation_lens.ablation.ablation import Ablation
 from ablation_lens.ablation.masks import random_neurons
 from ablation_lens.corpora import CorpusSizeWarning
 from ablation_lens.errors import CorpusError, FileFormatError, MismatchError
 from ablation_lens.files import CannotWrite
-from ablation_lens.hooked import task_of
+from ablation_lens.hooked import task_of, tokenizer_of
 from ablation_lens.measure import resampling
 from ablation_lens.measure.collection import collect
 from ablation_lens.measure.evaluation import evaluate
 from ablation_lens.models.load import load_model
+from ablation_lens.neurons import centers
 from ablation_lens.neurons.statistics import ActivationStatistics
 from ablation_lens.progress import CellProgress
 from ablation_lens.records import Versions
@@ -30,7 +34,7 @@ from ablation_lens.study import paper
 from ablation_lens.study.cells import Cell, StudyFolder
 from ablation_lens.study.methods import Method
 from ablation_lens.study.records import CellRecord, GroupRecord, InputRecord, statistics_key
-from ablation_lens.tasks.plans import BatchPlan
+from ablation_lens.tasks.plans import BatchPlan, TextItem
 from ablation_lens.tasks.tasks import Task, task_for
 
 if TYPE_CHECKING:
@@ -108,8 +112,19 @@ class ModelRun:
     @cached_property
     def facts(self) -> dict[str, Any]:
         """What all cells of this model must share to be compared."""
+        return self._first_facts if self._is_old else self._first_facts | self._further_facts
+
+    @cached_property
+    def _is_old(self) -> bool:
+        """Whether the folder holds a group of before there were further facts: it is gone on with."""
+        group = key_of(self._first_facts)
+        baseline = key_of({"group": group, **Cell(None, 0.0, None).facts})
+        return self.folder.json("groups", group).exists() or self.folder.has("cells", baseline)
+
+    @property
+    def _first_facts(self) -> dict[str, Any]:
         study = self.study
-        return {
+        facts = {
             "model": self.model.record.identity,
             "evaluate": self.scored.digest,
             "collect": self.collected.digest,
@@ -125,11 +140,52 @@ class ModelRun:
             # Python itself changes no number, and what it brings along is in the plans' digests.
             "versions": {**Versions.current().to_dict(), "python": None},
         }
+        # An MLP's neuron is often exactly 0. Since that is counted, its median and peak are other numbers.
+        return facts | ({"zeros": "counted"} if self.site is Site.MLP else {})
+
+    @property
+    def _further_facts(self) -> dict[str, Any]:
+        """What can be changed beside equal weights and equal documents."""
+        facts = {"context": self.task.context, **identity_of(self.model)}
+        if not self.study.include_bos:
+            # The plan's digest is without them, as no score depends on them; these statistics do.
+            special = [item.special for item in self.collected.items if isinstance(item, TextItem)]
+            facts["special"] = key_of({"special": special})
+        return facts
 
     @cached_property
     def group(self) -> str:
         """The key of the group that this model's cells form."""
         return key_of(self.facts)
+
+    def cell_facts(self, cell: Cell, shown: CellProgress) -> dict[str, Any]:
+        """Everything that determines the cell's score; what its center gives may have to be computed for it."""
+        facts, method = {"group": self.group, **cell.facts}, cell.method
+        if method is None:
+            return facts
+        if method.draws:
+            return facts | self._generator_facts(method)
+        if not centers.is_ours(method.name):
+            # Who edits a center wants it measured; its name says nothing of what it gives.
+            values, _ = self._values_of(method, cell.seed, shown)
+            # As the model gets them: what is rounded away changes no score.
+            return facts | {"values": resampling.digest_of(values.to(self.model.cfg.dtype))}
+        version = centers.version_of(method.name)
+        return facts | ({"version": version} if version > 1 else {})
+
+    def _generator_facts(self, method: Method) -> dict[str, Any]:
+        """What tells texts apart that a masked model reads from generators of one name."""
+        if method.name != "resample-generated" or self.task.name != "masked-lm":
+            return {}
+        # Which one of the zoo it was, the version of this package says; cells of old groups say no more.
+        if self._is_old and self.study.generator in zoo.NAMES:
+            return {}
+        return {"generator_weights": self._generator_weights}
+
+    @cached_property
+    def _generator_weights(self) -> str:
+        generator = load_model(self.study.generator, device=self.study.device)
+        return key_of({"weights": generator.record.weights, **identity_of(generator)})
 
     @cached_property
     def _group_record(self) -> GroupRecord:
@@ -178,9 +234,13 @@ class ModelRun:
 
     def _finish(self, cell: Cell, what: str, shown: CellProgress, waits: bool) -> bool:
         """Measure a cell unless it is there; False while another process is at it, and we do not wait."""
+        # What is known without its values: the key of a failure to make them.
         facts = {"group": self.group, **cell.facts}
-        key = key_of(facts)
         try:
+            facts, known = self.cell_facts(cell, shown), facts
+            key = key_of(facts)
+            if facts != known:
+                self.folder.forget_failure(key_of(known))
             if not self.folder.has("cells", key):
                 shown.describe(what)  # not before: a log would count as missing what is only not looked at yet
                 with self._working_on(key, what, shown, waits) as mine:
@@ -194,7 +254,7 @@ class ModelRun:
             raise
         except Exception as error:
             told = {"model": self.name, "cell": str(cell), "facts": facts}
-            self.folder.record_failure(key, told, error)
+            self.folder.record_failure(key_of(facts), told, error)
             raise
         return True
 
@@ -287,15 +347,15 @@ class ModelRun:
 
     def _resampled(self, method: Method, seed: int, shown: CellProgress) -> tuple[Tensor, dict[str, Any]]:
         kind = method.name.removeprefix("resample-")
-        key = key_of({"group": self.group, "kind": kind, "seed": seed})
+        key = key_of({"group": self.group, "kind": kind, "seed": seed, **self._generator_facts(method)})
         with self._working_on(f"inputs {key}", f"{self.name}: {method.label}, input of seed {seed}", shown):
             if not self.folder.has("inputs", key):
-                return self._drawn_anew(kind, seed)  # with the values of this one run: no second one is needed
+                return self._drawn_anew(method, kind, seed)  # with the values of this one run: no second one is needed
         # The same input for everybody who works in this folder, also where another machine would have drawn another.
         record, inputs = self.folder.read_input(key)
         return resampling.values_of(self.model, inputs, self.site), {"input": record.digest}
 
-    def _drawn_anew(self, kind: str, seed: int) -> tuple[Tensor, dict[str, Any]]:
+    def _drawn_anew(self, method: Method, kind: str, seed: int) -> tuple[Tensor, dict[str, Any]]:
         generator = None
         if kind == "generated" and self.task.name == "masked-lm":
             generator = load_model(self.study.generator, device=self.study.device)
@@ -310,9 +370,47 @@ class ModelRun:
             extract=drawn.extract(),
             generator=drawn.generator,
             digest=drawn.digest,
+            **self._generator_facts(method),
         )
         self.folder.write_input(record, drawn.inputs)
         return drawn.values, {"input": drawn.digest}
+
+
+def identity_of(model: Any) -> dict[str, Any]:
+    """What a model computes and reads, besides its shape and the digest of its weights."""
+    return {
+        "checksum": model.record.checksum,
+        "config": _digest(_telling(model.hf_config.to_dict())),
+        "reader": _digest(_reader(model)),
+    }
+
+
+# Where it is from, what wrote it, what a class is called; the dtype is in the model's record.
+_SAYS_NOTHING = frozenset(
+    ("_name_or_path", "_commit_hash", "transformers_version", "architectures", "dtype", "torch_dtype", "id2label")
+) | frozenset(("label2id", "processor_class", "_processor_class"))
+
+
+def _telling(values: Any) -> Any:
+    """Settings without those that change no number."""
+    if isinstance(values, Mapping):
+        return {str(name): _telling(value) for name, value in values.items() if name not in _SAYS_NOTHING}
+    return values
+
+
+def _reader(model: Any) -> Any:
+    """How texts become tokens, or images pixels."""
+    if (processor := getattr(model, "image_processor", None)) is not None:
+        return _telling(processor.to_dict())
+    tokenizer = tokenizer_of(model)
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    whole = {"vocabulary": tokenizer.get_vocab()} if backend is None else json.loads(backend.to_str())
+    # Every call sets padding and truncation anew.
+    return {**whole, "padding": None, "truncation": None, "special": sorted(tokenizer.all_special_ids)}
+
+
+def _digest(values: Any) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def without_frames(error: Exception) -> Exception:

@@ -6,6 +6,7 @@ import weakref
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import ablation_lens as al
 from ablation_lens import zoo
@@ -254,6 +255,78 @@ def test_a_failing_cell_is_recorded_the_rest_goes_on_and_it_is_tried_again(tmp_p
     assert results.failed == []
     assert StudyFolder(tmp_path).failures() == []
     assert results.frame["method"].tolist() == ["none", "zero", "capricious", "peak"]
+
+
+def test_an_edited_center_is_measured_anew_and_the_old_cells_keep_apart(tmp_path, registry):
+    factor = [1.0]
+
+    @registry.register("mine")
+    def mine(statistics):
+        if factor[0] is None and statistics.shape != (1, 1, 1):  # not where it is tried before anything runs
+            raise ValueError("not today")
+        return (factor[0] or 0) * (statistics.mean + 1)
+
+    def run(folder, methods=("zero", "mine")):
+        return vit(methods=methods, fractions=[0.5], seeds=[1]).run(folder, progress=False)
+
+    def loss(results, method="mine"):
+        (row,) = results.frame[results.frame["method"] == method].itertuples()
+        return row.cross_entropy
+
+    folder = tmp_path / "run"
+    before = run(folder)
+    factor[0] = 4.0
+    after, fresh = run(folder), run(tmp_path / "fresh")
+    assert loss(after) == loss(fresh) != loss(before)
+    assert loss(after, "zero") == loss(before, "zero")
+    old = set(after.frame["method"]) - {"none", "zero", "mine"}
+    assert loss(after, *old) == loss(before)
+    assert len(old) == 1
+    assert {
+        loss(Results.load(folder), name) for name in set(Results.load(folder).frame["method"]) - {"none", "zero"}
+    } == {
+        loss(before),
+        loss(after),
+    }
+    factor[0] = 1.0
+    cells = files(folder / "cells")
+    assert loss(run(folder)) == loss(before)  # found again, as nothing is ever thrown away
+    assert files(folder / "cells") == cells
+    factor[0] = None
+    assert run(folder).failed  # and not the cells of before
+    assert [failure.cell for failure in StudyFolder(folder).failures()] == ["mine, 50 %, seed 1"]
+    factor[0] = 2.0
+    assert run(folder).failed == []
+    assert StudyFolder(folder).failures() == []
+
+
+def test_a_generator_that_was_trained_further_writes_anew(tmp_path):
+    generator = shutil.copytree(zoo.folder("tiny-opt"), tmp_path / "generator")
+
+    def run():
+        study = Study(
+            models=["tiny-roberta"],
+            methods=["zero", "resample-generated"],
+            generator=str(generator),
+            fractions=[0.5],
+            seeds=[1],
+            collect_tokens=300,
+            evaluate_tokens=300,
+            context=30,
+        )
+        frame = study.run(tmp_path / "run", progress=False).frame
+        return frame.set_index("method")["cross_entropy"].to_dict()
+
+    before = run()
+    tensors = load_file(generator / "model.safetensors")
+    save_file({name: 1.1 * tensor for name, tensor in tensors.items()}, generator / "model.safetensors")
+    after = run()
+    assert after["resample-generated"] != before["resample-generated"]
+    assert {after[name] for name in after if name.startswith("resample-generated (generator ")} == {
+        before["resample-generated"]
+    }
+    assert after["zero"] == before["zero"]
+    assert len({drawn.text for drawn in StudyFolder(tmp_path / "run").inputs()}) == 2
 
 
 def test_a_model_that_failed_is_not_kept_in_memory(tmp_path, capricious, monkeypatch):
