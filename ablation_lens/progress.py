@@ -1,26 +1,47 @@
 """The one way progress is shown: a rich bar on stderr with a rate, silent where nobody looks."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from ablation_lens.escaping import on_one_line
+
+
+class Advance:
+    """A bar that is called with how much more is done; `describe` says what is being done."""
+
+    def __init__(self, bar: Any = None, task: Any = None, unit: str = "") -> None:
+        self._bar, self._task, self._unit = bar, task, unit
+
+    def __call__(self, amount: int) -> None:
+        """So much more is done."""
+        if self._bar is not None:
+            self._bar.advance(self._task, amount)
+            if speed := self._bar.tasks[self._task].speed:
+                self._bar.update(self._task, rate=f"{speed:,.0f} {self._unit}/s")
+
+    def describe(self, what: str) -> None:
+        """Say what is being done."""
+        if self._bar is not None:
+            self._bar.update(self._task, description=on_one_line(what))
+
 
 @contextmanager
-def progress_over(title: str, total: int | None, shown: bool, unit: str = "tokens") -> Iterator[Callable[[int], None]]:
-    """A progress bar; the value is a function that advances it.
+def progress_over(title: str, total: int | None, shown: bool, unit: str = "tokens") -> Iterator[Advance]:
+    """A progress bar; the value is called to advance it.
 
     >>> with progress_over("counting", 3, shown=False) as advance:
     ...     advance(3)
     """
     if not shown:
-        yield lambda amount: None
+        yield Advance()
         return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         TaskProgressColumn(),
         TextColumn("{task.completed:,.0f} " + unit),
@@ -29,15 +50,7 @@ def progress_over(title: str, total: int | None, shown: bool, unit: str = "token
     )
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(title, total=total, rate="")
-
-        def advance(amount: int) -> None:
-            bar.advance(task, amount)
-            speed = bar.tasks[task].speed
-            if speed:
-                bar.update(task, rate=f"{speed:,.0f} {unit}/s")
-
-        yield advance
+        yield Advance(bar, bar.add_task(on_one_line(title), total=total, rate=""), unit)
 
 
 class CellProgress:
@@ -56,7 +69,7 @@ class CellProgress:
     def describe(self, what: str) -> None:
         """Say what is being done."""
         if self._bar is not None:
-            self._bar.update(self._task, description=what)
+            self._bar.update(self._task, description=on_one_line(what))
 
     def advance(self) -> None:
         """One more cell is there."""
@@ -91,13 +104,13 @@ class _Lines(CellProgress):
         self._total = total
 
     def describe(self, what: str) -> None:
-        self._what = what
+        self._what = on_one_line(what)
         if time.monotonic() - self._last >= self.EVERY:
             self._last = time.monotonic()
             # Until there is a total, nobody has looked what is there already.
             counted = f"{self.done:,} of {self._total:,} cells; " if self._total else ""
-            # Names from outside may hold [brackets], which rich would read as markup.
-            self._console.print(f"{counted}{what}", markup=False, highlight=False)
+            # Names from outside may hold [brackets] and :names: of emojis, and a log has no width to break lines at.
+            self._console.print(counted + self._what, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 
 @contextmanager

@@ -6,12 +6,13 @@ import pytest
 from rich.console import Console
 
 from ablation_lens import progress
-from ablation_lens.progress import progress_over_cells
+from ablation_lens.progress import progress_over, progress_over_cells
+from tests.terminals import HOSTILE, SHOWN
 
 
 def printed(monkeypatch, terminal):
     output = io.StringIO()
-    console = Console(file=output, force_terminal=terminal, width=120, legacy_windows=False)
+    console = Console(file=output, force_terminal=terminal, width=160, legacy_windows=False)
     monkeypatch.setattr("rich.console.Console", lambda **_: console)
     return output
 
@@ -52,6 +53,19 @@ def test_a_terminal_gets_a_bar_with_cells_done_and_the_one_at_hand(monkeypatch):
     assert shown.done == 3
     assert "3/7" in output.getvalue()
     assert "tiny-opt: peak, 50 %, seed 42 [bold]" in output.getvalue()
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_names_of_any_kind_are_shown_on_one_line(monkeypatch, terminal):
+    output = printed(monkeypatch, terminal=terminal)
+    with progress_over_cells(shown=True) as cells:
+        cells.describe(f"{HOSTILE} {'x' * 200}")
+    with progress_over(HOSTILE, 3, shown=terminal) as advance:
+        advance.describe(f"{HOSTILE} again")
+    said = output.getvalue()
+    assert SHOWN in said
+    assert not any(order in said for order in ("\x1b[31mred", "\x1b]0;", "\x07", "\u202e"))
+    assert terminal or said.count("\n") == 1  # a log has no width
 
 
 def test_the_bar_comes_back_after_an_error_in_the_pause(monkeypatch):
