@@ -12,7 +12,10 @@ import ablation_lens
 ROOT = Path(__file__).parents[1]
 
 FLOORS = (
-    ("errors", "names", "escaping", "palette", "progress", "records", "files", "sites", "hooked", "weights"),
+    (
+        *("errors", "names", "escaping", "interrupts", "palette", "progress", "records", "files", "sites", "hooked"),
+        "weights",
+    ),
     ("ablation", "corpora", "zoo", "runs"),
     ("neurons", "models", "adapters", "tasks"),
     ("measure",),

@@ -1,9 +1,7 @@
 """One pass of a model over batches → `ActivationStatistics`, by hooks, in bounded memory."""
 
-import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +10,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from ablation_lens.errors import CorpusError, MismatchError, ModelError
+from ablation_lens.interrupts import put_off
 from ablation_lens.measure.forward import watch
 from ablation_lens.neurons.histogram import NeuronHistogram
 from ablation_lens.neurons.moments import Moments
@@ -47,7 +46,8 @@ def collect(
     """Measure how every neuron of a site is distributed.
 
     Nothing but histograms and sums is kept, so memory does not grow with the number of tokens. Padding never
-    counts. On Ctrl-C the batch at hand is finished and `CollectionInterrupted` carries what was collected.
+    counts. On Ctrl-C the batch at hand is finished, also at a second one, and `CollectionInterrupted` carries what
+    was collected; a third does not wait, and loses it.
 
     Args:
         model: any model with TransformerLens hooks.
@@ -74,19 +74,33 @@ def collect(
         raise MismatchError(
             "passes=2 reads the batches twice, and an iterator is used up after one; give a list or a plan."
         )
-    first = _Pass(model, site, include_bos, bins=bins, wants_positions=positions)
-    _run(first, batches, "collecting", progress)
-    if first.histogram is None or not first.tokens:
-        raise CorpusError("there was nothing to collect: the batches hold no real position.")
-    if passes == 2:
-        second = _Pass(model, site, include_bos, trimmed=TrimmedHistogram.around(first.histogram))
+    # Around all of it: between the passes and after them there is most to lose.
+    with put_off(2) as interrupted:
+        first = _Pass(model, site, include_bos, bins=bins, wants_positions=positions)
         try:
-            _run(second, batches, "second pass", progress)
-        except CollectionInterrupted:
+            _run(first, batches, "collecting", progress, interrupted)
+        except KeyboardInterrupt:  # a third one: the batch at hand is counted in some layers only
+            raise CollectionInterrupted(None) from None
+        if interrupted():
+            raise CollectionInterrupted(first.statistics(batches) if first.tokens else None)
+        if first.histogram is None or not first.tokens:
+            raise CorpusError("there was nothing to collect: the batches hold no real position.")
+        if passes == 2:
+            try:
+                trimmed = TrimmedHistogram.around(first.histogram)
+                second = _Pass(model, site, include_bos, trimmed=trimmed)
+                _run(second, batches, "second pass", progress, interrupted)
+                stopped = interrupted() and second.fed < first.fed
+            except KeyboardInterrupt:
+                stopped = True
             # Half a second pass is of no use, and the first one is whole.
-            raise CollectionInterrupted(first.statistics(batches)) from None
-        first.trimmed = second.trimmed
-    return first.statistics(batches)
+            if stopped:
+                raise CollectionInterrupted(first.statistics(batches))
+            first.trimmed = trimmed
+        statistics = first.statistics(batches)
+        if interrupted():  # too late to miss anything
+            raise CollectionInterrupted(statistics)
+    return statistics
 
 
 _Counter = NeuronHistogram | TrimmedHistogram | Moments | Positions
@@ -106,7 +120,9 @@ class _Pass:
     moments: Moments | None = None
     positions: Positions | None = None
     tokens: int = 0
+    fed: int = 0
     scratch: Scratch = field(default_factory=Scratch)
+    between_layers: Callable[[], None] = lambda: None
 
     def take(self, item: Batch | Tensor) -> int:
         """Run the model on one batch; returns how many positions counted."""
@@ -122,10 +138,12 @@ class _Pass:
             if threading.get_ident() != thread:
                 raise ModelError("this model is collecting in another thread; give every thread its own copy.")
             self._feed(layer, values, counted, valid)
+            self.between_layers()
 
         watch(self.model, batch, self.site, see)
         count = int(counted.sum())
         self.tokens += count
+        self.fed += 1
         return count
 
     def _feed(
@@ -159,14 +177,12 @@ class _Pass:
         assert held is not None
         return held.device
 
-    def statistics(self, batches: Any, finished: int | None = None) -> ActivationStatistics:
-        """What was collected so far, with its provenance; `finished` batches, or None for all of them."""
+    def statistics(self, batches: Any) -> ActivationStatistics:
+        """What was collected so far, with its provenance."""
         assert self.histogram is not None
         assert self.moments is not None
         plan = plan_of(batches)
         start = batches.start if isinstance(batches, PlanPart) else 0
-        # A plan that was not read to its end must not pass for one that was.
-        stop = 0 if plan is None else start + (len(batches) if finished is None else finished)
         return ActivationStatistics(
             histogram=self.histogram,
             moments=self.moments,
@@ -176,7 +192,7 @@ class _Pass:
                 include_bos=self.include_bos,
                 tokens=self.tokens,
                 corpora=() if plan is None else (plan.corpus,),
-                plans=() if plan is None else (PlanReading(plan.digest, len(plan), ((start, stop),)),),
+                plans=() if plan is None else (PlanReading(plan.digest, len(plan), ((start, start + self.fed),)),),
                 versions=Versions.current(),
             ),
             trimmed=self.trimmed,
@@ -184,50 +200,22 @@ class _Pass:
         )
 
 
-def _run(running: _Pass, batches: Any, title: str, progress: bool) -> None:
+def _run(running: _Pass, batches: Any, title: str, progress: bool, interrupted: Callable[[], bool]) -> None:
+    """Feed every batch, or whole ones until Ctrl-C: no set of documents has a batch in some of the layers only."""
     plan = plan_of(batches)
     # For images `size` counts images, and the bar is advanced by positions: no total then.
     total = batches.size if plan is not None and plan.task != "image-classification" else None
-    with (
-        torch.inference_mode(),
-        _ctrl_c_between_batches() as interrupted,
-        progress_over(title, total, progress) as advance,
-    ):
-        for number, item in enumerate(batches, start=1):
+    with torch.inference_mode(), progress_over(title, total, progress) as advance:
+
+        def tell() -> None:
+            if interrupted():
+                advance.describe("interrupted: finishing this batch")
+
+        running.between_layers = tell
+        for item in batches:
             advance(running.take(item))
             if interrupted():
-                held = running.histogram is not None
-                # In a second pass there is no histogram here: the first pass holds what can be kept.
-                raise CollectionInterrupted(running.statistics(batches, number) if held else None)
-    if interrupted() and running.histogram is not None:  # after the last batch
-        raise CollectionInterrupted(running.statistics(batches))
-
-
-@contextmanager
-def _ctrl_c_between_batches() -> Iterator[Callable[[], bool]]:
-    """Put Ctrl-C off until a batch has reached every layer; a second one does not wait.
-
-    A batch that is counted in some layers only would make statistics that no set of documents has.
-    """
-    # `signal.signal` raises in every thread but the main one.
-    ours = threading.current_thread() is threading.main_thread()
-    # Ignored (a background job of a script), or not Python's to put back (None): then it stays as it is.
-    if not ours or signal.getsignal(signal.SIGINT) in (signal.SIG_IGN, None):
-        yield lambda: False
-        return
-    came = False
-
-    def note(number: int, frame: Any) -> None:
-        nonlocal came
-        if came:
-            raise KeyboardInterrupt
-        came = True
-
-    before = signal.signal(signal.SIGINT, note)
-    try:
-        yield lambda: came
-    finally:
-        signal.signal(signal.SIGINT, before)
+                return
 
 
 def _plain(inputs: Tensor, model: Any) -> Batch:

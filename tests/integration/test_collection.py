@@ -202,6 +202,26 @@ def test_ctrl_c_finishes_the_batch_and_hands_over_what_was_collected(opt, heedin
     assert torch.equal(whole.histogram.counts(), collect(opt, batches, progress=False).histogram.counts())
 
 
+@pytest.mark.parametrize("times", [2, 3])
+def test_a_second_ctrl_c_within_a_batch_loses_nothing_and_a_third_does_not_wait(opt, heeding, times):
+    batches, calls = batches_of(BY_NAME["opt"], 5), []
+
+    def press(z, hook):
+        calls.append(hook)
+        if len(calls) == 3:  # halfway through the third batch: some layers are counted, some are not
+            for _ in range(times):
+                os.kill(os.getpid(), signal.SIGINT)
+
+    with opt.hooks([(Site.Z.hook_name(1), press)]), pytest.raises(CollectionInterrupted) as caught:
+        collect(opt, batches, progress=False)
+    if times == 3:
+        assert caught.value.statistics is None
+        assert len(calls) == 3
+        return
+    expected = collect(opt, batches[:3], progress=False)
+    assert torch.equal(caught.value.statistics.histogram.counts(), expected.histogram.counts())
+
+
 def test_ctrl_c_after_the_last_batch_is_heard_too(opt, heeding):
     batches = batches_of(BY_NAME["opt"], 2)
 
@@ -260,6 +280,26 @@ def test_an_interrupted_plan_does_not_pass_for_a_whole_one_and_a_first_pass_is_n
     assert kept.trimmed is None
     assert [reading.is_whole for reading in kept.provenance.plans] == [True]
     assert kept.provenance.tokens == plan.size
+
+    calls.clear()
+    stop_at = 2 * len(plan)  # when there is nothing more to do
+    with pytest.raises(CollectionInterrupted) as caught:
+        collect(model, plan, passes=2, progress=False)
+    assert torch.equal(caught.value.statistics.trimmed.total, kept.count)
+
+
+def test_ctrl_c_between_the_passes_keeps_the_first(opt, heeding, monkeypatch):
+    batches, around = batches_of(BY_NAME["opt"], 2), collection.TrimmedHistogram.around
+
+    def pressing(histogram):
+        os.kill(os.getpid(), signal.SIGINT)
+        return around(histogram)
+
+    monkeypatch.setattr(collection.TrimmedHistogram, "around", pressing)
+    with pytest.raises(CollectionInterrupted) as caught:
+        collect(opt, batches, passes=2, progress=False)
+    assert caught.value.statistics.trimmed is None
+    assert caught.value.statistics.provenance.tokens == sum(batch.size for batch in batches)
 
 
 def test_collecting_in_a_thread_needs_no_signals(opt):
