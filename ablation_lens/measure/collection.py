@@ -21,6 +21,7 @@ from ablation_lens.neurons.trimmed import TrimmedHistogram
 from ablation_lens.progress import progress_over
 from ablation_lens.records import Versions, record_of
 from ablation_lens.sites import Site
+from ablation_lens.tasks.padding import Padding
 from ablation_lens.tasks.plans import Batch, BatchPlan, PlanPart, plan_of
 
 
@@ -51,7 +52,9 @@ def collect(
 
     Args:
         model: any model with TransformerLens hooks.
-        batches: a `BatchPlan` or a part of one, your own `Batch`es, or plain tensors of inputs without padding.
+        batches: a `BatchPlan` or a part of one, your own `Batch`es, or plain tensors of inputs. What is padding in
+            plain tensors is told by the pad token of the model's tokenizer (with a `PaddingWarning`); without a
+            tokenizer, everything counts.
         site: which neurons.
         bins: most bins per neuron; between half of them and all are used.
         passes: 2 adds a histogram trimmed to the 0.1–99.9 % range, which resolves neurons with outliers.
@@ -76,7 +79,8 @@ def collect(
         )
     # Around all of it: between the passes and after them there is most to lose.
     with put_off(2) as interrupted:
-        first = _Pass(model, site, include_bos, bins=bins, wants_positions=positions)
+        padding = Padding(model, stacklevel=5)  # `mark`, `take`, `_run`, `collect`, and the user's own line
+        first = _Pass(model, site, include_bos, padding, bins=bins, wants_positions=positions)
         try:
             _run(first, batches, "collecting", progress, interrupted)
         except KeyboardInterrupt:  # a third one: the batch at hand is counted in some layers only
@@ -88,7 +92,7 @@ def collect(
         if passes == 2:
             try:
                 trimmed = TrimmedHistogram.around(first.histogram)
-                second = _Pass(model, site, include_bos, trimmed=trimmed)
+                second = _Pass(model, site, include_bos, padding, trimmed=trimmed)
                 _run(second, batches, "second pass", progress, interrupted)
                 stopped = interrupted() and second.fed < first.fed
             except KeyboardInterrupt:
@@ -113,6 +117,7 @@ class _Pass:
     model: Any
     site: Site
     include_bos: bool
+    padding: Padding
     bins: int = 256
     wants_positions: bool = False
     trimmed: TrimmedHistogram | None = None
@@ -126,8 +131,7 @@ class _Pass:
 
     def take(self, item: Batch | Tensor) -> int:
         """Run the model on one batch; returns how many positions counted."""
-        batch = item if isinstance(item, Batch) else _plain(item, self.model)
-        batch = batch.to(self.model.cfg.device)
+        batch = self.padding.mark(item).to(self.model.cfg.device)
         counted = batch.valid if self.include_bos or batch.special is None else batch.valid & ~batch.special
         # None spares every layer the selection of positions.
         valid = None if bool(counted.all()) else counted
@@ -216,14 +220,3 @@ def _run(running: _Pass, batches: Any, title: str, progress: bool, interrupted: 
             advance(running.take(item))
             if interrupted():
                 return
-
-
-def _plain(inputs: Tensor, model: Any) -> Batch:
-    """A user's own tensor as a batch without padding."""
-    if not isinstance(inputs, Tensor):
-        raise MismatchError(f"a batch is a {type(inputs).__name__}; give a Batch, or a tensor of inputs.")
-    if inputs.ndim == 2 and not inputs.is_floating_point():
-        return Batch.causal(inputs)
-    if inputs.ndim != 4:
-        raise MismatchError(f"inputs of shape {tuple(inputs.shape)} are neither token ids [batch pos] nor images.")
-    return Batch.images(inputs, model.cfg.n_ctx)

@@ -13,6 +13,7 @@ from ablation_lens.measure.forward import capture
 from ablation_lens.neurons.statistics import ActivationStatistics
 from ablation_lens.records import record_of
 from ablation_lens.sites import neuron_name, parse_neuron
+from ablation_lens.tasks.padding import Padding
 from ablation_lens.tasks.plans import Batch, BatchPlan, PlanPart, plan_of
 from ablation_lens.tasks.tasks import task_for
 
@@ -53,7 +54,7 @@ class Example:
 
 def gather_contexts(
     model: Any,
-    batches: "BatchPlan | PlanPart | Iterable[Batch]",
+    batches: "BatchPlan | PlanPart | Iterable[Batch | Tensor]",
     statistics: ActivationStatistics,
     neurons: Sequence[str | tuple[int, int, int]],
     k: int = 5,
@@ -62,7 +63,7 @@ def gather_contexts(
 
     Args:
         model: the model the statistics are of.
-        batches: documents to look through; the plan that was collected, or another.
+        batches: documents to look through; the plan that was collected, another, or what `collect` takes.
         statistics: say where the peak is.
         neurons: names such as `L3.H5.D17`, or `(layer, head, dim)`.
         k: how many of each.
@@ -82,11 +83,11 @@ def gather_contexts(
     peaks = statistics.center("peak")
     plan = plan_of(batches)
     best: dict[tuple[tuple[int, int, int], Where], list[tuple[float, Example]]] = {}
-    rows_before = 0
+    rows_before, padding = 0, Padding(model, stacklevel=3)
     with torch.inference_mode():
         for item in batches:
             # A user's batch may be on a GPU; examples are chosen from values on the CPU.
-            batch = item.to("cpu")
+            batch = padding.mark(item).to("cpu")
             # Only the layers asked for: the activations of all would be kept until the batch is done.
             values = capture(model, batch.to(model.cfg.device), statistics.site, (layer for layer, _, _ in chosen))
             counted = batch.valid
@@ -137,7 +138,7 @@ def _example(
     start = 0
     if batch.inputs.ndim == 2:
         start = max(0, position - WINDOW)
-        # Padding lies on the right, so the number of valid positions is where the text ends.
+        # The text is at the start of its row, so the number of valid positions is where it ends.
         end = min(int(batch.valid[row].sum()), position + WINDOW + 1)
         tokens = tuple(batch.inputs[row, start:end].tolist())
     return Example(
@@ -171,7 +172,7 @@ def striking_neurons(statistics: ActivationStatistics, number: int) -> list[str]
 
 def gather_striking(
     model: Any,
-    batches: "BatchPlan | PlanPart | Iterable[Batch]",
+    batches: "BatchPlan | PlanPart | Iterable[Batch | Tensor]",
     statistics: ActivationStatistics,
     number: int,
     k: int = 5,

@@ -13,6 +13,7 @@ from ablation_lens.errors import CorpusError, MismatchError, NonFiniteError
 from ablation_lens.measure.forward import ends_plainly, final_residual, logits_everywhere, logits_from
 from ablation_lens.measure.score import Score
 from ablation_lens.sites import Hook
+from ablation_lens.tasks.padding import Padding
 from ablation_lens.tasks.plans import Batch
 
 CHUNK_LOGITS = 2**25
@@ -38,7 +39,7 @@ def evaluate(
 
     Args:
         model: any model with TransformerLens hooks.
-        batches: a `BatchPlan`, or your own `Batch`es.
+        batches: a `BatchPlan`, or your own `Batch`es; padding that they do not mark is found as by `collect`.
         ablation: an `Ablation`, or anything with a `hooks()` method; None evaluates the model as it is.
         on_batch: called after each batch with its number of rows, for progress.
 
@@ -61,14 +62,15 @@ def evaluate(
         )
     sums: dict[int, _Sums] = {}
     unnumbered: list[_Sums] = []
-    splits = 0
+    splits, padding = 0, Padding(model, stacklevel=3)
     with torch.inference_mode():
-        for batch in batches:
-            if not isinstance(batch, Batch):
+        for item in batches:
+            if not isinstance(item, Batch):
                 raise MismatchError(
-                    f"{type(batch).__name__} does not say what is to be predicted; give batches such as "
+                    f"{type(item).__name__} does not say what is to be predicted; give batches such as "
                     "al.Batch.causal(tokens)."
                 )
+            batch = padding.mark(item)
             on_device = batch.to(model.cfg.device)
             correct, loss, splits_here = _score_within_memory(model, on_device, hooks)
             splits += splits_here

@@ -2,4 +2,5 @@
 
 - `tasks`: `task_for`; causal and masked language modelling, image classification.
 - `plans`: `Batch` and `BatchPlan`, documents and batches fixed before anything runs.
+- `padding`: what is padding in batches of your own.
 """

@@ -29,6 +29,8 @@ class Batch:
         scored: which predictions count; shaped like `labels`.
         special: [batch pos], real positions that hold BOS, CLS, EOS and the like; None when there are none.
         documents: the plan's number of each row's document.
+        valid_given: False where nobody said what is padding. `collect`, `evaluate` and `gather_contexts` then take
+            the tokenizer's pad token before and after a text for padding; a model without a tokenizer cannot tell.
 
     >>> batch = Batch.causal(torch.tensor([[5, 6, 7], [8, 9, 0]]), valid=torch.tensor([[1, 1, 1], [1, 1, 0]]).bool())
     >>> batch.labels.tolist(), batch.scored.tolist()
@@ -41,6 +43,7 @@ class Batch:
     scored: Bool[Tensor, "batch *pos"]
     special: Bool[Tensor, "batch pos"] | None = None
     documents: tuple[int, ...] = ()
+    valid_given: bool = True
 
     def __post_init__(self) -> None:
         batch = self.inputs.shape[0]
@@ -57,13 +60,14 @@ class Batch:
     @classmethod
     def causal(cls, tokens: Int[Tensor, "batch pos"], valid: Bool[Tensor, "batch pos"] | None = None) -> "Batch":
         """A batch of your own tokens, every next token scored; `valid` marks what is not padding."""
+        given = valid is not None
         valid = torch.ones_like(tokens, dtype=torch.bool) if valid is None else valid
         labels = torch.zeros_like(tokens)
         scored = torch.zeros_like(valid)
         # Both ends of a step must be real, wherever the padding lies.
         scored[:, :-1] = valid[:, 1:] & valid[:, :-1]
         labels[:, :-1] = torch.where(scored[:, :-1], tokens[:, 1:], 0)
-        return cls(tokens, valid, labels, scored)
+        return cls(tokens, valid, labels, scored, valid_given=given)
 
     @classmethod
     def images(cls, pixels: Float[Tensor, "batch channel height width"], positions: int) -> "Batch":
@@ -85,6 +89,31 @@ class Batch:
         if self.inputs.ndim > 2 or bool(self.valid.all()):
             return (self.inputs,), {}
         return (self.inputs,), {"attention_mask": self.valid.long()}
+
+    def from_start(self) -> "Batch":
+        """The same batch with every text at the start of its row, where positions are counted from.
+
+        >>> tokens, valid = torch.tensor([[0, 5, 6]]), torch.tensor([[False, True, True]])
+        >>> Batch.causal(tokens, valid).from_start().inputs.tolist()
+        [[5, 6, 0]]
+        """
+        valid = self.valid
+        # An image has no padding, and its positions are not those of the input.
+        if self.inputs.shape != valid.shape or not bool((valid[:, 1:] & ~valid[:, :-1]).any()):
+            return self
+        order = (~valid).byte().argsort(dim=1, stable=True)
+
+        def moved(part: Tensor) -> Tensor:
+            return part.gather(1, order) if part.shape == valid.shape else part
+
+        return replace(
+            self,
+            inputs=moved(self.inputs),
+            valid=moved(valid),
+            labels=moved(self.labels),
+            scored=moved(self.scored),
+            special=None if self.special is None else moved(self.special),
+        )
 
     def to(self, device: str | torch.device) -> "Batch":
         """The same batch on another device."""

@@ -14,6 +14,7 @@ from ablation_lens.measure import collection
 from ablation_lens.measure.collection import CollectionInterrupted, collect
 from ablation_lens.neurons.statistics import ActivationStatistics, PlanReading
 from ablation_lens.sites import Site
+from ablation_lens.tasks.padding import PaddingWarning
 from ablation_lens.tasks.plans import Batch
 from ablation_lens.tasks.tasks import task_for
 from tests.tiny_models import BY_NAME, FAMILIES, reference
@@ -81,6 +82,36 @@ def test_padding_makes_no_difference(opt):
     assert torch.equal(together.count, alone.count)
     assert torch.allclose(together.mean, alone.mean, atol=1e-6)
     assert torch.allclose(together.maximum, alone.maximum, atol=1e-6)
+
+
+PROMPTS = ["The cat sat on the mat, and then some more was to come.", "Hello", "A dog ran."]
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("name", ["tiny-opt", "tiny-mistral"])
+def test_padded_prompts_give_what_each_gives_alone(name, side):
+    """As `model.to_tokens` pads them, without a mask."""
+    model = load_model(name)
+    padded = model.to_tokens(PROMPTS, padding_side=side)
+    alone = [model.to_tokens(prompt) for prompt in PROMPTS]
+    with pytest.warns(PaddingWarning, match=f"{padded.numel() - sum(one.numel() for one in alone)} of"):
+        together = collect(model, [padded], positions=True, progress=False)
+    expected = collect(model, alone, positions=True, progress=False)
+    assert together.provenance.tokens == expected.provenance.tokens == sum(one.numel() for one in alone)
+    assert torch.equal(together.count, expected.count)
+    for part in ("mean", "minimum", "maximum", "position_mean"):
+        assert torch.allclose(getattr(together, part), getattr(expected, part), atol=1e-5)
+    assert torch.equal(together.position_counts, expected.position_counts)
+
+
+def test_padding_is_found_in_both_passes_and_said_once():
+    model = load_model("tiny-opt")
+    padded = model.to_tokens(PROMPTS)
+    with pytest.warns(PaddingWarning) as caught:
+        statistics = collect(model, [padded, padded], passes=2, progress=False)
+    assert len(caught) == 1
+    assert caught[0].filename == __file__
+    assert torch.equal(statistics.trimmed.total, statistics.count)
 
 
 def test_the_mlp_site_works_in_every_family(loaded):

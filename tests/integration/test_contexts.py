@@ -6,6 +6,7 @@ import torch
 import ablation_lens as al
 from ablation_lens.errors import MismatchError
 from ablation_lens.measure.contexts import WINDOW, collected_plan, gather_contexts
+from ablation_lens.tasks.padding import PaddingWarning
 from ablation_lens.tasks.plans import Batch
 
 NEURON = (2, 1, 7)
@@ -92,6 +93,23 @@ def test_ones_own_batches_and_images_work(collected):
     (one,) = gather_contexts(vit, plan, al.collect(vit, plan, progress=False), ["L1.H0.D0"], k=1).values()
     assert [example.tokens for example in one] == [()] * 3
     assert all(0 <= example.position < 65 for example in one)
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_padded_prompts_give_the_examples_of_each_alone(collected, side):
+    model, _, statistics = collected
+    prompts = ["The cat sat on the mat, and then some more was to come.", "Hello", "A dog ran."]
+    alone = gather_contexts(model, [model.to_tokens(prompt) for prompt in prompts], statistics, [NEURON])
+    with pytest.warns(PaddingWarning):
+        padded = gather_contexts(model, [model.to_tokens(prompts, padding_side=side)], statistics, [NEURON])
+    for one, other in zip(alone["L2.H1.D7"], padded["L2.H1.D7"], strict=True):
+        assert (one.document, one.position, one.tokens, one.offset) == (
+            other.document,
+            other.position,
+            other.tokens,
+            other.offset,
+        )
+        assert abs(one.value - other.value) <= 1e-5
 
 
 def test_wrong_requests_are_one_clear_error(collected):

@@ -8,10 +8,13 @@ import torch
 
 import ablation_lens.measure.evaluation as evaluation
 from ablation_lens import load_model
+from ablation_lens.ablation.ablation import Ablation
 from ablation_lens.errors import CorpusError, MismatchError, NonFiniteError
 from ablation_lens.measure.evaluation import evaluate
 from ablation_lens.measure.forward import ends_plainly, final_residual, logits_from
 from ablation_lens.models.load import transformer_lens_major
+from ablation_lens.sites import Site
+from ablation_lens.tasks.padding import PaddingWarning
 from ablation_lens.tasks.plans import Batch
 from tests.tiny_models import BY_NAME, VARIANTS, reference
 
@@ -158,6 +161,30 @@ def test_bare_tokens_and_bare_names_are_answered_with_what_to_give(opt):
         evaluate(opt, [torch.ones(1, 5, dtype=torch.int64)])
     with pytest.raises(MismatchError, match=r"str is not an ablation; give for example"):
         evaluate(opt, [batch_for(BY_NAME["opt"])], "peak")
+
+
+def test_padded_tokens_score_as_each_text_alone():
+    model = load_model("tiny-opt")
+    prompts = ["The cat sat on the mat, and then some more was to come.", "Hello", "A dog ran."]
+    alone = evaluate(model, [Batch.causal(model.to_tokens(prompt)) for prompt in prompts])
+    for side in ("right", "left"):
+        with pytest.warns(PaddingWarning):
+            padded = evaluate(model, [Batch.causal(model.to_tokens(prompts, padding_side=side))])
+        assert torch.equal(padded.predictions_per_document, alone.predictions_per_document)
+        assert torch.equal(padded.correct, alone.correct)
+        assert torch.allclose(padded.loss, alone.loss, atol=1e-4)
+
+
+def test_values_by_position_meet_the_positions_of_the_text(opt):
+    """Also in a batch that is padded on the left."""
+    tokens, shape = torch.randint(3, 61, (2, 6)), Site.Z.shape(opt.cfg)
+    layers, heads, dims = shape
+    values = torch.randn(layers, 6, heads, dims)
+    ablation = Ablation(torch.ones(shape, dtype=torch.bool), values)
+    valid = torch.ones_like(tokens, dtype=torch.bool)
+    valid[1, :2] = False
+    alone = evaluate(opt, [Batch.causal(tokens[:1]), Batch.causal(tokens[1:, 2:])], ablation)
+    assert torch.allclose(evaluate(opt, [Batch.causal(tokens, valid)], ablation).loss, alone.loss, atol=1e-4)
 
 
 def test_nothing_to_score_and_numbers_that_overflow_are_errors(opt):
