@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -270,7 +271,9 @@ CONTEXTS = {"causal-lm": 1000, "masked-lm": 512}
 """Positions a document is truncated to, by task; the paper's, as are the other defaults here."""
 
 
-def task_for(model: Any, corpus: "str | Corpus | None" = None, *, context: int | None = None, **options: Any) -> Task:
+def task_for(
+    model: Any, corpus: "str | Path | Corpus | None" = None, *, context: int | None = None, **options: Any
+) -> Task:
     """The task a model is scored on, reading `corpus` (a name, path, hub id, or an opened corpus).
 
     Args:
@@ -295,25 +298,31 @@ def task_for(model: Any, corpus: "str | Corpus | None" = None, *, context: int |
     if kind == "causal-lm":
         return CausalLM(corpus=opened, tokenizer=tokenizer, max_context=limit)
     special = set(tokenizer.all_special_ids)
-    # len(), because `vocab_size` of Hugging Face leaves added tokens out.
-    ordinary = tuple(token for token in range(len(tokenizer)) if token not in special)
+    # len(), because `vocab_size` of Hugging Face leaves added tokens out; some have no row in the embedding.
+    known = min(len(tokenizer), int(model.cfg.d_vocab))
+    ordinary = tuple(token for token in range(known) if token not in special)
     return MaskedLM(corpus=opened, tokenizer=tokenizer, max_context=limit, ordinary_ids=ordinary)
 
 
-def _image_task(model: Any, corpus: "str | Corpus | None", options: dict[str, Any]) -> ImageClassification:
-    if model.image_processor is None:
+def _image_task(model: Any, corpus: "str | Path | Corpus | None", options: dict[str, Any]) -> ImageClassification:
+    # Hooked by somebody else, a model need not have either.
+    processor, id2label = getattr(model, "image_processor", None), getattr(model, "id2label", None)
+    if processor is None:
         raise ModelError(
-            "this model has no image processor to read a corpus with; put preprocessor_config.json beside its weights."
+            "this model has no image processor to read a corpus with; put preprocessor_config.json beside its weights, "
+            "or feed it your own Batch.images(pixels, positions)."
         )
-    if corpus is None and {str(label) for label in model.id2label.values()} != {str(digit) for digit in range(10)}:
+    if id2label is None:
+        raise ModelError("this image model has no id2label, so its classes have no names; set model.id2label = {0: …}.")
+    if corpus is None and {str(label) for label in id2label.values()} != {str(digit) for digit in range(10)}:
         raise CorpusError("this image model needs a corpus=: a folder of images, or imagenet-1k.")
-    opened = _opened("digits" if corpus is None else corpus, "image", {"id2label": model.id2label, **options})
+    opened = _opened("digits" if corpus is None else corpus, "image", {"id2label": id2label, **options})
     return ImageClassification(
-        corpus=opened, image_processor=model.image_processor, positions=model.cfg.n_ctx, n_labels=len(model.id2label)
+        corpus=opened, image_processor=processor, positions=model.cfg.n_ctx, n_labels=len(id2label)
     )
 
 
-def _opened(corpus: "str | Corpus", kind: Any, options: dict[str, Any]) -> Corpus:
+def _opened(corpus: "str | Path | Corpus", kind: Any, options: dict[str, Any]) -> Corpus:
     return corpus if isinstance(corpus, Corpus) else open_corpus(corpus, kind=kind, **options)
 
 

@@ -243,16 +243,23 @@ def test_task_for_takes_the_papers_context_within_the_models(corpus):
     assert task_for(model, corpus, context=300).context == 300
     model.cfg.n_ctx = 128
     assert task_for(model, corpus).context == 128
-    masked_model = SimpleNamespace(task="masked-lm", tokenizer=tokenizer, cfg=SimpleNamespace(n_ctx=4000))
+    masked_model = SimpleNamespace(task="masked-lm", tokenizer=tokenizer, cfg=SimpleNamespace(n_ctx=4000, d_vocab=99))
     assert task_for(masked_model, corpus).context == 512
     assert task_for(masked_model, corpus).ordinary_ids == tuple(range(5, 5 + len(WORDS)))
+    masked_model.cfg.d_vocab = 20  # a token without a row in the embedding must never be put in
+    assert task_for(masked_model, corpus).ordinary_ids == tuple(range(5, 20))
 
 
 def test_models_that_cannot_read_a_corpus_say_so():
     with pytest.raises(ModelError, match=r"Batch\.causal"):
         task_for(SimpleNamespace(tokenizer=None, cfg=SimpleNamespace(n_ctx=8)))
-    with pytest.raises(ModelError, match=r"preprocessor_config\.json"):
-        task_for(SimpleNamespace(task="image-classification", image_processor=None))
+    # The second is somebody's own, hooked without us.
+    for model in (SimpleNamespace(image_processor=None), SimpleNamespace()):
+        model.task = "image-classification"
+        with pytest.raises(ModelError, match=r"preprocessor_config\.json"):
+            task_for(model)
+    with pytest.raises(ModelError, match="no id2label"):
+        task_for(SimpleNamespace(task="image-classification", image_processor=object()))
 
 
 def test_ones_own_batches_work_without_a_tokenizer():
