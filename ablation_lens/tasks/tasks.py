@@ -7,7 +7,7 @@ import hashlib
 import random
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -71,7 +71,8 @@ class Task(ABC):
             images: how many images.
             batch_size: documents per batch; None chooses about 8192 positions.
             seed: draws the masks of a masked model.
-            count: "all" predictions, or "skip-common": those of the 50 commonest tokens are not scored.
+            count: "all" predictions, or "skip-common": those of special and of the 50 commonest other tokens are not
+                scored.
 
         >>> from ablation_lens import load_model
         >>> plan = task_for(load_model("tiny-opt")).batches(split="evaluate", tokens=1000)
@@ -128,7 +129,7 @@ class _TextTask(Task):
         return int(self.tokenizer.pad_token_id or 0)
 
     def _items(self, corpus_split: Corpus, size: int | None, seed: int, count: str) -> tuple[list[Item], Any]:
-        common = self._common() if count == "skip-common" else frozenset[int]()
+        common: Set[int] = self._common() if count == "skip-common" else set()
         reading = iter(corpus_split)
         items: list[Item] = []
         left = size
@@ -154,19 +155,22 @@ class _TextTask(Task):
             )
             yield document.id, tuple(encoded["input_ids"]), tuple(encoded["special_tokens_mask"])
 
-    def _common(self) -> frozenset[int]:
-        """The corpus' commonest tokens, counted on its collect split; of equals, the lower id."""
+    def _common(self) -> Set[int]:
+        """The corpus' special and commonest other tokens, counted on its collect split; of equals, the lower id."""
         counts: Counter[int] = Counter()
-        for _, tokens, _ in self._tokenized(iter(self.corpus.restricted_to("collect"))):
-            counts.update(tokens)
+        specials: set[int] = set()
+        for _, tokens, special in self._tokenized(iter(self.corpus.restricted_to("collect"))):
+            # A special token is in every text, and would take the place of a word.
+            counts.update(token for token, flag in zip(tokens, special, strict=True) if not flag)
+            specials.update(token for token, flag in zip(tokens, special, strict=True) if flag)
             if counts.total() >= _COMMON_SAMPLE:
                 break
         ranked = sorted(counts, key=lambda token: (-counts[token], token))
-        return frozenset(ranked[:COMMON_TOKENS])
+        return specials.union(ranked[:COMMON_TOKENS])
 
     @abstractmethod
     def _plan(
-        self, text_id: str, tokens: tuple[int, ...], special: tuple[int, ...], seed: int, common: frozenset[int]
+        self, text_id: str, tokens: tuple[int, ...], special: tuple[int, ...], seed: int, common: Set[int]
     ) -> TextItem | None:
         """The planned document; None when nothing of it can be scored."""
 
@@ -178,7 +182,7 @@ class CausalLM(_TextTask):
     name: ClassVar[str] = "causal-lm"
 
     def _plan(
-        self, text_id: str, tokens: tuple[int, ...], special: tuple[int, ...], seed: int, common: frozenset[int]
+        self, text_id: str, tokens: tuple[int, ...], special: tuple[int, ...], seed: int, common: Set[int]
     ) -> TextItem | None:
         if len(tokens) < 2:
             return None
@@ -198,7 +202,7 @@ class MaskedLM(_TextTask):
         return True
 
     def _plan(
-        self, text_id: str, tokens: tuple[int, ...], special: tuple[int, ...], seed: int, common: frozenset[int]
+        self, text_id: str, tokens: tuple[int, ...], special: tuple[int, ...], seed: int, common: Set[int]
     ) -> TextItem | None:
         ordinary = [place for place, flag in enumerate(special) if not flag]
         if not ordinary:

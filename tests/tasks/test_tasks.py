@@ -158,6 +158,20 @@ def test_skip_common_leaves_out_the_corpus_commonest_tokens(tmp_path):
     assert 0 < rest.predictions < everything.predictions
 
 
+def test_special_tokens_take_no_place_among_the_common_ones(tmp_path):
+    common, rare = [f"w{index:03d}" for index in range(50)], [f"r{index:03d}" for index in range(50)]
+    tokenizer = word_tokenizer(before=("<s>",), after=("</s>",))
+    tokenizer.add_tokens([*common, *rare])
+    generator = random.Random(5)
+    path = tmp_path / "lines.txt"
+    lines = [generator.sample(common, 50) + generator.sample(rare, 5) for _ in range(40)]
+    path.write_text("\n".join(map(" ".join, lines)))
+    task = CausalLM(corpus=open_corpus(path, block="line"), tokenizer=tokenizer, max_context=64)
+    for item in task.batches(split="evaluate", count="skip-common").items:
+        # Each of the fifty is as common as <s> and </s>, which are skipped beside them.
+        assert [item.tokens[place + 1] for place in item.scored] == list(item.tokens[51:56])
+
+
 PROGRAM = """
 import sys
 sys.path.insert(0, {root!r})
