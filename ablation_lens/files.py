@@ -5,15 +5,18 @@ foreign, damaged or newer file is one clear error. No pickle anywhere.
 """
 
 import hashlib
+import itertools
 import json
 import math
 import os
 import re
 import secrets
 import stat
+import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,27 +26,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ablation_lens.errors import AblationLensError, FileFormatError
-
-
-def require_target(path: Path, *sources: Path | None) -> None:
-    """Raise before the work, not after it, where `path` cannot be written or would replace what is read.
-
-    A source may be a folder: then nothing in it is replaced.
-    """
-    if not path.parent.is_dir():
-        raise AblationLensError(f"there is no folder {path.parent} to write {path.name} to; make it first.")
-    if path.is_dir():
-        raise AblationLensError(f"{path} is a folder; give a file to write.")
-    if not os.access(path.parent, os.W_OK):
-        raise AblationLensError(f"{path.parent} cannot be written to; give a file in another folder.")
-    for source in sources if path.exists() else ():
-        if source is None or not source.exists():
-            continue
-        if path.samefile(source):  # also through a link
-            raise AblationLensError(f"{path} is what is read; give another file to write.")
-        if source.is_dir() and path.resolve().is_relative_to(source.resolve()):
-            raise AblationLensError(f"{path} is a file of {source}, which is read; give a file elsewhere to write.")
-
+from ablation_lens.interrupts import put_off
 
 _KINDS = (
     (stat.S_ISDIR, "a folder"),
@@ -52,6 +35,72 @@ _KINDS = (
     (stat.S_ISCHR, "a device"),
     (stat.S_ISBLK, "a device"),
 )
+
+
+def require_target(path: Path, *sources: Path | None) -> None:
+    """Raise before the work, not after it, where `path` cannot be written or would replace what is read.
+
+    A source may be a folder: then nothing in it is replaced.
+    """
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError) as problem:
+        raise AblationLensError(f"{path} cannot be written ({_reason(problem)}); give another file.") from problem
+    else:
+        if kind := _special_kind(status):
+            raise AblationLensError(f"{path} is {kind}; give a file to write.")
+        _require_other(path, sources)
+    try:
+        _try_writing(path.parent)
+    except FileNotFoundError:
+        raise AblationLensError(f"there is no folder {path.parent} to write {path.name} to; make it first.") from None
+    except OSError as problem:
+        raise AblationLensError(
+            f"{path.parent} cannot be written to ({_reason(problem)}); give a file in another folder."
+        ) from problem
+
+
+def _require_other(path: Path, sources: Iterable[Path | None]) -> None:
+    for source in sources:
+        try:
+            same = source is not None and path.samefile(source)  # also through a link
+            inside = source is not None and source.is_dir() and path.resolve().is_relative_to(source.resolve())
+        except OSError:  # a name of the hub, or nothing that can be read
+            continue
+        if same:
+            raise AblationLensError(f"{path} is what is read; give another file to write.")
+        if inside:
+            raise AblationLensError(f"{path} is a file of {source}, which is read; give a file elsewhere to write.")
+
+
+def require_target_folder(path: Path) -> None:
+    """Raise before the work where files cannot be written to a folder, which need not be there yet."""
+    there = path
+    while not os.path.lexists(there) and there != there.parent:
+        there = there.parent
+    try:
+        _try_writing(there)
+    except NotADirectoryError:
+        raise AblationLensError(f"{there} is a file; give a folder to write to.") from None
+    except OSError as problem:
+        raise AblationLensError(f"{path} cannot be written to ({_reason(problem)}); give another folder.") from problem
+
+
+def _try_writing(folder: Path) -> None:
+    """Raise what the disk answers to whoever writes a few bytes to a folder."""
+    # Tried, not asked: permissions, read-only disks, full ones and quotas all show in this way, and in no other.
+    trial = _new_temporary(folder)
+    try:
+        trial.write_bytes(bytes(4096))
+    finally:
+        trial.unlink()
+
+
+def _special_kind(status: os.stat_result) -> str | None:
+    """What this is, if not a file."""
+    return next((kind for is_kind, kind in _KINDS if is_kind(status.st_mode)), None)
 
 
 def require_readable(path: Path, most: int | None = None, error: type[AblationLensError] = FileFormatError) -> None:
@@ -65,9 +114,8 @@ def require_readable(path: Path, most: int | None = None, error: type[AblationLe
         raise error(f"there is no file {path}.") from None
     except (OSError, ValueError) as problem:  # ValueError: a zero byte in the name
         raise error(f"{path} cannot be read ({_reason(problem)}).") from problem
-    for is_kind, kind in _KINDS:
-        if is_kind(status.st_mode):
-            raise error(f"{path} is {kind}; a file was expected.")
+    if kind := _special_kind(status):
+        raise error(f"{path} is {kind}; a file was expected.")
     if most is not None and status.st_size > most:
         raise error(f"{path} has {status.st_size:,} bytes; at most {most:,} were expected.")
     if not os.access(path, os.R_OK):
@@ -123,6 +171,72 @@ def writing(path: Path, advice: str = "make room, or give another place.") -> It
         yield
     except OSError as error:
         raise CannotWrite(f"cannot write to {path} ({error.strerror or error}); {advice}") from error
+
+
+def write_result(path: Path, write: Callable[[Path], Any]) -> None:
+    """Run `write(path)` for what took long to make; where the disk refuses, the error says where it is kept instead.
+
+    Ctrl-C waits meanwhile: nothing is left that it could spare.
+    """
+    with put_off(1):
+        try:
+            write(path)
+        except OSError as refusal:
+            place = write_beside(path, "rescued", write)
+            raise CannotWrite(
+                f"cannot write to {path} ({_reason(refusal)}); what was made is in {place} instead."
+            ) from refusal
+
+
+def write_beside(path: Path, word: str, write: Callable[[Path], Any]) -> Path:
+    """Run `write` on a new name beside `path`, with `word` in it, or on one in a temporary folder; returns which.
+
+    Nothing that is there is replaced.
+
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder, "x.txt")
+    ...     [write_beside(path, "partial", lambda place: place.write_text("…")).name for _ in range(2)]
+    ['x.partial.txt', 'x.partial-2.txt']
+    """
+    refusal: OSError | None = None
+    with put_off(1):
+        for claim in (
+            partial(_claim_beside, path, word),
+            partial(_claim_apart, path, None),
+            partial(_claim_apart, path, "/dev/shm"),  # memory: where all else lies on one disk, and that is full
+        ):
+            try:
+                place = claim()
+                try:
+                    write(place)
+                except BaseException:
+                    place.unlink(missing_ok=True)
+                    if place.parent != path.parent:  # made for it
+                        place.parent.rmdir()
+                    raise
+                return place
+            except OSError as problem:
+                refusal = refusal or problem
+    assert refusal is not None
+    raise CannotWrite(
+        f"cannot write beside {path} ({_reason(refusal)}), nor to a temporary folder, so what was made is lost; make "
+        "room before it is made again."
+    ) from refusal
+
+
+def _claim_apart(path: Path, folder: str | None) -> Path:
+    """A name in a new temporary folder; None has it made where the system makes them."""
+    return Path(tempfile.mkdtemp(prefix="ablation-lens-", dir=folder), path.name)
+
+
+def _claim_beside(path: Path, word: str) -> Path:
+    """A new, empty file: a name that is only free may be another's a moment later."""
+    for number in itertools.count(1):
+        place = path.with_name(f"{path.stem}.{word}{'' if number == 1 else f'-{number}'}{path.suffix}")
+        with suppress(FileExistsError):
+            os.close(os.open(place, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+            return place
+    raise AssertionError("numbers do not end")
 
 
 _TEMPORARY = re.compile(r"\.ablation-lens-[0-9a-f]{12}\.tmp")

@@ -11,6 +11,7 @@ import socket
 import struct
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -26,9 +27,13 @@ from ablation_lens.files import (
     load_tensors,
     parse_json,
     require_target,
+    require_target_folder,
     save_json,
     save_tensors,
     write_atomically,
+    write_beside,
+    write_result,
+    write_text,
     writing,
 )
 
@@ -326,6 +331,116 @@ def test_nothing_is_replaced_in_a_folder_that_is_read(tmp_path):
     for path in (model / "model.safetensors", tmp_path / "link" / "model.safetensors"):
         with pytest.raises(AblationLensError, match=r"is a file of .*model, which is read; give a file elsewhere"):
             require_target(path, model)
+
+
+def test_what_is_not_a_file_to_write_is_refused_before_the_work(tmp_path):
+    (tmp_path / "file").write_text("kept")
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "round").symlink_to("round")
+    for name, message in (
+        ("pipe", "is a pipe; give a file"),
+        ("file/new", "Not a directory"),
+        ("x" * 300, "File name too long"),
+        ("round", "Too many levels of symbolic links"),
+    ):
+        with pytest.raises(AblationLensError, match=message):
+            require_target(tmp_path / name)
+    with pytest.raises(AblationLensError, match="is a device; give a file"):
+        require_target(Path("/dev/null"))
+    for name in ("file", "file/new"):
+        with pytest.raises(AblationLensError, match="file is a file; give a folder"):
+            require_target_folder(tmp_path / name)
+    require_target_folder(tmp_path / "made" / "later")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "pipe", "round"]
+
+
+@contextlib.contextmanager
+def mounted(folder, options):
+    """A file system of its own; skips where none can be mounted."""
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+    if sys.platform != "linux" or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("no tmpfs can be mounted here")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+@pytest.mark.parametrize(("options", "reason"), [("ro", "Read-only file system"), ("size=4k", "No space left")])
+def test_a_disk_that_takes_nothing_is_noticed_before_the_work(tmp_path, options, reason):
+    with mounted(tmp_path / "disk", options):
+        with contextlib.suppress(OSError):
+            (tmp_path / "disk" / "full").write_bytes(bytes(4096))
+        for require, name in ((require_target, "new"), (require_target_folder, "new/folder")):
+            with pytest.raises(AblationLensError, match=reason):
+                require(tmp_path / "disk" / name)
+        assert len(list((tmp_path / "disk").iterdir())) == (options != "ro")
+
+
+# ---------------------------------------------------------------------- results of long work
+
+
+@pytest.fixture
+def temporary(tmp_path, monkeypatch):
+    """Where the system's temporary files go."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(folder))
+    return folder
+
+
+def save(path):
+    write_text(path, "a result")
+
+
+def test_a_result_whose_folder_is_gone_is_kept_and_the_error_says_where(tmp_path, temporary):
+    with pytest.raises(CannotWrite, match=r"cannot write to .*No such file.* is in .*temporary/ablation-lens-") as told:
+        write_result(tmp_path / "gone" / "r.txt", save)
+    (path,) = temporary.glob("*/*")
+    assert path.name == "r.txt"
+    assert path.read_text() == "a result"
+    assert str(path) in str(told.value)
+
+
+def test_a_result_whose_name_is_taken_meanwhile_is_kept_beside_it(tmp_path, temporary):
+    (tmp_path / "r.txt").mkdir()
+    with pytest.raises(CannotWrite, match=r"is in .*r\.rescued\.txt instead"):
+        write_result(tmp_path / "r.txt", save)
+    assert (tmp_path / "r.rescued.txt").read_text() == "a result"
+    assert list(temporary.iterdir()) == []
+
+
+def test_names_beside_replace_nothing(tmp_path, temporary):
+    (tmp_path / "r.partial.txt").write_text("an earlier one")
+    found = [write_beside(tmp_path / "r.txt", "partial", save).name for _ in range(2)]
+    assert found == ["r.partial-2.txt", "r.partial-3.txt"]
+    assert (tmp_path / "r.partial.txt").read_text() == "an earlier one"
+
+
+def test_what_fits_nowhere_is_said_to_be_lost(tmp_path, temporary):
+    def refuse(path):
+        path.write_text("half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(CannotWrite, match=r"No space left on device.* is lost"):
+        write_result(tmp_path / "r.txt", refuse)
+    assert list(tmp_path.glob("*.txt")) == [tmp_path / "r.txt"]  # what `refuse` itself left, not atomically
+    assert list(temporary.iterdir()) == []
+
+
+def test_ctrl_c_waits_until_a_result_is_written(tmp_path):
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def pressed(path):
+        signal.raise_signal(signal.SIGINT)
+        save(path)
+
+    try:
+        write_result(tmp_path / "r.txt", pressed)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert (tmp_path / "r.txt").read_text() == "a result"
 
 
 def test_a_full_disk_is_one_sentence_with_the_writers_own_advice(tmp_path):
