@@ -62,9 +62,8 @@ def command(monkeypatch, capsys):
         capsys.readouterr()
         try:
             cli.main()
-            code = 0
         except SystemExit as end:
-            code = end.code or 0
+            code = end.code
         return code, *capsys.readouterr()
 
     return run

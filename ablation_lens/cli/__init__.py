@@ -2,9 +2,12 @@
 
 - `app`: the commands about models and neurons, and what turns an error into one sentence.
 - `studies`: the commands about run folders; `demonstration`: what `ablation-lens demo` shows.
+- `terminal`: what is printed, and how.
 """
 
 import sys
+
+from ablation_lens.cli.terminal import INTERRUPTED, complain
 
 
 def main() -> None:
@@ -12,7 +15,7 @@ def main() -> None:
     try:
         from ablation_lens.cli.app import run
 
-        run()
+        sys.exit(run())
     except KeyboardInterrupt:
-        print("interrupted; run the same command again to go on.", file=sys.stderr)  # noqa: T201
-        sys.exit(130)
+        complain("interrupted; run the same command again.")
+        sys.exit(INTERRUPTED)

@@ -1,34 +1,18 @@
 """The `ablation-lens` command. Heavy imports happen inside the commands, so that `--help` answers at once."""
 
 import sys
-import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-import typer.core
-from rich.console import Console
+import typer.main
 
 from ablation_lens.cli import studies
+from ablation_lens.cli.terminal import INTERRUPTED, cell, complain, give_up, prepare, say, show
 from ablation_lens.errors import AblationLensError
 from ablation_lens.names import choose
 
-_errors = Console(stderr=True, highlight=False)
-
-
-class _Commands(typer.core.TyperGroup):
-    """Ctrl-C ends any command with a sentence, also while it still imports what it needs."""
-
-    def invoke(self, ctx: Any) -> Any:  # a context of click, or of the copy that typer brings along
-        try:
-            return super().invoke(ctx)
-        except KeyboardInterrupt:  # typer itself would end without a word
-            _errors.print("interrupted; run the same command again to go on.", soft_wrap=True)
-            raise typer.Exit(130) from None  # 128 + SIGINT, as in shells
-
-
 app = typer.Typer(
-    cls=_Commands,
     help="Ablate attention neurons in TransformerLens models and measure what the model loses.",
     no_args_is_help=True,
     add_completion=False,
@@ -44,7 +28,7 @@ def _root(
     if version:
         from ablation_lens import __version__
 
-        typer.echo(f"ablation-lens {__version__}")
+        say(f"ablation-lens {__version__}")
         raise typer.Exit
 
 
@@ -55,10 +39,10 @@ def demo(out: Annotated[Path, typer.Option(help="The run folder.")] = Path("runs
     from ablation_lens.study.run import StudyInterrupted
 
     try:
-        results = run_demo(Console(), out)
+        results = run_demo(out)
     except StudyInterrupted as interruption:
-        _errors.print(str(interruption), markup=False, soft_wrap=True)
-        raise typer.Exit(130) from None
+        complain(str(interruption))
+        raise typer.Exit(INTERRUPTED) from None
     if results.failed:
         raise typer.Exit(1)
 
@@ -77,8 +61,8 @@ def info(
     record = load_model(model, dtype=dtype, device=device).record
     table = Table(show_header=False, box=None)
     for field, value in record.to_dict().items():
-        table.add_row(field, str(value))
-    Console().print(table, markup=False)
+        table.add_row(field, cell(value))
+    show(table)
 
 
 @app.command()
@@ -123,11 +107,11 @@ def collect(
             # Not `out` itself: an earlier run may have saved a whole file there.
             partial = out.with_suffix(f".partial{out.suffix}")
             interruption.statistics.save(partial)
-            _errors.print(f"interrupted; {interruption.statistics!r} is in {partial}", markup=False, soft_wrap=True)
-        raise typer.Exit(130) from None
+            complain(f"interrupted; {interruption.statistics!r} is in {partial}")
+        raise typer.Exit(INTERRUPTED) from None
     with writing(out.parent):
         statistics.save(out)
-    Console().print(f"{statistics!r} → {out}", markup=False, highlight=False, soft_wrap=True)
+    say(f"{statistics!r} → {out}")
 
 
 @app.command()
@@ -163,9 +147,9 @@ def neurons(
     if csv is not None:
         with writing(csv.parent):
             write_atomically(csv, frame.to_csv)
-        Console().print(f"{len(frame)} neurons → {csv}", markup=False, highlight=False)
+        say(f"{len(frame)} neurons → {csv}")
         return
-    table = Table(title=f"{min(top, len(frame))} of {len(frame)} neurons by {sort}")
+    table = Table(title=cell(f"{min(top, len(frame))} of {len(frame)} neurons by {sort}"))
     table.add_column("neuron")
     shown = {
         "mean": "mean μ",
@@ -180,8 +164,8 @@ def neurons(
     table.add_column("shape")
     for name, row in frame.head(top).iterrows():
         numbers = [f"{row[key]:.4g}" for key in shown | extra]
-        table.add_row(str(name), *numbers, str(row["shape"]))
-    Console().print(table)
+        table.add_row(*map(cell, (name, *numbers, row["shape"])))
+    show(table)
 
 
 @app.command()
@@ -199,20 +183,43 @@ def explore(
     from ablation_lens.explorer.files import explore_files
 
     neurons = explore_files(statistics, html, compare=compare, results=results, examples=examples, device=device)
-    size = html.stat().st_size / 1e6
-    Console().print(f"{neurons} neurons → {html} ({size:.1f} MB)", markup=False, highlight=False, soft_wrap=True)
+    say(f"{neurons} neurons → {html} ({html.stat().st_size / 1e6:.1f} MB)")
 
 
 for command in (studies.study, studies.table, studies.export, studies.report):
     app.command()(command)
 
 
-def run() -> None:
-    """Run the command; an error of ours or of the disk becomes one line on stderr and exit code 2."""
-    warnings.formatwarning = lambda message, *_: f"warning: {message}\n"  # no source lines for people
+def run() -> int:
+    """Run the command; an error of ours, of the disk or in what was typed is one line on stderr and exit code 2."""
+    prepare()
+    command = typer.main.get_command(app)
     try:
-        app()
-    except (AblationLensError, OSError) as error:
-        # markup=False, or rich would read [brackets] in a message as style; soft_wrap, or it would break paths.
-        _errors.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
-        sys.exit(2)
+        # Not `app()`, which says errors in a box of several lines, and nothing at all at Ctrl-C.
+        with command.make_context("ablation-lens", sys.argv[1:]) as context:
+            command.invoke(context)
+    except typer.Exit as end:
+        return end.exit_code
+    except BrokenPipeError:  # in printing help, which typer does
+        return give_up()
+    except OSError as error:
+        named = "" if error.filename is None else f"{error.filename} cannot be used: "
+        return _refuse(f"{named}{error.strerror or error}.")
+    except AblationLensError as error:
+        return _refuse(str(error))
+    except Exception as error:
+        # What was typed is wrong. By its methods, as the class is click's, or that of the copy that typer brings along.
+        if not (hasattr(error, "format_message") and hasattr(error, "exit_code")):
+            raise
+        message = " ".join(error.format_message().split()).rstrip(".")
+        # Nothing was typed: the help has been printed already, and there is no message.
+        if message:
+            asked = getattr(error, "ctx", None)
+            _refuse(f"{message}." if asked is None else f"{message}. See {asked.command_path} --help.")
+        return int(error.exit_code)
+    return 0
+
+
+def _refuse(message: str) -> int:
+    complain(f"error: {message}", alarming=True)
+    return 2

@@ -4,37 +4,31 @@ import platform
 import time
 from pathlib import Path
 
-from rich.console import Console
-
 from ablation_lens import zoo
 from ablation_lens.cli.studies import print_table
+from ablation_lens.cli.terminal import say
 from ablation_lens.corpora.embedded import digest, digits_images, stdlib_documents
 from ablation_lens.report.study import write_report
 from ablation_lens.study.results import Results
 from ablation_lens.study.study import Study
 
 
-def run_demo(console: Console, out: Path) -> Results:
+def run_demo(out: Path) -> Results:
     """Run the quick study in `out`, or go on with it, and print its table."""
     study = Study.preset("quick")
-    console.print(
+    say(
         f"Ablating {len(study.models)} tiny models by {len(study.methods)} methods: what is lost when "
         f"{', '.join(f'{100 * fraction:g}' for fraction in study.fractions)} % of their attention neurons are set to "
-        "something else?",
-        highlight=False,
+        "something else?"
     )
     started = time.perf_counter()
     results = study.run(out)
-    print_table(results, console)
+    print_table(results)
     page, _ = write_report(out)
-    console.print(
-        f"{len(results.frame):,} cells in {time.perf_counter() - started:.0f} s. All of it, with figures: {page}",
-        markup=False,
-        highlight=False,
-        soft_wrap=True,
-    )
+    seconds = time.perf_counter() - started
+    say(f"{len(results.frame):,} cells in {seconds:.0f} s. All of it, with figures: {page}")
     for line in _changed_corpora():
-        console.print(line, style="yellow")
+        say(line)
     return results
 
 

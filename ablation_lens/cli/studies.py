@@ -4,16 +4,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
+from ablation_lens.cli.terminal import INTERRUPTED, cell, complain, say, say_lines, show, width
 from ablation_lens.errors import AblationLensError
 from ablation_lens.names import require_known
 from ablation_lens.study.paper import TABLE_FRACTIONS
 
 if TYPE_CHECKING:
     from ablation_lens.study.results import Results
-
-_errors = Console(stderr=True, highlight=False)
 
 FORMATS = ("text", "markdown", "latex", "csv")
 
@@ -82,24 +80,20 @@ def study(
         results = settings.run(out)
     except KeyboardInterrupt as interruption:
         # Ctrl-C before the first model, or after the last cell, is a plain KeyboardInterrupt without a text.
-        told = str(interruption) or f"interrupted: what is done is in {out}. Run the same again to go on."
-        _errors.print(told, markup=False, soft_wrap=True)
-        raise typer.Exit(130) from None
+        complain(str(interruption) or f"interrupted: what is done is in {out}. Run the same again to go on.")
+        raise typer.Exit(INTERRUPTED) from None
     if (results.frame["fraction"] > 0).any():
-        print_table(results, Console())
+        print_table(results)
     else:
         for _, row in results.frame.iterrows():
-            found = f"{row['model']} as it is: top-1 {100 * row['top1']:.2f} %, CE {row['cross_entropy']:.2f} nats"
-            Console().print(found, markup=False, highlight=False, soft_wrap=True)
+            say(f"{row['model']} as it is: top-1 {100 * row['top1']:.2f} %, CE {row['cross_entropy']:.2f} nats")
     if results.left_out:
-        _errors.print(
-            f"left out, as no model here takes it: {', '.join(results.left_out)}", markup=False, soft_wrap=True
-        )
+        complain(f"left out, as no model here takes it: {', '.join(results.left_out)}")
     for line in results.failed[:5]:
-        _errors.print(f"failed: {line}", style="red", markup=False, soft_wrap=True)
+        complain(f"failed: {line}", alarming=True)
     if results.failed:
         more = f" ({len(results.failed) - 5} more in {out / 'failures'})" if len(results.failed) > 5 else ""
-        _errors.print(f"{len(results.failed)} failed{more}; run the same again to retry them.", markup=False)
+        complain(f"{len(results.failed)} failed{more}; run the same again to retry them.")
         raise typer.Exit(1)
     _exit_1_if_cells_are_missing(results)
 
@@ -121,17 +115,17 @@ def table(
         require_target(out)
     results = Results.load(folder)
     if form == "text" and out is None:
-        print_table(results, Console(), wanted)
+        print_table(results, wanted)
     else:
         made = make_table2(results, wanted)
         # A file has no width to fit a table into, so it gets Markdown. The other formats are Table2's methods.
         content = made.markdown() if form == "text" else getattr(made, form)()
         if out is None:
-            typer.echo(content)  # not by rich, which would break long lines
+            say_lines(content)
         else:
             with writing(out.parent):
                 write_text(out, content + "\n")
-            Console().print(f"Table 2 → {out}", markup=False, highlight=False, soft_wrap=True)
+            say(f"Table 2 → {out}")
     _exit_1_if_cells_are_missing(results)
 
 
@@ -146,7 +140,7 @@ def export(
     require_target(out)
     results = Results.load(folder)
     results.export(out)
-    Console().print(f"{len(results.frame)} cells → {out}", markup=False, highlight=False, soft_wrap=True)
+    say(f"{len(results.frame)} cells → {out}")
     _exit_1_if_cells_are_missing(results)
 
 
@@ -162,19 +156,16 @@ def report(
         raise AblationLensError(f"{out} is a file; give a folder for report.html and report.md.")
     results = Results.load(folder)
     page, text = write_report(results, out)
-    Console().print(f"{page} (and {text.name})", markup=False, highlight=False, soft_wrap=True)
+    say(f"{page} (and {text.name})")
     _exit_1_if_cells_are_missing(results)
 
 
-def print_table(results: "Results", console: Console, fractions: list[float] | None = None) -> None:
+def print_table(results: "Results", fractions: list[float] | None = None) -> None:
     """Table 2 in the terminal, with its notes."""
     from ablation_lens.study.table2 import fractions_shown, make_table2
 
     made = make_table2(results, fractions_shown(results) if fractions is None else fractions)
-    for part in made.rich(console.width):
-        console.print(part)
-    for note in made.notes:
-        console.print(note, markup=False, highlight=False)
+    show(*made.rich(width()), *map(cell, made.notes))
 
 
 def _exit_1_if_cells_are_missing(results: "Results") -> None:

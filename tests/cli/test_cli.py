@@ -56,5 +56,5 @@ main()
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=300)
     assert result.returncode == 130
-    assert result.stderr == "interrupted; run the same command again to go on.\n"
+    assert result.stderr == "interrupted; run the same command again.\n"
     assert result.stdout == ""

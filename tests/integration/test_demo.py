@@ -1,7 +1,5 @@
 """The demo's table, and the note when an embedded corpus is not the one the zoo knows."""
 
-from rich.console import Console
-
 from ablation_lens import zoo
 from ablation_lens.cli import demonstration as demo
 
@@ -13,14 +11,14 @@ def test_a_differing_corpus_is_said(monkeypatch):
     assert "not the stdlib the zoo was trained on" in note
 
 
-def test_the_demo_measures_the_quick_study_and_prints_its_table(monkeypatch, tmp_path):
+def test_the_demo_measures_the_quick_study_and_prints_its_table(monkeypatch, tmp_path, capsys):
     preset = demo.Study.preset
     small = {"fractions": [0.5], "seeds": [42], "collect_tokens": 600, "evaluate_tokens": 600}
     small |= {"collect_images": 32, "evaluate_images": 32, "methods": ["mean", "peak"]}
     monkeypatch.setattr(demo.Study, "preset", lambda name: preset(name, **small))
-    console = Console(record=True, width=130)
-    results = demo.run_demo(console, tmp_path / "run")
-    text = console.export_text()
+    monkeypatch.setenv("COLUMNS", "130")
+    results = demo.run_demo(tmp_path / "run")
+    text = capsys.readouterr().out
     assert all(name in text for name in zoo.NAMES)
     assert len(results.frame) == 12  # 4 × (baseline, mean, peak)
     for _, row in results.frame.iterrows():

@@ -1,0 +1,109 @@
+"""What the command prints. No other module of `cli/` prints: here a line stays one line, whatever is named in it.
+
+Nothing that takes long is imported with this module: what is said at Ctrl-C would have to wait for it.
+"""
+
+import os
+import sys
+import warnings
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from ablation_lens.escaping import on_one_line, shorten
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.text import Text
+
+LONGEST = 5_000
+"""Characters of an error: no path is longer, and a file can make an error quote anything."""
+
+INTERRUPTED, UNREAD = 130, 141
+"""Exit codes at Ctrl-C, and where nobody reads on: 128 + SIGINT and 128 + SIGPIPE, as in shells."""
+
+
+def prepare() -> None:
+    """Make the streams fit for any text, and warnings one line each."""
+    warnings.formatwarning = lambda message, *_: _line(
+        shorten(f"warning: {message}", LONGEST)
+    )  # no source lines for people
+    with suppress(AttributeError):  # no stream at all, or one of a test
+        # An old locale may know no σ. Typer prints its help by itself, so the stream is told, not the functions below.
+        sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
+
+
+def say(text: str) -> None:
+    """One line of what was asked for."""
+    _write(_line(text))
+
+
+def say_lines(text: str) -> None:
+    """A text of several lines."""
+    _write("".join(map(_line, text.rstrip("\n").split("\n"))))
+
+
+def show(*parts: "RenderableType") -> None:
+    """Tables, as wide as the terminal; what a cell holds is made by `cell`."""
+    from rich.console import Console
+
+    console = Console(emoji=False)  # a name may hold :boom:
+    with console.capture() as captured:
+        for part in parts:
+            console.print(part)
+    _write(captured.get())
+
+
+def cell(value: object) -> "Text":
+    """A value in a table, in which rich reads no markup."""
+    from rich.text import Text
+
+    return Text(on_one_line(str(value)))
+
+
+def width() -> int:
+    """Columns of the terminal."""
+    from rich.console import Console
+
+    return Console().width
+
+
+def complain(text: str, *, alarming: bool = False) -> None:
+    """One line about what went wrong, or should be known, on stderr; red where it is alarming."""
+    line = _line(shorten(text, LONGEST))
+    if alarming and sys.stderr is not None and sys.stderr.isatty():
+        from rich.console import Console
+        from rich.text import Text
+
+        console = Console(stderr=True)
+        with console.capture() as captured:
+            console.print(Text(line, style="red"), soft_wrap=True, end="")
+        line = captured.get()
+    with suppress(OSError, AttributeError):  # stderr is full or closed: there is nobody left to tell
+        sys.stderr.write(line)
+        sys.stderr.flush()
+
+
+def _line(text: str) -> str:
+    return on_one_line(text) + "\n"
+
+
+def _write(text: str) -> None:
+    if sys.stdout is None:
+        return
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        sys.exit(give_up())
+    except OSError as error:
+        give_up()
+        complain(f"error: cannot write to standard output ({error.strerror or error}).", alarming=True)
+        sys.exit(2)
+
+
+def give_up() -> int:
+    """Say no more, as whoever reads, such as `head`, has seen enough; returns the exit code of that."""
+    # Python writes what is left in the buffer when it ends, and would complain in words of its own.
+    with suppress(OSError, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return UNREAD

@@ -1,0 +1,59 @@
+"""What commands about badly named models, files and runs print, also in a real terminal."""
+
+import re
+import shutil
+
+import pytest
+
+from tests.made_runs import add_baseline, add_cell, add_group, made_run
+from tests.synthetic_statistics import draw, statistics_of
+from tests.terminals import HOSTILE, SHOWN, in_a_terminal, require_harmless
+
+
+@pytest.fixture
+def hostile(tmp_path, saved, monkeypatch):
+    """A folder with a model, statistics and a run, all of them badly named."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    shutil.copytree(saved("vit"), HOSTILE)
+    statistics_of(draw(50, (1, 1, 4)), name=HOSTILE).save(f"{HOSTILE}.safetensors")
+    run = made_run(tmp_path / f"run{HOSTILE}")
+    add_group(run, "g", HOSTILE)
+    add_baseline(run, "g", [60, 40], [2.0, 1.0])
+    add_cell(run, "g", "mean", 0.5, 1, [30, 20], [3.0, 3.0])
+    return tmp_path
+
+
+def test_every_command_shows_names_harmlessly(command, hostile):
+    statistics, run = f"{HOSTILE}.safetensors", f"run{HOSTILE}"
+    for arguments in (
+        ("info", f"./{HOSTILE}"),
+        ("neurons", statistics),
+        ("neurons", statistics, "--csv", f"{HOSTILE}.csv"),
+        ("explore", statistics, "--html", f"{HOSTILE}.html"),
+        ("table", run),
+        ("table", run, "--format", "markdown"),
+        ("table", run, "--format", "latex"),
+        ("table", run, "--format", "csv"),
+        ("export", run, f"{HOSTILE}.csv"),
+    ):
+        code, out, errors = command(*arguments)
+        assert (code, errors) == (0, "")
+        require_harmless(out, lines=out.count("\n"))
+        assert "title" in out or arguments[0] == "neurons"
+
+
+def without_rich(said):
+    """What is left when rich's own doing is taken away: colors, clearing a line, hiding the cursor."""
+    return re.sub(r"\x1b\[[0-9;?]*[mKAlh]", "", said).replace("\r", "")
+
+
+def test_a_study_of_a_badly_named_model_moves_no_terminal(hostile):
+    """Its progress bar and its error, in a terminal."""
+    code, said = in_a_terminal(
+        "study", "--model", f"./{HOSTILE}", "--image", "digits", "--evaluate-images", "9", "--out", "r", cwd=hostile
+    )
+    assert code == 2  # the tiny model knows seven classes, not ten digits
+    assert "\x1b[31mred" not in said
+    require_harmless(without_rich(said), lines=without_rich(said).count("\n"))
+    assert f"{SHOWN}: loading" in said
