@@ -1,5 +1,6 @@
 import functools
 import os
+import signal
 import sys
 import warnings
 
@@ -60,10 +61,15 @@ def command(monkeypatch, capsys):
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["ablation-lens", *map(str, arguments)])
         capsys.readouterr()
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             cli.main()
         except SystemExit as end:
             code = end.code
+        finally:
+            # The command leaves them as suits a program that ends.
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
         return code, *capsys.readouterr()
 
     return run

@@ -5,17 +5,41 @@
 - `terminal`: what is printed, and how.
 """
 
+import signal
 import sys
+from typing import Any
 
 from ablation_lens.cli.terminal import INTERRUPTED, complain
 
 
 def main() -> None:
-    """Run the command. Its modules are imported here, so that Ctrl-C while they load ends with a sentence, too."""
-    try:
-        from ablation_lens.cli.app import run
+    """Run the command and end with its exit code; after Ctrl-C that is 130, after SIGTERM 143.
 
-        sys.exit(run())
+    The command's modules are imported here, so that Ctrl-C while they load ends with a sentence, too.
+    """
+    ended_by = signal.SIGINT
+
+    def terminate(number: int, frame: Any) -> None:
+        # Whoever saves what is finished at Ctrl-C saves it now; also where Ctrl-C itself is ignored.
+        nonlocal ended_by
+        ended_by = signal.SIGTERM
+        obey = signal.getsignal(signal.SIGINT)
+        (obey if callable(obey) else signal.default_int_handler)(number, frame)
+
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, terminate)
+    try:
+        try:
+            from ablation_lens.cli.app import run
+
+            code = run()
+        finally:
+            # All is done or said in a moment, and Python takes a while to end: a traceback now would be about nothing.
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
     except KeyboardInterrupt:
         complain("interrupted; run the same command again.")
-        sys.exit(INTERRUPTED)
+        code = INTERRUPTED
+        # Where it passed through exec, as of a dataclass that is made in an import, Python would end by SIGINT all the
+        # same: another exec makes it forget that.
+        exec("")
+    sys.exit(128 + ended_by if code == INTERRUPTED else code)

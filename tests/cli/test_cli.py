@@ -40,21 +40,50 @@ def test_an_unknown_name_is_an_attribute_error():
         ablation_lens.peek  # noqa: B018
 
 
-@pytest.mark.parametrize("module", ["typer", "ablation_lens.cli.app", "ablation_lens.models.load"])
-def test_ctrl_c_while_modules_are_imported_ends_with_a_sentence(module):
-    """Importing torch and transformers takes seconds, in which people change their minds."""
+def at_the_import_of(module, what):
+    """`ablation-lens info tiny-opt`, where something happens when a module is looked for."""
     code = f"""
-import importlib.abc, sys
-class CtrlC(importlib.abc.MetaPathFinder):
+import importlib.abc, os, signal, sys
+class Happens(importlib.abc.MetaPathFinder):
     def find_spec(self, name, *_):
         if name == {module!r}:
-            raise KeyboardInterrupt
-sys.meta_path.insert(0, CtrlC())
+            {what}
+sys.meta_path.insert(0, Happens())
 sys.argv = ["ablation-lens", "info", "tiny-opt"]
 from ablation_lens.cli import main
 main()
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=300)
-    assert result.returncode == 130
-    assert result.stderr == "interrupted; run the same command again.\n"
-    assert result.stdout == ""
+    return result.returncode, result.stdout, result.stderr
+
+
+@pytest.mark.parametrize("module", ["typer", "ablation_lens.cli.app", "ablation_lens.models.load"])
+def test_ctrl_c_while_modules_are_imported_ends_with_a_sentence(module):
+    """Importing torch and transformers takes seconds, in which people change their minds."""
+    said = "interrupted; run the same command again.\n"
+    assert at_the_import_of(module, "raise KeyboardInterrupt") == (130, "", said)
+
+
+@pytest.mark.parametrize(
+    ("what", "code"),
+    [
+        ("exec('raise KeyboardInterrupt')", 130),  # as within the making of a dataclass: Python notes that
+        ("os.kill(os.getpid(), signal.SIGTERM)", 143),
+        ("signal.signal(signal.SIGINT, signal.SIG_IGN); os.kill(os.getpid(), signal.SIGTERM)", 143),
+    ],
+)
+def test_other_ends_have_their_exit_codes_and_a_sentence(what, code):
+    assert at_the_import_of("typer", what) == (code, "", "interrupted; run the same command again.\n")
+
+
+def test_ctrl_c_at_the_very_end_is_too_late():
+    """Python takes a while to end, and a traceback of that is about nothing."""
+    program = """
+import atexit, os, signal, sys
+atexit.register(os.kill, os.getpid(), signal.SIGINT)
+sys.argv = ["ablation-lens", "--version"]
+from ablation_lens.cli import main
+main()
+"""
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=300)
+    assert (result.returncode, result.stderr) == (0, "")
