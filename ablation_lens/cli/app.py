@@ -177,12 +177,30 @@ def explore(
     examples: Annotated[
         int, typer.Option(help="Load the model and gather contexts for so many of the most striking neurons.", min=0)
     ] = 0,
+    model: Annotated[
+        str | None,
+        typer.Option(help="The model that --examples runs. Left out: the one of the zoo that the file names."),
+    ] = None,
+    corpus: Annotated[
+        str | None, typer.Option(help="The documents of --examples. Left out: stdlib or digits, as the file says.")
+    ] = None,
+    labels: Annotated[Path | None, typer.Option(help="A CSV file,label for a folder of images.")] = None,
     device: Annotated[str | None, typer.Option(help="Where the model for --examples runs, such as cuda.")] = None,
 ) -> None:
     """Write one self-contained HTML page to look through all neurons in a browser."""
     from ablation_lens.explorer.files import explore_files
 
-    neurons = explore_files(statistics, html, compare=compare, results=results, examples=examples, device=device)
+    neurons = explore_files(
+        statistics,
+        html,
+        compare=compare,
+        results=results,
+        examples=examples,
+        model=model,
+        corpus=corpus,
+        labels=labels,
+        device=device,
+    )
     say(f"{neurons} neurons → {html} ({html.stat().st_size / 1e6:.1f} MB)")
 
 

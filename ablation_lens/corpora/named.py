@@ -20,6 +20,9 @@ Opener = Callable[[Options], Source]
 NAMED: dict[str, tuple[str, Kind, Opener]] = {}
 """Name to a line about it, what it holds, and the function that opens it."""
 
+EMBEDDED = ("stdlib", "digits")
+"""Those that every installation holds, so that opening one reads no path and asks no network."""
+
 
 def _named(name: str, kind: Kind, about: str) -> Callable[[Opener], Opener]:
     def register(opener: Opener) -> Opener:

@@ -3,12 +3,14 @@
 from pathlib import Path
 from typing import Any
 
+from ablation_lens import zoo
 from ablation_lens.errors import MismatchError
 from ablation_lens.explorer.view import explore
 from ablation_lens.files import require_target
 from ablation_lens.hooked import tokenizer_of
 from ablation_lens.measure.contexts import collected_plan, gather_striking
 from ablation_lens.neurons.statistics import ActivationStatistics
+from ablation_lens.records import record_of
 from ablation_lens.study.results import Results
 
 
@@ -19,13 +21,20 @@ def explore_files(
     compare: Path | None = None,
     results: Path | None = None,
     examples: int = 0,
+    model: str | None = None,
+    corpus: str | None = None,
+    labels: Path | None = None,
     device: str | None = None,
 ) -> int:
     """Write the page of a statistics file; returns how many neurons it shows.
 
-    `examples` loads the model the file names, and looks through the documents it was collected over.
+    `examples` loads the model and looks through the documents it was collected over. Those that ship with the package
+    are found by the names in the file; of others `model`, `corpus` and `labels` say where they are.
     """
-    require_target(html, statistics, compare, results)
+    given = [None if place is None else Path(place).expanduser() for place in (model, corpus, labels)]
+    require_target(html, statistics, compare, results, *given)
+    if not examples and any(given):
+        raise MismatchError("a model, a corpus and labels are where examples come from; say how many of those, too.")
     loaded = ActivationStatistics.load(statistics)
     second = None if compare is None else ActivationStatistics.load(compare)
     options: dict[str, Any] = {}
@@ -35,22 +44,29 @@ def explore_files(
         options["results"] = Results.load(results)
     plan = None
     if examples:
-        from ablation_lens.models.load import load_model
-
-        record = loaded.provenance.model
-        if record.processing == "unknown":
-            raise MismatchError(
-                f"{record.name} was not loaded by ablation-lens, so it cannot be loaded again for examples; gather "
-                "them with ablation_lens.measure.contexts.gather_contexts and give them to "
-                "al.explore(statistics, examples=...)."
-            )
-        model = load_model(record.name, dtype=record.dtype, device=device, revision=record.revision)
-        plan = collected_plan(model, loaded)
+        hooked = _model_of(loaded, model, device)
+        plan = collected_plan(hooked, loaded, corpus, labels=labels)
         options |= {
-            "examples": gather_striking(model, plan, loaded, examples),
-            "tokenizer": tokenizer_of(model),
+            "examples": gather_striking(hooked, plan, loaded, examples),
+            "tokenizer": tokenizer_of(hooked),
         }
     return explore(loaded, plan, html=html, **options).neurons
+
+
+def _model_of(statistics: ActivationStatistics, name: str | None, device: str | None) -> Any:
+    """The model that statistics are of; by the name in a file only where it ships with the package."""
+    from ablation_lens.models.load import load_model
+
+    record = statistics.provenance.model
+    if name is None and record.name not in zoo.NAMES:
+        raise MismatchError(
+            f"these statistics say that they are of {record.name!r}, and what a file names is not loaded; say yourself "
+            "where the model is (--model)."
+        )
+    hooked = load_model(name or record.name, dtype=record.dtype, device=device)
+    # Here, before the documents are read; gathering would say it after that.
+    record.require_same(record_of(hooked), "cannot gather examples")
+    return hooked
 
 
 def _names(one: Path, two: Path) -> tuple[str, str]:

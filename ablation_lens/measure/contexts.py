@@ -1,17 +1,22 @@
 """Which documents a neuron's peak and tails are made of: a second pass that gathers examples, each in its context."""
 
+import warnings
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from ablation_lens.corpora import Corpus, CorpusWarning
+from ablation_lens.corpora.named import EMBEDDED
 from ablation_lens.errors import CorpusError, MismatchError
 from ablation_lens.measure.forward import capture
 from ablation_lens.neurons.statistics import ActivationStatistics
-from ablation_lens.records import record_of
+from ablation_lens.records import CorpusRecord, record_of
 from ablation_lens.sites import neuron_name, parse_neuron
 from ablation_lens.tasks.padding import Padding
 from ablation_lens.tasks.plans import Batch, BatchPlan, PlanPart, plan_of
@@ -20,6 +25,8 @@ from ablation_lens.tasks.tasks import task_for
 Where = Literal["low", "peak", "high"]
 WINDOW = 12
 """Tokens kept on either side of the one an example is about."""
+_COMPARED = 10_000
+"""Documents: reading them all again may take as long as collecting."""
 
 
 @dataclass(frozen=True)
@@ -185,10 +192,26 @@ def gather_striking(
     return gather_contexts(model, batches, statistics, striking_neurons(statistics, number), k)
 
 
-def collected_plan(model: Any, statistics: ActivationStatistics, most: int = 50_000) -> BatchPlan | PlanPart:
+def collected_plan(
+    model: Any,
+    statistics: ActivationStatistics,
+    corpus: str | Path | Corpus | None = None,
+    *,
+    labels: str | Path | None = None,
+    most: int = 50_000,
+) -> BatchPlan | PlanPart:
     """The plan the statistics say they were collected over; of a large one the first `most` tokens, or 500 images.
 
     Where only a part was read, and it is a part of this plan, that part: the rest was never counted.
+
+    Args:
+        model: the model the statistics are of.
+        statistics: say which documents; the first corpus of merged ones.
+        corpus: where they are, as for `task_for`. None opens an embedded corpus alone (`stdlib`, `digits`): a path or
+            an address that a file names is not opened. Other documents than were collected give a `CorpusWarning`
+            (compared up to ten thousand of them).
+        labels: a CSV file,label for a folder of images.
+        most: tokens.
     """
     if not statistics.provenance.corpora:
         raise CorpusError(
@@ -197,12 +220,38 @@ def collected_plan(model: Any, statistics: ActivationStatistics, most: int = 50_
             "al.explore(statistics, examples=...)."
         )
     # Of merged statistics the first corpus only.
-    corpus = statistics.provenance.corpora[0]
-    task = task_for(model, corpus.name)
-    if corpus.unit == "images":
-        plan = task.batches(split=corpus.split, images=min(corpus.size_obtained, 500))
+    record = statistics.provenance.corpora[0]
+    if corpus is None and record.name not in EMBEDDED:
+        raise CorpusError(
+            f"these statistics say that they were collected over {record.name!r}, and what a file names is not opened; "
+            "say yourself where the documents are (--corpus, or corpus=…)."
+        )
+    options: dict[str, Any] = {} if labels is None else {"labels": labels}
+    task = task_for(model, record.name if corpus is None else corpus, **options)
+    if record.unit == "images":
+        plan = task.batches(split=record.split, images=min(record.size_obtained, 500))
     else:
-        plan = task.batches(split=corpus.split, tokens=min(corpus.size_obtained, most))
+        plan = task.batches(split=record.split, tokens=min(record.size_obtained, most))
+    _warn_of_others(task.corpus.restricted_to(record.split), plan.corpus, record)
     reading = statistics.provenance.plans[0]
     # Numbers of batches mean something in the same plan only, not in one that was cut or has other batches.
     return plan if reading.is_whole or reading.plan != plan.digest else plan.part(*reading.read[0])
+
+
+def _warn_of_others(corpus: Corpus, found: CorpusRecord, record: CorpusRecord) -> None:
+    """Say it where a corpus does not begin with the documents of a record."""
+    digest = found.digest
+    if found.documents != record.documents:  # the plan was cut, so the rest is read for its digest alone
+        reading = iter(corpus)
+        for _ in islice(reading, min(record.documents, _COMPARED)):
+            pass
+        digest = reading.digest
+    if digest == record.digest or record.documents > _COMPARED:
+        return
+    others = replace(record, digest=digest, source=found.source, python=found.python, settings=found.settings)
+    warnings.warn(
+        f"{corpus.name} does not hold the documents these statistics were collected over, so examples may be of "
+        f"documents that were never counted ({'; '.join(record.differences(others))}).",
+        CorpusWarning,
+        stacklevel=3,
+    )

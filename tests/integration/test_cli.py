@@ -1,6 +1,7 @@
 """`ablation-lens info`, `collect`, `neurons` and `explore`, as typed: what is printed, and with which exit code."""
 
 import re
+import shutil
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -9,6 +10,8 @@ import pandas
 import pytest
 
 import ablation_lens as al
+from ablation_lens import zoo
+from ablation_lens.corpora import CorpusWarning
 from tests.pages import payload_of
 from tests.synthetic_statistics import draw, statistics_of
 
@@ -124,7 +127,12 @@ def test_explore_writes_a_page_with_examples_and_a_comparison(command, files, tm
         (("first.safetensors", "--html", "nowhere/page.html"), "there is no folder"),
         (("first.safetensors", "--html", "first.safetensors"), "is what is read; give another file"),
         (("first.safetensors", "--html", "page.html", "--compare", "own.safetensors"), "cannot lie over each other"),
-        (("own.safetensors", "--html", "page.html", "--examples", "2"), "no folder|synthetic"),
+        (("own.safetensors", "--html", "page.html", "--examples", "2"), "of 'synthetic', and what a file names is not"),
+        (("first.safetensors", "--html", "page.html", "--corpus", "stdlib"), "say how many of those"),
+        (
+            ("first.safetensors", "--html", "page.html", "--examples", "2", "--model", "tiny-mistral"),
+            "tiny-opt and tiny-mistral are not the same model",
+        ),
     ],
 )
 def test_bad_requests_for_pages_are_one_line_exit_code_two_and_no_file(command, files, tmp_path, arguments, message):
@@ -132,6 +140,45 @@ def test_bad_requests_for_pages_are_one_line_exit_code_two_and_no_file(command, 
     places = [tmp_path / each if str(each).endswith(".html") else each for each in places]
     require_refused(command("explore", *places), message)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def named(tmp_path, saved):
+    """Statistics whose model and corpus are paths, and these."""
+    secret = tmp_path / "secret.txt"
+    secret.write_text("\n\n".join(f"The root password number {number} is swordfish." for number in range(40)))
+    model = shutil.copytree(zoo.folder("tiny-opt"), tmp_path / "model")
+    hooked = al.load_model(model)
+    plan = al.task_for(hooked, str(secret)).batches(split="all")
+    al.collect(hooked, plan, progress=False).save(tmp_path / "s.safetensors")
+    return tmp_path / "s.safetensors", model, secret
+
+
+def test_what_a_statistics_file_names_is_not_opened(command, named, tmp_path):
+    """It may come from anybody, and its page may go to anybody."""
+    statistics, model, _ = named
+    page = tmp_path / "page.html"
+    asked = ("explore", statistics, "--html", page, "--examples", "3")
+    require_refused(command(*asked), r"they are of '.*model', and what a file names is not loaded.*--model")
+    require_refused(
+        command(*asked, "--model", model), r"over '.*secret.txt', and what a file names is not opened.*--cor"
+    )
+    assert not page.exists()
+
+
+def test_who_names_model_and_corpus_gets_examples(command, named, tmp_path):
+    statistics, model, corpus = named
+    page = tmp_path / "page.html"
+    asked = ("explore", statistics, "--html", page, "--examples", "3", "--model", model, "--corpus")
+    code, _, errors = command(*asked, corpus)
+    assert (code, errors) == (0, "")
+    assert "swordfish" in str(payload_of(SimpleNamespace(html=page.read_text(encoding="utf-8")))["examples"])
+    with pytest.warns(CorpusWarning, match="stdlib does not hold the documents these statistics were collected over"):
+        code, _, _ = command(*asked, "stdlib")
+    assert code == 0
+    require_refused(
+        command(*asked[:4], "--examples", "3", "--model", model, "--corpus", corpus, "--html", corpus), "read"
+    )
 
 
 def test_a_page_never_replaces_a_file_of_the_results_it_reads(command, files, tmp_path):

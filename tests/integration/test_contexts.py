@@ -4,7 +4,8 @@ import pytest
 import torch
 
 import ablation_lens as al
-from ablation_lens.errors import MismatchError
+from ablation_lens.corpora import CorpusWarning
+from ablation_lens.errors import CorpusError, MismatchError
 from ablation_lens.measure.contexts import WINDOW, collected_plan, gather_contexts
 from ablation_lens.tasks.padding import PaddingWarning
 from ablation_lens.tasks.plans import Batch
@@ -71,6 +72,20 @@ def test_documents_that_were_never_counted_give_no_examples():
     other = al.task_for(model).batches(split="collect", tokens=12_000, batch_size=3)
     # Numbers of batches of another plan say nothing about this one.
     assert collected_plan(model, al.collect(model, other.part(0, 1), progress=False)).digest == plan.digest
+
+
+def test_documents_are_compared_though_only_some_are_looked_through(collected, tmp_path):
+    model, _, _ = collected
+    text = tmp_path / "mine.txt"
+    paragraphs = [f"A text of some length, and its number is {number}." for number in range(60)]
+    text.write_text("\n\n".join(paragraphs))
+    statistics = al.collect(model, al.task_for(model, text).batches(split="all"), progress=False)
+    with pytest.raises(CorpusError, match=r"over '.*mine\.txt', and what a file names is not opened"):
+        collected_plan(model, statistics)
+    assert collected_plan(model, statistics, text, most=200).size == 200
+    text.write_text("\n\n".join([*paragraphs[:-1], "The last one is another."]))
+    with pytest.warns(CorpusWarning, match=r"mine\.txt does not hold the documents"):
+        collected_plan(model, statistics, text, most=200)
 
 
 def test_padding_and_left_out_positions_are_never_examples(collected):
