@@ -86,7 +86,7 @@ def collect(
 
     Ctrl-C saves what was collected so far beside --out, to be merged later.
     """
-    from ablation_lens.files import require_target, writing
+    from ablation_lens.files import require_target, write_beside, write_result
     from ablation_lens.measure import collection
     from ablation_lens.models.load import load_model
     from ablation_lens.sites import Site
@@ -103,14 +103,14 @@ def collect(
     try:
         statistics = collection.collect(loaded, plan, site=where, bins=bins, passes=passes, include_bos=bos)
     except collection.CollectionInterrupted as interruption:
-        if interruption.statistics is not None:
+        if interruption.statistics is None:
+            complain("interrupted within a batch; nothing is saved.")
+        else:
             # Not `out` itself: an earlier run may have saved a whole file there.
-            partial = out.with_suffix(f".partial{out.suffix}")
-            interruption.statistics.save(partial)
-            complain(f"interrupted; {interruption.statistics!r} is in {partial}")
+            place = write_beside(out, "partial", interruption.statistics.save)
+            complain(f"interrupted; {interruption.statistics!r} is in {place}")
         raise typer.Exit(INTERRUPTED) from None
-    with writing(out.parent):
-        statistics.save(out)
+    write_result(out, statistics.save)
     say(f"{statistics!r} → {out}")
 
 

@@ -149,11 +149,11 @@ def report(
     out: Annotated[Path | None, typer.Option(help="Another folder for report.html and report.md.")] = None,
 ) -> None:
     """Write one page about a study: Table 2, Figures 1 to 3, neuron shapes, what was run."""
+    from ablation_lens.files import require_target_folder
     from ablation_lens.report.study import write_report
     from ablation_lens.study.results import Results
 
-    if out is not None and out.exists() and not out.is_dir():
-        raise AblationLensError(f"{out} is a file; give a folder for report.html and report.md.")
+    require_target_folder(folder if out is None else out)
     results = Results.load(folder)
     page, text = write_report(results, out)
     say(f"{page} (and {text.name})")

@@ -6,7 +6,7 @@ from typing import Any
 from ablation_lens import zoo
 from ablation_lens.errors import MismatchError
 from ablation_lens.explorer.view import explore
-from ablation_lens.files import require_target
+from ablation_lens.files import require_target, write_result, write_text
 from ablation_lens.hooked import tokenizer_of
 from ablation_lens.measure.contexts import collected_plan, gather_striking
 from ablation_lens.neurons.statistics import ActivationStatistics
@@ -50,7 +50,9 @@ def explore_files(
             "examples": gather_striking(hooked, plan, loaded, examples),
             "tokenizer": tokenizer_of(hooked),
         }
-    return explore(loaded, plan, html=html, **options).neurons
+    made = explore(loaded, plan, **options)
+    write_result(html, lambda place: write_text(place, made.html))
+    return made.neurons
 
 
 def _model_of(statistics: ActivationStatistics, name: str | None, device: str | None) -> Any:

@@ -10,8 +10,11 @@ import pandas
 import pytest
 
 import ablation_lens as al
+from ablation_lens import files as ground
 from ablation_lens import zoo
 from ablation_lens.corpora import CorpusWarning
+from ablation_lens.explorer import files as explorer_files
+from ablation_lens.measure import collection
 from tests.pages import payload_of
 from tests.synthetic_statistics import draw, statistics_of
 
@@ -94,6 +97,57 @@ def test_a_small_corpus_is_said_in_one_plain_line(corpus, tmp_path):
     assert result.stderr.startswith("warning: all of ")
     assert "500 were asked for" in result.stderr
     assert result.stderr.count("\n") == 1
+
+
+def test_statistics_of_an_interrupted_collection_replace_no_others(command, tmp_path, monkeypatch):
+    def interrupted(*_, **__):
+        raise collection.CollectionInterrupted(next(collected))
+
+    collected = iter([statistics_of(draw(rows, (1, 1, 4))) for rows in (30, 40)] + [None])
+    monkeypatch.setattr(collection, "collect", interrupted)
+    out = tmp_path / "s.safetensors"
+    out.write_text("of an earlier run")
+    for name, rows in (("s.partial.safetensors", 30), ("s.partial-2.safetensors", 40)):
+        code, said, errors = command("collect", "tiny-opt", "--tokens", "100", "--out", out)
+        assert (code, said) == (130, "")
+        assert errors.endswith(f" is in {tmp_path / name}\n")
+        assert al.ActivationStatistics.load(tmp_path / name).provenance.tokens == rows
+    code, _, errors = command("collect", "tiny-opt", "--tokens", "100", "--out", out)
+    assert (code, errors) == (130, "interrupted within a batch; nothing is saved.\n")
+    assert len(list(tmp_path.iterdir())) == 3
+    assert out.read_text() == "of an earlier run"
+
+
+@pytest.fixture
+def lost(tmp_path, monkeypatch):
+    """A folder that is gone when the work is done, and where the system's temporary files go."""
+    (tmp_path / "temporary").mkdir()
+    (tmp_path / "lost").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    write = ground.write_result
+
+    def gone(path, *arguments):
+        shutil.rmtree(path.parent)
+        write(path, *arguments)
+
+    for module in (explorer_files, ground):
+        monkeypatch.setattr(module, "write_result", gone)
+    return tmp_path / "lost"
+
+
+def test_what_was_collected_is_kept_where_its_folder_is_gone(command, lost):
+    answer = command("collect", "tiny-opt", "--tokens", "100", "--out", lost / "s.safetensors")
+    require_refused(answer, "cannot write to .*; what was made is in .*s.safetensors instead")
+    (path,) = lost.parent.glob("temporary/*/s.safetensors")
+    assert str(path) in answer[2]
+    assert al.ActivationStatistics.load(path).provenance.tokens == 100
+
+
+def test_a_page_is_kept_where_its_folder_is_gone(command, files, lost):
+    answer = command("explore", files / "first.safetensors", "--html", lost / "page.html")
+    require_refused(answer, "what was made is in .*page.html instead")
+    (path,) = lost.parent.glob("temporary/*/page.html")
+    assert payload_of(SimpleNamespace(html=path.read_text(encoding="utf-8")))["datasets"]
 
 
 # ---------------------------------------------------------------------- explore

@@ -1,10 +1,11 @@
-"""What commands about badly named models, files and runs print, also in a real terminal."""
+"""What commands about badly named models, files and runs print, also in a real terminal; and Ctrl-C in one."""
 
 import re
 import shutil
 
 import pytest
 
+from ablation_lens.neurons.statistics import ActivationStatistics
 from tests.made_runs import add_baseline, add_cell, add_group, made_run
 from tests.synthetic_statistics import draw, statistics_of
 from tests.terminals import HOSTILE, SHOWN, in_a_terminal, require_harmless
@@ -57,3 +58,16 @@ def test_a_study_of_a_badly_named_model_moves_no_terminal(hostile):
     assert "\x1b[31mred" not in said
     require_harmless(without_rich(said), lines=without_rich(said).count("\n"))
     assert f"{SHOWN}: loading" in said
+
+
+def test_ctrl_c_twice_within_a_batch_saves_what_was_collected(tmp_path):
+    code, said = in_a_terminal(
+        "collect", "tiny-opt", "--tokens", "100000", "--batch-size", "8", "--out", "s.safetensors", cwd=tmp_path,
+        presses=lambda said: 2 if b" tokens/s" in said else 0,
+    )  # fmt: skip
+    assert code == 130, said
+    assert "Traceback" not in said
+    assert without_rich(said).splitlines()[-1].endswith(" is in s.partial.safetensors")
+    (path,) = tmp_path.iterdir()
+    partial = ActivationStatistics.load(path)
+    assert (partial.count == partial.provenance.tokens).all()
