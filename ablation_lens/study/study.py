@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from ablation_lens.errors import AblationLensError, MismatchError
 from ablation_lens.escaping import as_unicode
+from ablation_lens.files import read_text
 from ablation_lens.names import require_known
 from ablation_lens.sites import Site
 from ablation_lens.study import paper
@@ -163,13 +164,18 @@ class Study:
     @classmethod
     def from_toml(cls, path: str | Path, **changes: Any) -> Self:
         """A study from a TOML file with these attributes as keys; `preset = "tiny"` starts from a preset."""
+        text = read_text(Path(path), _SETTINGS_BYTES, AblationLensError)
         try:
-            with Path(path).open("rb") as file:
-                settings = tomllib.load(file)
-        except OSError as error:
-            raise AblationLensError(f"cannot read {path} ({error.strerror}).") from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:  # the second: bytes that are not UTF-8
+            settings = tomllib.loads(text)
+        except (ValueError, RecursionError) as error:  # also whole numbers of thousands of digits
             raise AblationLensError(f"{path} is not TOML ({error}).") from error
+        try:
+            return cls._of_settings(settings, path, changes)
+        except RecursionError as error:  # from showing what is wrong
+            raise AblationLensError(f"{path} holds tables in tables in tables; give plain settings.") from error
+
+    @classmethod
+    def _of_settings(cls, settings: dict[str, Any], path: str | Path, changes: dict[str, Any]) -> Self:
         preset = settings.pop("preset", None)
         names = [field.name for field in dataclasses.fields(cls)]
         for key in settings:
@@ -230,6 +236,8 @@ def _is_flag(value: Any) -> bool:
 def _is_text_by_name(value: Any) -> bool:
     return isinstance(value, Mapping) and all(_is_text(part) for pair in value.items() for part in pair)
 
+
+_SETTINGS_BYTES = 2**20
 
 _Check = tuple[Callable[[Any], bool], str]
 

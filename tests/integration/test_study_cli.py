@@ -107,7 +107,7 @@ def test_a_failing_cell_is_exit_code_1_and_a_later_success_is_0(command, tmp_pat
         (("study", "--model", "tiny-vit", "--evaluate-tokens", "-5"), "evaluate_tokens=-5 is not possible"),
         (("study", "--model", "tiny-vit", "--collect-images", "0"), "collect_images=0 is not possible"),
         (("study", "--model", "tiny-vit", "--count", "al"), "there is no count 'al'; did you mean 'all'"),
-        (("study", "nowhere.toml"), "cannot read nowhere.toml (No such file or directory)"),
+        (("study", "nowhere.toml"), "there is no file nowhere.toml."),
         (("study", "nowhere.toml", "--preset", "tiny"), "give a TOML file or --preset, not both"),
     ],
 )

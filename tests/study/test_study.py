@@ -225,6 +225,13 @@ def test_a_toml_file_starts_from_a_preset_and_options_go_over_both(tmp_path):
         ('models = ["tiny-opt"]\nseeds = [2026-01-01]', "seed"),
         ('models = "tiny-opt"', "must be a list"),
         ('preset = "tiny"\ncorpora = "stdlib"', "corpora='stdlib'"),
+        (f"seeds = {'[' * 100_000}", "is not TOML"),
+        (f"seeds = [{'9' * 5000}]", "is not TOML"),
+        (f'models = ["tiny-opt"]\ndtype{".a" * 20_000} = 1', "tables in tables"),
+        ('"\\u001b]0;x\\u0007" = 1', r"there is no setting .* '\\x1b\]0;x\\x07'"),
+        ('models = ["tiny-opt"]\nfractions = [1e400]', "fraction inf"),
+        ('models = ["tiny-opt"]\ncontext = 1979-05-27T00:00:00Z', "context=datetime"),
+        ("#" * 2**21, "has 2,097,152 bytes; at most 1,048,576 were expected"),
     ],
 )
 def test_a_wrong_toml_file_is_one_sentence(tmp_path, text, message):
@@ -234,10 +241,12 @@ def test_a_wrong_toml_file_is_one_sentence(tmp_path, text, message):
 
 
 def test_a_toml_file_that_is_not_there_or_not_text(tmp_path):
-    with pytest.raises(AblationLensError, match=r"cannot read .*No such file"):
+    with pytest.raises(AblationLensError, match="is a folder; a file was expected"):
+        Study.from_toml(tmp_path)
+    with pytest.raises(AblationLensError, match=r"there is no file .*nope"):
         Study.from_toml(tmp_path / "nope.toml")
     (tmp_path / "latin.toml").write_bytes(b'models = ["caf\xe9"]')
-    with pytest.raises(AblationLensError, match="is not TOML"):
+    with pytest.raises(AblationLensError, match=r"latin\.toml cannot be read"):
         Study.from_toml(tmp_path / "latin.toml")
 
 
