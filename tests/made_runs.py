@@ -29,7 +29,7 @@ def group_record(model="some-model", *, documents=2, task="causal-lm", corpus="s
         corpus, f"embedded: {corpus}", "evaluate", "text", "d", "3.11.7", None, 100, "tokens", documents
     )
     facts = {
-        "model": record.to_dict(),
+        "model": record.identity,
         "evaluate": "e",
         "collect": "c",
         "bins": 16,
