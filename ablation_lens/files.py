@@ -18,15 +18,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
 
 from ablation_lens.errors import AblationLensError, FileFormatError
 from ablation_lens.interrupts import put_off
+
+if TYPE_CHECKING:  # a corpus of texts asks here whether its files can be read, and needs no torch
+    from torch import Tensor
 
 _KINDS = (
     (stat.S_ISDIR, "a folder"),
@@ -281,11 +281,11 @@ HEADER_BYTES = 2**24
 
 
 def save_tensors(
-    path: str | Path, kind: str, header: Mapping[str, Any], tensors: Mapping[str, Tensor], *, version: int = 1
+    path: str | Path, kind: str, header: Mapping[str, Any], tensors: Mapping[str, "Tensor"], *, version: int = 1
 ) -> None:
     """Write tensors and a header of plain JSON values, atomically; `version` is that of the kind's format.
 
-    >>> import tempfile
+    >>> import tempfile, torch
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     save_tensors(f"{folder}/x.safetensors", "example", {"a": 1}, {"t": torch.ones(2)})
     ...     load_tensors(f"{folder}/x.safetensors", "example")
@@ -299,7 +299,9 @@ def save_tensors(
     write_atomically(path, lambda temporary: _write(held, temporary, {_KEY: json.dumps(outer)}))
 
 
-def _write(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+def _write(tensors: Mapping[str, "Tensor"], path: Path, metadata: dict[str, str]) -> None:
+    from safetensors.torch import save_file
+
     try:
         save_file(dict(tensors), path, metadata=metadata)
     except SafetensorError as error:
@@ -312,7 +314,7 @@ def _write(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str]) 
 
 def load_tensors(
     path: str | Path, kind: str, *, newest: int = 1, most: int | None = None
-) -> tuple[dict[str, Any], dict[str, Tensor]]:
+) -> tuple[dict[str, Any], dict[str, "Tensor"]]:
     """Read what `save_tensors` wrote: `(header, tensors)`; anything else is a `FileFormatError`.
 
     Versions of the format from 1 to `newest` are read; which fields an older one lacks is the caller's business.
@@ -371,7 +373,9 @@ def _require_kind(path: Path, outer: Mapping[str, Any], kind: str, newest: int) 
         )
 
 
-def _checksum(text: str, tensors: Mapping[str, Tensor]) -> str:
+def _checksum(text: str, tensors: Mapping[str, "Tensor"]) -> str:
+    import torch
+
     digest = hashlib.sha256(text.encode())
     for name, tensor in sorted(tensors.items()):
         # The bytes alone do not tell a [2, 3] from a [3, 2], or one dtype from another.
