@@ -10,6 +10,7 @@ Nothing is copied, and nothing is downloaded that is not read.
 - `streams`: rows of a table that are read one after another, Parquet too; `labels`: names of classes to a model's ids.
 """
 
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -27,7 +28,7 @@ from ablation_lens.corpora.documents import (
 )
 from ablation_lens.corpora.hub import HubAddress, open_hub
 from ablation_lens.corpora.labels import LabelMap
-from ablation_lens.corpora.local import missing_path, open_local
+from ablation_lens.corpora.local import is_there, missing_path, open_local
 from ablation_lens.corpora.named import NAMED
 from ablation_lens.corpora.options import Block, Errors, Options
 
@@ -83,11 +84,17 @@ def open_corpus(
     exists, a hub data set `owner/name[:config][:split]`. A path is a text file, a folder of text files, JSON lines
     (`.jsonl`; like text files, `.gz` or `.zst` too), Parquet, or a folder of images.
 
+    What is held of a local file at a time has a bound, a gigabyte at worst, whatever it holds or expands to: of a text
+    the first million characters are kept (`TextDocument.cut` says so; its split goes by the whole), a line of JSON may
+    have 33 million, an image 64 million pixels, a labels file 64 megabytes. Parquet takes a few times its largest value
+    (its largest page), and is refused where a small file would become a large one.
+
     Args:
         name_or_path: what to open.
         split: "collect" or "evaluate" (embedded corpora also "train"): disjoint by content; "all" for everything.
         kind: "text" or "image", where it must be one of them; decides in a folder that holds both.
-        labels: a labels file for the images of a folder: a CSV `file,label`. A label is a name or id of the model.
+        labels: a labels file for the images of a folder: a CSV `file,label`. A label is a name or id of the model; one
+            rule must fit all of them.
         id2label: the model's labels. With them every image of a folder or data set gets the model's class id, or the
             corpus is refused; without them (and without `labels`) images carry no label.
         block: how a text file becomes documents: "file", "paragraph" (between blank lines) or "line". A folder's
@@ -106,12 +113,14 @@ def open_corpus(
     """
     name = str(name_or_path)
     options = Options(kind, block, column, errors, labels, id2label)
-    path = Path(name_or_path).expanduser()
     if name in NAMED and not isinstance(name_or_path, Path):
         _, held, opener = NAMED[name]
         options.require_kind(name, held)  # before the network is asked
         return Corpus(name, opener(options), split)
-    if path.exists():
+    path = Path(name_or_path)
+    with contextlib.suppress(RuntimeError):  # "~somebody", who has no home here
+        path = path.expanduser()
+    if is_there(path):
         return Corpus(name, open_local(path, options), split)
     address = None if name.startswith((".", "/", "~")) else HubAddress.parse(name)
     if address is None:

@@ -5,11 +5,11 @@ import warnings
 import weakref
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from PIL.Image import Image
 
-from ablation_lens.corpora.splits import OUTSIDE_SHARES, split_of
+from ablation_lens.corpora.splits import OUTSIDE_SHARES, split_at
 from ablation_lens.errors import CorpusError
 from ablation_lens.records import CorpusRecord
 
@@ -32,12 +32,17 @@ class UnreadableImage(Exception):  # noqa: N818  (never reaches a user: the read
     """These bytes are not an image that can be decoded."""
 
 
+TEXT_LIMIT = 1_000_000
+"""Characters of a text that are kept. More would be held for nothing: a model's context ends long before."""
+
+
 @dataclass(frozen=True)
 class TextDocument:
-    """A text and where it stood in its corpus."""
+    """A text, where it stood in its corpus, and whether it is only the first `TEXT_LIMIT` characters of it."""
 
     text: str
     id: str
+    cut: bool = False
 
 
 @dataclass(frozen=True)
@@ -56,27 +61,63 @@ Document = TextDocument | ImageDocument
 class Entry:
     """A document before it is decoded: its bytes decide the split, so the other splits' images stay undecoded.
 
-    `blank` marks a document with nothing in it. `open` may raise `UnreadableImage`.
+    `blank` marks a document with nothing in it. `open` may raise `UnreadableImage`. Of a text that was cut, `whole`
+    is the SHA-256 of all its bytes: which split it belongs to must not depend on how much is kept.
     """
 
     id: str
     content: bytes
     open: Callable[[], Document]
     blank: bool = False
+    whole: bytes | None = None
+
+    @property
+    def sha256(self) -> bytes:
+        """What the split goes by."""
+        return self.whole or hashlib.sha256(self.content).digest()
+
+
+class TextInPieces:
+    """A text that is read piece by piece: all of it is hashed, and its first `TEXT_LIMIT` characters are kept."""
+
+    def __init__(self) -> None:
+        self.length = 0
+        self.blank = True
+        self._kept: list[str] = []
+        self._whole: Any = None
+
+    def add(self, piece: str) -> None:
+        """The next characters, newlines normalised; no lone surrogates, which have no UTF-8 bytes."""
+        room = TEXT_LIMIT - self.length
+        self.length += len(piece)
+        self.blank = self.blank and not piece.strip()
+        if self.length > TEXT_LIMIT:
+            if self._whole is None:
+                self._whole = hashlib.sha256("".join(self._kept).encode())
+            self._whole.update(piece.encode())
+        if room > 0:
+            self._kept.append(piece[:room])
+
+    def entry(self, identity: str) -> Entry:
+        """The entry of what was added."""
+        text = "".join(self._kept)
+        whole = None if self._whole is None else self._whole.digest()
+        return Entry(
+            identity, text.encode(), lambda: TextDocument(text, identity, whole is not None), self.blank, whole
+        )
 
 
 def text_entry(text: str, identity: str) -> Entry:
     r"""The entry of a text, its newlines normalised to ``\n``.
 
-    Lone surrogates must be gone by now: they have no UTF-8 bytes.
-
     >>> text_entry("two\r\nlines", "x").content
     b'two\nlines'
     """
+    pieces = TextInPieces()
     # Before the bytes are taken: a text with other line ends would fall into another split. The pair must go first,
     # or it would become two line ends.
-    text = text.replace("\r\n", "\n").replace("\r", "\n")
-    return Entry(identity, text.encode(), lambda: TextDocument(text, identity), blank=not text.strip())
+    pieces.add(text.replace("\r\n", "\n").replace("\r", "\n"))
+    return pieces.entry(identity)
 
 
 @dataclass(frozen=True)
@@ -153,7 +194,7 @@ class Reading(Iterator[Document]):
             # Before the split is asked: a blank document is counted in every split and belongs to none.
             if entry.blank:
                 self.empty += 1
-            elif self.corpus.split not in ("all", split_of(entry.content, self.corpus.source.shares)):
+            elif self.corpus.split not in ("all", split_at(entry.sha256, self.corpus.source.shares)):
                 self._elsewhere += 1
             else:
                 try:
@@ -175,7 +216,7 @@ class Reading(Iterator[Document]):
 
     def _count(self, entry: Entry, document: Document) -> None:
         self.documents += 1
-        parts = [entry.content]
+        parts = [entry.content] if entry.whole is None else [entry.content, entry.whole]
         if isinstance(document, ImageDocument):
             parts.append(f"label {document.label}".encode())
         for part in parts:  # with their lengths, so that moving a boundary changes the digest

@@ -7,12 +7,13 @@ from pathlib import Path, PurePosixPath
 
 from ablation_lens.corpora import images
 from ablation_lens.corpora.documents import Entry, Source
-from ablation_lens.corpora.files import COMPRESSIONS, find_files, opened, printable
+from ablation_lens.corpora.files import COMPRESSIONS, find_files, opened, printable, require_file, zero_byte
 from ablation_lens.corpora.options import Block, Options
 from ablation_lens.corpora.streams import ParquetFile, parquet_table
 from ablation_lens.corpora.tables import ColumnKind, Table, table_source
 from ablation_lens.corpora.text_files import json_rows, text_file_entries
 from ablation_lens.errors import CorpusError
+from ablation_lens.escaping import as_unicode
 from ablation_lens.names import close_to
 
 _SUFFIXES: Mapping[str, frozenset[str]] = {
@@ -25,6 +26,7 @@ _READABLE = "text (.txt, .md, .rst), JSON lines (.jsonl), both also .gz or .zst,
 
 # The columns of JSON lines are those of the first rows: one row alone may have its text missing.
 _ROWS_LOOKED_AT = 100
+_MOST_COLUMNS = 10_000
 
 
 def open_local(path: Path, options: Options) -> Source:
@@ -38,6 +40,7 @@ def open_local(path: Path, options: Options) -> Source:
         format_, files = _format_of_folder(path, options)
         root = path
     else:
+        require_file(path)
         format_, files, root = _format_of_file(path), [PurePosixPath(path.name)], path.parent
     location = str(path.absolute())
     if format_ == "image":
@@ -101,9 +104,9 @@ def _format_of_file(path: Path) -> str:
     if format_ is not None:
         return format_
     with opened(path) as handle:
-        start = handle.read(1 << 12)
+        binary = zero_byte(handle) is not None
     # A file named on its own may be called anything, as long as it is text and not a table in text's clothing.
-    if b"\0" in start or path.suffix.lower() in (".csv", ".tsv"):
+    if binary or path.suffix.lower() in (".csv", ".tsv"):
         raise CorpusError(f"{path} is of no sort that can be read; expected {_READABLE}.")
     return "text"
 
@@ -117,8 +120,15 @@ def _text_source(root: Path, files: Sequence[PurePosixPath], location: str, opti
 
 def _json_table(root: Path, files: Sequence[PurePosixPath], location: str, options: Options) -> Table:
     columns: dict[str, ColumnKind] = {}
-    for _, row in itertools.islice(json_rows(root, files, options.errors), _ROWS_LOOKED_AT):
+    for identity, row in itertools.islice(json_rows(root, files, options.errors), _ROWS_LOOKED_AT):
+        if len(columns.keys() | row.keys()) > _MOST_COLUMNS:
+            raise CorpusError(
+                f"row {identity} of {location} brings more than {_MOST_COLUMNS:,} names of fields; "
+                f'expected the same few in every row, like {{"text": "…"}}.'
+            )
         for name, value in row.items():
+            if as_unicode(name) != name:  # half of a surrogate pair: no record could say which column was read
+                continue
             # What is null in one row may be text in a later one. `type`, as a bool is an int for `isinstance`.
             if columns.get(name, "other") == "other":
                 columns[name] = "text" if isinstance(value, str) else "number" if type(value) is int else "other"
@@ -127,12 +137,23 @@ def _json_table(root: Path, files: Sequence[PurePosixPath], location: str, optio
     return Table(location, columns, lambda wanted: json_rows(root, files, options.errors))
 
 
+def is_there(path: Path) -> bool:
+    """Whether the path exists; an error where that cannot be known."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a zero byte in the name
+        return False
+    except OSError as error:
+        raise CorpusError(f"{path} cannot be read ({error.strerror}); mend it, or give another path.") from error
+    return True
+
+
 def missing_path(path: Path, names: Sequence[str]) -> CorpusError:
     """The error for a name that is neither a corpus nor a path, with the nearest names there are."""
     folder = path.parent
     try:
         nearby = sorted(entry.name for entry in folder.iterdir())
-    except OSError:
+    except (OSError, ValueError):
         nearby = []
     close = [str(folder / name) for name in close_to(path.name, nearby, 2)]
     if len(path.parts) == 1:

@@ -34,12 +34,17 @@ def split_of(content: bytes, shares: Mapping[str, float]) -> str:
     >>> {split_of(bytes([n]), OUTSIDE_SHARES) for n in range(20)} == {"collect", "evaluate"}
     True
     """
+    return split_at(hashlib.sha256(content).digest(), shares)
+
+
+def split_at(sha256: bytes, shares: Mapping[str, float]) -> str:
+    """The split of the bytes that hash to this."""
     unknown = [name for name in shares if name not in SPLITS]
     if unknown or min(shares.values(), default=-1.0) < 0 or abs(sum(shares.values()) - 1) > 1e-9:
         raise CorpusError(
             f"the split shares are {dict(shares)}; they must be named {', '.join(SPLITS)}, be at least 0 and sum to 1."
         )
-    position = int.from_bytes(hashlib.sha256(content).digest()[:8], "big") / 2**64
+    position = int.from_bytes(sha256[:8], "big") / 2**64
     present = [name for name in SPLITS if shares.get(name, 0) > 0]
     bound = 0.0
     for name in present[:-1]:

@@ -153,6 +153,12 @@ class _TextTask(Task):
             encoded = self.tokenizer(
                 document.text, truncation=True, max_length=self.context, return_special_tokens_mask=True
             )
+            if document.cut and len(encoded["input_ids"]) < self.context:
+                raise CorpusError(
+                    f"{document.id} of {self.corpus.name} is too long to be read as a whole, and its first "
+                    f"{len(document.text):,} characters are only {len(encoded['input_ids']):,} tokens of a context of "
+                    f"{self.context:,}; cut it into shorter documents, or give a shorter context=."
+                )
             yield document.id, tuple(encoded["input_ids"]), tuple(encoded["special_tokens_mask"])
 
     def _common(self) -> Set[int]:

@@ -130,7 +130,7 @@ def rows_file(path: Path, rows: list[object]) -> Path:
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.jsonl.zst", "a.json", "a.ndjson", "we[1]rd *.jsonl"])
 def test_json_lines_in_every_wrapping(tmp_path: Path, name: str) -> None:
-    # Dates stay texts, later rows may have other fields, and one text is longer than any buffer.
+    # Dates stay texts, later rows may have other fields, and one text is longer than any buffer, and cut.
     rows: list[object] = [
         {"text": "2020-01-01", "meta": {"a": 1}},
         {"text": "x" * 3_000_000, "meta": "other"},
@@ -140,7 +140,7 @@ def test_json_lines_in_every_wrapping(tmp_path: Path, name: str) -> None:
     ]
     path = rows_file(tmp_path / name, rows)
     corpus = open_corpus(path)
-    assert texts(corpus) == ["2020-01-01", "x" * 3_000_000, "line\nline"]
+    assert texts(corpus) == ["2020-01-01", "x" * 1_000_000, "line\nline"]
     assert counts(corpus) == (3, 2)
 
 
@@ -287,7 +287,7 @@ def test_a_file_that_cannot_be_read_stops_the_corpus(tmp_path: Path) -> None:
     # A corpus that silently lacks a file is another corpus. (A dangling link, as root may read any file.)
     (tmp_path / "a.txt").write_text("Text.")
     (tmp_path / "b.txt").symlink_to(tmp_path / "gone.txt")
-    with pytest.raises(CorpusError, match=r"b\.txt cannot be read \(No such file or directory\)"):
+    with pytest.raises(CorpusError, match=r"there is no file .*b\.txt"):
         list(open_corpus(tmp_path))
 
 
