@@ -1,12 +1,13 @@
 """Images: decoded by Pillow alone, turned to RGB, and read from folders with their labels."""
 
 import io
+import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from ablation_lens.corpora.documents import Entry, ImageDocument, Source, UnreadableImage
 from ablation_lens.corpora.files import opened, path_key, printable
@@ -18,12 +19,20 @@ SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", 
 # Named, because Pillow's other formats include one (EPS) that runs a program on the file's content.
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 
-PIXEL_LIMIT = 100_000_000
-"""A header that announces more is refused before anything is decoded: a small file can claim terabytes."""
+PIXEL_LIMIT = 64_000_000
+"""A header that announces more is refused before anything is decoded: a small file can claim terabytes.
+
+Pillow takes four bytes for a pixel, and an image stands there twice while it becomes RGB: half a gigabyte."""
+
+BYTE_LIMIT = 4 * PIXEL_LIMIT + (1 << 20)
+"""A file of more bytes is not read: uncompressed, that many pixels have four bytes each, and a header."""
+
+# Pixels that are turned to RGB at once: several copies of them are needed, and one of the whole image is enough.
+_STRIP = 1 << 20
 
 
 def decode(content: bytes, *, most_pixels: int = PIXEL_LIMIT) -> Image.Image:
-    """The RGB image in a file's bytes, which may have so many pixels at most.
+    """The RGB image in a file's bytes, which may have so many pixels at most, and `BYTE_LIMIT` bytes.
 
     - Transparent pixels are laid over white: the colour below full transparency is arbitrary.
     - 16-bit grey is scaled to 8 bits (Pillow's own conversion would clip it). Floating-point pixels have
@@ -39,6 +48,8 @@ def decode(content: bytes, *, most_pixels: int = PIXEL_LIMIT) -> Image.Image:
     >>> decode(buffer.getvalue()).getpixel((1, 0))
     (7, 7, 7)
     """
+    if len(content) > BYTE_LIMIT:
+        raise _too_long(len(content))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about oddities of single files; the limit below is the guard
@@ -54,8 +65,15 @@ def decode(content: bytes, *, most_pixels: int = PIXEL_LIMIT) -> Image.Image:
         raise UnreadableImage(f"it could not be decoded ({str(error) or type(error).__name__})") from error
 
 
+def _too_long(size: int) -> UnreadableImage:
+    return UnreadableImage(f"it has {size:,} bytes, and {BYTE_LIMIT:,} are read at most")
+
+
 def _upright(picture: Image.Image) -> Image.Image:
     try:
+        # Asked first, because Pillow copies an image that already stands upright.
+        if picture.getexif().get(ExifTags.Base.Orientation, 1) == 1:
+            return picture
         return ImageOps.exif_transpose(picture)
     except Exception:  # damaged EXIF beside sound pixels
         return picture
@@ -64,6 +82,17 @@ def _upright(picture: Image.Image) -> Image.Image:
 def _to_rgb(picture: Image.Image) -> Image.Image:
     if picture.mode == "F":
         raise UnreadableImage("its pixels are floating-point numbers of unknown range")
+    width, height = picture.size
+    rows = max(1, _STRIP // width)
+    if height <= rows:
+        return _strip_to_rgb(picture)
+    whole = Image.new("RGB", picture.size)
+    for top in range(0, height, rows):
+        whole.paste(_strip_to_rgb(picture.crop((0, top, width, min(top + rows, height)))), (0, top))
+    return whole
+
+
+def _strip_to_rgb(picture: Image.Image) -> Image.Image:
     # A 16-bit PNG is opened as I or as I;16, by the version of Pillow.
     if picture.mode == "I" or picture.mode.startswith("I;16"):
         values = np.asarray(picture).astype(np.float64).clip(0, 65535)
@@ -78,6 +107,13 @@ def _to_rgb(picture: Image.Image) -> Image.Image:
 def image_entry(content: bytes, label: int | None, identity: str) -> Entry:
     """The entry of an encoded image."""
     return Entry(identity, content, lambda: ImageDocument(decode(content), label, identity), blank=not content)
+
+
+def _unread_entry(size: int, identity: str) -> Entry:
+    def refuse() -> ImageDocument:
+        raise _too_long(size)
+
+    return Entry(identity, f"{size} bytes".encode(), refuse)
 
 
 def image_folder(
@@ -114,9 +150,14 @@ def image_folder(
     def entries() -> Iterator[Entry]:
         for file, label in zip(ordered, ids, strict=True):
             with opened(root / file) as handle:
-                content = handle.read()
+                size = os.fstat(handle.fileno()).st_size
+                content = handle.read() if size <= BYTE_LIMIT else None
             # The file is closed by now: a reading that stops early leaves this generator standing here.
-            yield image_entry(content, label, printable(file))
+            yield (
+                _unread_entry(size, printable(file))
+                if content is None
+                else image_entry(content, label, printable(file))
+            )
 
     return Source(str(root.absolute()), "image", entries, settings=settings)
 
