@@ -5,14 +5,21 @@ Folders are never numbered alphabetically: that gives ids which look right and a
 
 import csv
 import io
+import itertools
 import re
+import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Self
 
+from ablation_lens.corpora.files import opened
 from ablation_lens.errors import CorpusError
+from ablation_lens.escaping import shorten
+
+LABELS_LIMIT = 1 << 26
+"""Bytes of a labels file: a row for every image of ImageNet's training set are 50 million."""
 
 _WNID = re.compile(r"n\d{8}(?!\d)")
 
@@ -42,7 +49,14 @@ class LabelMap:
     rule: str
 
     @classmethod
-    def match(cls, names: Iterable[str], id2label: Mapping[int, str] | None, where: str = "the corpus") -> Self:
+    def match(
+        cls,
+        names: Iterable[str],
+        id2label: Mapping[int, str] | None,
+        where: str = "the corpus",
+        *,
+        by: str | None = None,
+    ) -> Self:
         """Match every name by one rule, or refuse.
 
         The rules, tried in this order: the model's label or one of its comma-separated synonyms (case,
@@ -53,6 +67,7 @@ class LabelMap:
             names: the class names to be matched.
             id2label: the model's labels; None accepts ids only.
             where: what the names belong to, for the error message.
+            by: the one rule to try, where other names of the same column were matched before.
 
         Raises:
             CorpusError: when no rule matches all names.
@@ -63,7 +78,7 @@ class LabelMap:
         'id'
         """
         wanted = sorted(set(names))
-        labels = None if id2label is None else _labels(id2label)
+        labels = None if id2label is None else labels_by_id(id2label)
         by_name, ambiguous = ({}, {}) if labels is None else _by_name(wanted, labels)
         candidates = {
             "name": by_name,
@@ -73,8 +88,14 @@ class LabelMap:
         }
         for rule, ids in candidates.items():
             # All names or none: beside names, "1" is a class that is called so, and not an id.
-            if len(ids) == len(wanted):
+            if len(ids) == len(wanted) and by in (None, rule):
                 return cls(ids, rule)
+        for rule, ids in candidates.items():
+            if len(ids) == len(wanted):
+                raise CorpusError(
+                    f"{where} holds {', '.join(map(_quoted, wanted[:3]))}, matched by {rule}, after names that were "
+                    f"matched by {by}, and rules are not mixed; {GIVE_A_TABLE}."
+                )
         closest = max(candidates.values(), key=len)
         missing = [name for name in wanted if name not in closest]
         raise CorpusError(_refusal(wanted, missing, ambiguous, labels, where))
@@ -94,7 +115,7 @@ def classes_in_order(names: Sequence[str], id2label: Mapping[int, str], where: s
     try:
         matched = LabelMap.match(names, id2label, where)
     except CorpusError:
-        by_name, _ = _by_name(names, _labels(id2label))
+        by_name, _ = _by_name(names, labels_by_id(id2label))
         agreeing = sum(by_name.get(name) == number for number, name in enumerate(names))
         if len(names) != len(id2label) or agreeing != len(by_name) or agreeing < 0.9 * len(names):
             raise
@@ -102,9 +123,12 @@ def classes_in_order(names: Sequence[str], id2label: Mapping[int, str], where: s
     return [matched.ids[name] for name in names], matched.rule
 
 
-def _labels(id2label: Mapping[int, str]) -> dict[int, str]:
-    # A config.json read as plain JSON has its keys as strings.
-    return {int(key): str(value) for key, value in id2label.items()}
+def labels_by_id(id2label: Mapping[int, str]) -> dict[int, str]:
+    """The model's labels, their keys as numbers: a config.json read as plain JSON has strings there."""
+    try:
+        return {int(key): str(value) for key, value in id2label.items()}
+    except (TypeError, ValueError) as error:
+        raise CorpusError(f"the model's id2label has a key that is not a number ({error}); mend it.") from error
 
 
 def _refusal(
@@ -114,20 +138,23 @@ def _refusal(
     labels: Mapping[int, str] | None,
     where: str,
 ) -> str:
-    shown = ", ".join(map(repr, missing[:3])) + (", …" if len(missing) > 3 else "")
+    shown = ", ".join(map(_quoted, missing[:3])) + (", …" if len(missing) > 3 else "")
     if labels is None:
         return f"{where} names classes ({shown}), and without the model's id2label only its class ids can be used."
-    doubtful = [f"{name!r} fits the ids {ambiguous[name]}" for name in missing if name in ambiguous]
+    doubtful = [f"{_quoted(name)} fits the ids {ambiguous[name]}" for name in missing if name in ambiguous]
     if doubtful:
         reason = f"{'; '.join(doubtful[:3])} of the model's id2label"
     elif all(_WNID.match(name) for name in missing):
         reason = f"{shown} are ImageNet wnids, which the model's id2label does not carry"
     else:
-        example = next(iter(labels.values()), "none")
-        reason = (
-            f"{shown} are not class names or ids of the model's id2label (which holds {len(labels)}, like {example!r})"
-        )
+        held = f"{len(labels)}, like {_quoted(next(iter(labels.values()), 'none'))}"
+        reason = f"{shown} are not class names or ids of the model's id2label (which holds {held})"
     return f"{len(missing)} of the {len(wanted)} classes in {where} cannot be matched: {reason}; {GIVE_A_TABLE}."
+
+
+def _quoted(name: str) -> str:
+    # A cell of a hostile table may be as long as a book.
+    return shorten(repr(name), 80)
 
 
 def _plain(name: str) -> str:
@@ -202,22 +229,25 @@ class LabelTable:
         With a header, the column `label` is the label and the column `file` (`file_name`, `path`, …), or
         else the first other one, says whose.
         """
+        with opened(Path(path)) as handle:
+            content = handle.read(LABELS_LIMIT + 1)
+        if len(content) > LABELS_LIMIT:
+            raise CorpusError(f"the labels file {path} has more than {LABELS_LIMIT:,} bytes; give one with fewer rows.")
         try:
-            # Spreadsheets write a byte order mark; it would become part of the first column's name.
-            text = Path(path).read_bytes().decode("utf-8-sig")
-        except (OSError, UnicodeDecodeError) as error:
+            return cls._of_pairs(path, _pairs(content, path))
+        except UnicodeDecodeError as error:
             raise CorpusError(f"the labels file {path} cannot be read as UTF-8 text: {error}.") from error
-        lines = [line.strip() for line in text.splitlines() if line.strip()]
-        if lines and all(re.match(r"n\d{8}\s", line) for line in lines):
-            pairs = [(line[:9], line[9:].strip()) for line in lines]
-        else:
-            pairs = _csv_pairs(text, path)
+
+    @classmethod
+    def _of_pairs(cls, path: str | Path, pairs: Iterable[tuple[str, str]]) -> Self:
         labels: dict[str, str] = {}
         for key, label in pairs:
             key = key.replace("\\", "/").removeprefix("./").rstrip("/")
-            if labels.setdefault(key, label) != label:
+            # One copy of a label that a million rows share.
+            if labels.setdefault(key, sys.intern(label)) != label:
                 raise CorpusError(
-                    f"the labels file {path} gives {key!r} two labels, {labels[key]!r} and {label!r}; keep one."
+                    f"the labels file {path} gives {_quoted(key)} two labels, {_quoted(labels[key])} and "
+                    f"{_quoted(label)}; keep one."
                 )
         if not labels:
             raise CorpusError(f"the labels file {path} holds no rows; expected a CSV with the columns file,label.")
@@ -247,7 +277,7 @@ class LabelTable:
             )
         keys = [key for key, _ in hits]
         # ImageNet's list gives two classes the name "crane": where all its wnids are there, their rank decides.
-        ranks = _by_wnid(sorted(self.labels), _labels(id2label)) if id2label else {}
+        ranks = _by_wnid(sorted(self.labels), labels_by_id(id2label)) if id2label else {}
         if all(key in ranks for key in keys):
             return [ranks[key] for key in keys], "wnid"
         matched = LabelMap.match((self.labels[key] for key in keys), id2label, self.path)
@@ -261,29 +291,43 @@ class LabelTable:
         return None
 
 
-def _csv_pairs(text: str, path: str | Path) -> list[tuple[str, str]]:
+def _pairs(content: bytes, path: str | Path) -> Iterator[tuple[str, str]]:
+    """The rows of a labels file: whose, and which."""
+
+    def text() -> io.TextIOWrapper:
+        # Spreadsheets write a byte order mark; it would become part of the first column's name. Read anew, line by
+        # line: a list of a million rows takes more room than the file.
+        return io.TextIOWrapper(io.BytesIO(content), encoding="utf-8-sig", newline="")
+
+    lines = (line.strip() for line in text())
+    if all(re.match(r"n\d{8}\s", line) for line in lines if line):
+        return ((line[:9], line[9:].strip()) for line in map(str.strip, text()) if line)
+    return _csv_pairs(text(), path)
+
+
+def _csv_pairs(text: Iterable[str], path: str | Path) -> Iterator[tuple[str, str]]:
     # Without `strict`, a quote that is never closed would take the rest of the file into one label.
+    reader = csv.reader(text, strict=True)
+    rows: Iterator[list[str]] = (row for row in reader if any(cell.strip() for cell in row))
+    who, what, width = 0, 1, 2
     try:
-        rows = [
-            row for row in csv.reader(io.StringIO(text, newline=""), strict=True) if any(cell.strip() for cell in row)
-        ]
+        first = next(rows, [])
+        header = [cell.strip().casefold() for cell in first]
+        if "label" in header and len(header) > 1:
+            what = header.index("label")
+            usual = ("file", "file_name", "filename", "path", "image")
+            who = next((header.index(name) for name in usual if name in header), 0 if what else 1)
+            width = len(header)
+        elif first:
+            # A header of two columns without "label" becomes a row, which does no harm: rows that fit no file are
+            # ignored.
+            rows = itertools.chain([first], rows)
+        for number, row in enumerate(rows, 1):
+            if len(row) != width:
+                raise CorpusError(
+                    f"row {number} of the labels file {path} (line {reader.line_num}) has {len(row)} columns, expected "
+                    f"{width}: file,label (a label that holds commas goes in double quotes)."
+                )
+            yield row[who].strip(), row[what].strip()
     except csv.Error as error:
-        raise CorpusError(f"the labels file {path} is not a CSV file: {error}.") from error
-    who, what = 0, 1
-    header = [cell.strip().casefold() for cell in rows[0]] if rows else []
-    if "label" in header and len(header) > 1:
-        what = header.index("label")
-        usual = ("file", "file_name", "filename", "path", "image")
-        who = next((header.index(name) for name in usual if name in header), 0 if what else 1)
-        rows = rows[1:]
-        width = len(header)
-    else:
-        # A header of two columns without "label" becomes a row, which does no harm: rows that fit no file are ignored.
-        width = 2
-    for number, row in enumerate(rows, 1):
-        if len(row) != width:
-            raise CorpusError(
-                f"row {number} of the labels file {path} has {len(row)} columns, expected {width}: "
-                f"file,label (a label that holds commas goes in double quotes)."
-            )
-    return [(row[who].strip(), row[what].strip()) for row in rows]
+        raise CorpusError(f"the labels file {path} is not a CSV file at line {reader.line_num}: {error}.") from error

@@ -1,19 +1,24 @@
 """Rows to documents: which column holds the text, the image or the class. Shared by JSON lines, Parquet and the hub."""
 
+import itertools
+import reprlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ablation_lens.corpora.documents import Entry, Source, text_entry
-from ablation_lens.corpora.images import image_entry
-from ablation_lens.corpora.labels import LabelMap, LabelTable, classes_in_order
+from ablation_lens.corpora.images import BYTE_LIMIT, image_entry
+from ablation_lens.corpora.labels import LabelMap, LabelTable, classes_in_order, labels_by_id
 from ablation_lens.corpora.options import Errors, Options
 from ablation_lens.errors import CorpusError
+from ablation_lens.escaping import shorten
 
 Row = tuple[str, Mapping[str, Any]]
 """An id and the values by column."""
 
 ColumnKind = Literal["text", "image", "classes", "number", "other"]
+
+_MOST_SHOWN = 20
 
 # The first name wins. CIFAR-100 on the hub calls its labels "fine_label".
 _USUAL = {"text": ("text", "content"), "image": ("image", "img"), "label": ("label", "labels", "fine_label")}
@@ -68,7 +73,8 @@ def _column(table: Table, kind: ColumnKind, asked: str | None) -> str:
 
 
 def _listed(columns: Mapping[str, ColumnKind]) -> str:
-    return ", ".join(f"{name!r} ({held})" for name, held in columns.items())
+    shown = [f"{shorten(repr(name), 80)} ({held})" for name, held in itertools.islice(columns.items(), _MOST_SHOWN)]
+    return ", ".join(shown) + (", …" if len(columns) > _MOST_SHOWN else "")
 
 
 def _sound_text(value: object, errors: Errors, cell: str, location: str) -> str:
@@ -116,7 +122,7 @@ def _image_bytes(cell: object) -> bytes:
             import fsspec  # type: ignore[import-untyped]
 
             with fsspec.open(path, "rb") as handle:
-                content = handle.read()
+                content = handle.read(BYTE_LIMIT + 1)  # `decode` refuses more
         cell = content
     # No bytes make a blank document, which the reading counts as empty.
     return bytes(cell) if isinstance(cell, bytes | bytearray | memoryview) else b""
@@ -132,7 +138,7 @@ def _labelling(
                 f"labels={str(options.labels)!r} needs the model's id2label for {table.location}; pass both."
             )
         return (lambda row, identity: None), ()
-    id2label = {int(number): label for number, label in options.id2label.items()}
+    id2label = labels_by_id(options.id2label)
     column = _label_column(table)
     if column is None:
         raise CorpusError(
@@ -140,34 +146,37 @@ def _labelling(
             f"{_listed(table.columns)}); add one, or give an image folder with labels=FILE (--labels)."
         )
     translated = dict(LabelTable.read(options.labels).labels) if options.labels is not None else {}
-    given = options.settings("labels")
     where = f"the column {column!r} of {table.location}"
+    in_words = table.columns[column] == "text"
+    known: dict[object, int] = {number: number for number in id2label}
+    rule = "id"
     if column in table.class_names:
         ids, rule = classes_in_order(
             [translated.get(name, name) for name in table.class_names[column]], id2label, where
         )
-        known: dict[object, int] = dict(enumerate(ids))
-    elif table.columns[column] == "number":
-        known, rule = {number: number for number in id2label}, "id"
-    else:
-        known, rule = {}, "name"
+        known = dict(enumerate(ids))
+    elif in_words:
+        known = {}
+        # Its first row shows the rule: which names it holds is known only at the end of the stream.
+        first = next((row.get(column) for _, row in table.rows([column])), None)
+        if isinstance(first, str):
+            rule = LabelMap.match([translated.get(first, first)], id2label, where).rule
 
     def label_of(row: Mapping[str, Any], identity: str) -> int:
         value = row.get(column)
-        # Matched when first met: which names a text column holds is known only at the end of the stream.
-        if value not in known:
+        if in_words and isinstance(value, str) and value not in known:
+            name = translated.get(value, value)
+            known[value] = LabelMap.match([name], id2label, where, by=rule).ids[name]
+        # By type before it is looked up: a list cannot be, and True would be found as 1.
+        if type(value) is not (str if in_words else int) or value not in known:
             # Hub data sets often mark rows without a label by -1.
-            if not isinstance(value, str):
-                raise CorpusError(
-                    f"row {identity} of {table.location} has the label {value!r}, expected one of the model's "
-                    f"{len(id2label)} class ids; give images that are labelled for this model."
-                )
-            known[value] = LabelMap.match([translated.get(value, value)], id2label, where).ids[
-                translated.get(value, value)
-            ]
+            raise CorpusError(
+                f"row {identity} of {table.location} has the label {reprlib.repr(value)}, expected one of the model's "
+                f"{len(id2label)} class ids; give images that are labelled for this model."
+            )
         return known[value]
 
-    return label_of, (*given, ("labels matched by", rule))
+    return label_of, (*options.settings("labels"), ("labels matched by", rule))
 
 
 def _label_column(table: Table) -> str | None:
