@@ -5,6 +5,7 @@ pyarrow 26) leaves threads behind when a stream is not read to its end, and a ta
 then aborted while exiting (apache/arrow#45214).
 """
 
+import io
 import itertools
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,11 +13,13 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-from ablation_lens.corpora.tables import Row, Table, columns_of
+from ablation_lens.corpora.tables import ColumnKind, Row, Table, columns_of
 from ablation_lens.errors import CorpusError
 
-# Few enough that a batch of undecoded photographs stays below a hundred megabytes.
-_ROWS_AT_ONCE = 64
+# A group of rows that would become so many bytes, and so many times those of the file, is a bomb: text shrinks to a
+# fifth, logs to a thirtieth.
+_MOST_EXPANDED = 1 << 28
+_MOST_TIMES = 100
 
 
 @dataclass(frozen=True)
@@ -41,10 +44,8 @@ def parquet_table(location: str, files: Sequence[ParquetFile], features: Mapping
             for number, row in enumerate(guard(_rows(file, columns), f"{file.name} in {location}"), 1):
                 yield f"{file.name}:{number}", row
 
-    if features is None:
-        # A generator of one value, so that `guard` can say what was wrong with the file.
-        features = next(guard(_features(files[0]), f"{files[0].name} in {location}"))
-    columns, class_names = columns_of(features)
+    # A generator of one value, so that `guard` can say what was wrong with the file.
+    columns, class_names = next(guard(_columns(files[0], features), f"{files[0].name} in {location}"))
     return Table(location, columns, rows, class_names)
 
 
@@ -55,22 +56,39 @@ def _rows(file: ParquetFile, columns: Sequence[str]) -> Iterator[Mapping[str, An
         missing = set(columns) - set(parquet.schema_arrow.names)
         if missing:
             raise CorpusError(f"{file.name} has no column {min(missing)!r}, which other files of the corpus have.")
-        for batch in parquet.iter_batches(_ROWS_AT_ONCE, columns=list(columns), use_threads=False):
+        _require_no_bomb(parquet.metadata, handle.seek(0, io.SEEK_END), file.name)
+        # One row at a time: sixty texts may be one entry of a dictionary, and sixty times as large as the file.
+        for batch in parquet.iter_batches(1, columns=list(columns), use_threads=False):
             yield from batch.to_pylist()
 
 
-def _features(file: ParquetFile) -> Iterator[Mapping[str, Any]]:
-    import datasets  # type: ignore[import-untyped]
+def _require_no_bomb(metadata: Any, stored: int, name: str) -> None:
+    # Not asked of each column: where the record of one is damaged, pyarrow aborts the process.
+    size = max((metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups)), default=0)
+    if size > max(_MOST_EXPANDED, _MOST_TIMES * stored):
+        raise CorpusError(
+            f"a group of rows in {name}, a file of {stored:,} bytes, would grow to {size:,}, more than {_MOST_TIMES} "
+            f"times; leave the file out, or write it with fewer rows in a group."
+        )
 
-    with file.open() as handle:
-        yield datasets.Features.from_arrow_schema(_opened_parquet(handle).schema_arrow)
+
+def _columns(
+    file: ParquetFile, features: Mapping[str, Any] | None
+) -> Iterator[tuple[dict[str, ColumnKind], dict[str, tuple[str, ...]]]]:
+    if features is None:
+        import datasets  # type: ignore[import-untyped]
+
+        with file.open() as handle:
+            features = datasets.Features.from_arrow_schema(_opened_parquet(handle).schema_arrow)
+    yield columns_of(features)
 
 
 def _opened_parquet(handle: BinaryIO) -> Any:
     import pyarrow.parquet  # type: ignore[import-untyped]
 
     # Without pre_buffer=False a thread of pyarrow reads from the Python file, and may do so while Python exits.
-    return pyarrow.parquet.ParquetFile(handle, pre_buffer=False)
+    # Without a buffer_size a column is read as a whole: of a file with one row group, all of it.
+    return pyarrow.parquet.ParquetFile(handle, pre_buffer=False, buffer_size=1 << 20)
 
 
 def stream_table(location: str, stream: Any, name: str) -> Table:
