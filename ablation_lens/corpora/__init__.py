@@ -6,7 +6,8 @@ Nothing is copied, and nothing is downloaded that is not read.
 
 - `documents`: `open_corpus`, `Corpus`, `Reading`; `options`: what may be asked for; `splits`: which document is where.
 - `named`: corpora with a name, a function each; `embedded`: the texts of those that need no network; `hub`: data sets.
-- `local`: what a path is, and who reads it: `text_files`, `tables` (columns), `images`; `files`: finding and opening.
+- `local`: what a path is, and who reads it: `text_files`, `tables` (columns), `images`; `files`: finding and opening;
+  `pipes`: what a shell hands over.
 - `streams`: rows of a table that are read one after another, Parquet too; `labels`: names of classes to a model's ids.
 """
 
@@ -82,7 +83,9 @@ def open_corpus(
 
     Looked up in this order: a named corpus (`names()`; write `./pile` for a folder of that name), a path that
     exists, a hub data set `owner/name[:config][:split]`. A path is a text file, a folder of text files, JSON lines
-    (`.jsonl`; like text files, `.gz` or `.zst` too), Parquet, or a folder of images.
+    (`.jsonl`; like text files, `.gz` or `.zst` too), Parquet, or a folder of images. Text may come through a pipe from
+    the shell, `/dev/stdin` or `<(…)`: it is kept while the process lives, up to a gigabyte. Other pipes, devices and
+    sockets are refused.
 
     What is held of a local file at a time has a bound, a gigabyte at worst, whatever it holds or expands to: of a text
     the first million characters are kept (`TextDocument.cut` says so; its split goes by the whole), a line of JSON may

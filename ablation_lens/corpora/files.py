@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
 from ablation_lens.corpora.options import Errors
+from ablation_lens.corpora.pipes import pipe_at
 from ablation_lens.errors import CorpusError
 from ablation_lens.files import require_readable
 
@@ -81,12 +82,13 @@ def _unreadable(path: Path, error: Exception) -> CorpusError:
 
 def require_file(path: Path) -> None:
     """Refuse what cannot be read as a file, before it is opened: a device, a pipe that nobody may write to."""
-    require_readable(path, error=CorpusError)
+    if pipe_at(path) is None:
+        require_readable(path, error=CorpusError)
 
 
 @contextmanager
 def opened(path: Path) -> Iterator[io.BufferedReader]:
-    """A file's bytes, decompressed when its name ends in `.gz` or `.zst`.
+    """A file's bytes, decompressed when its name ends in `.gz` or `.zst`. A pipe from the shell is a file, too.
 
     What goes wrong while it is open — a missing right, a truncated archive — becomes a `CorpusError`.
     """
@@ -104,7 +106,9 @@ def opened(path: Path) -> Iterator[io.BufferedReader]:
 
 def _open(path: Path) -> io.BufferedReader:
     handle: Any
-    if path.suffix == ".gz":
+    if (pipe := pipe_at(path)) is not None:
+        handle = pipe.open()
+    elif path.suffix == ".gz":
         handle = gzip.open(path)  # noqa: SIM115  (the caller closes it)
     elif path.suffix == ".zst":
         handle = io.BufferedReader(_Zstandard(path.open("rb")), 1 << 17)
