@@ -5,6 +5,7 @@
     statistics/, inputs/           what pieces are made from, under keys of their own
     groups/<group>.json            what a group of comparable pieces shares
     studies/<digest>.json          the settings of everything that ran here
+    locks, holders/                who works on what at this moment
 
 Keys are digests of everything that determines a file's content, so nothing is ever overwritten by something
 different, and folders are merged by copying one into the other. What a file means is its writer's business.

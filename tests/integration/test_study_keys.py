@@ -106,8 +106,16 @@ def repaint(place):
         Image.fromarray(image).save(path)
 
 
+def nudge_one_weight(folder):
+    def change(weights):
+        weights[1] *= 1.001  # not one of those that the digest of a checkpoint looks at
+
+    edit_weights(folder, change)
+
+
 CHANGES = {
     "weights": ("model", lambda place: retrain(place / "model"), {}),
+    "one weight": ("model", lambda place: nudge_one_weight(place / "model"), {}),
     "config": ("model", lambda place: edit(place / "model" / "config.json", layer_norm_eps=0.1), {}),
     "tokenizer": ("model", lambda place: swap_two_words(place / "model"), {}),
     # No document holds it, so that the documents' ids are the same; random tokens are others.

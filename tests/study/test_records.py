@@ -237,7 +237,7 @@ def collected(group, **changes):
         ({"corpora": (dataclasses.replace(group_record().collect, digest="other"),)}, "digest: other"),
         ({"plans": (PlanReading("other", None),)}, "plan"),
         ({"plans": (PlanReading("c", 5, ((0, 3),)),)}, "plan"),
-        ({"plans": ()}, "plan"),
+        ({"corpora": (), "plans": ()}, "no one corpus; plan"),
         ({"versions": dataclasses.replace(group_record().versions, torch="0.1")}, "versions"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
