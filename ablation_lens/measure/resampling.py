@@ -21,7 +21,7 @@ from ablation_lens.hooked import task_of
 from ablation_lens.measure.forward import capture
 from ablation_lens.measure.random_inputs import author_for, random_pixels, random_text
 from ablation_lens.names import nearest
-from ablation_lens.records import ModelRecord, record_of, stated_record
+from ablation_lens.records import ModelRecord, Record, record_of, stated_record
 from ablation_lens.sites import Site, neuron_name
 from ablation_lens.tasks.plans import Batch
 
@@ -33,6 +33,24 @@ KINDS = ("characters", "tokens", "generated", "pixels")
 
 METHODS = tuple(f"resample-{kind}" for kind in KINDS)
 """The kinds as methods of a study."""
+
+
+@dataclass(frozen=True)
+class ResampledHeader(Record):
+    """What the file of a `Resampled` says of it."""
+
+    kind: str
+    seed: int
+    text: str | None
+    generator: str | None
+    site: str
+    model: ModelRecord | None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.kind not in KINDS:
+            raise ValueError(f"there is no kind {self.kind!r}")
+        Site(self.site)
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,13 +105,24 @@ class Resampled:
     @classmethod
     def load(cls, path: str | Path) -> "Resampled":
         """Read what `save` wrote; a truncated, foreign, changed or newer file is one clear error."""
-        header, tensors = load_tensors(path, KIND)
+        plain, tensors = load_tensors(path, KIND)
         try:
-            model = None if header["model"] is None else ModelRecord.from_dict(header["model"])
-            fields = {**header, "site": Site(header["site"]), "model": model}
-            return cls(values=tensors["values"], inputs=tensors["inputs"], **fields)
-        except (KeyError, TypeError, ValueError) as error:
-            raise FileFormatError(f"{path} is not complete ({error}); resample again.") from error
+            header = ResampledHeader.from_dict(plain)
+            if set(tensors) != {"values", "inputs"}:
+                raise FileFormatError(f"it holds {', '.join(sorted(tensors))}, not values and inputs")
+            require_input(tensors["inputs"])
+            return cls(
+                kind=header.kind,
+                seed=header.seed,
+                values=_require_values(tensors["values"], header),
+                inputs=tensors["inputs"],
+                text=header.text,
+                generator=header.generator,
+                site=Site(header.site),
+                model=header.model,
+            )
+        except FileFormatError as error:
+            raise FileFormatError(f"{path} is not a complete resampled input ({error}); resample again.") from error
 
     def __repr__(self) -> str:
         layers, positions, heads, dims = self.values.shape
@@ -101,6 +130,30 @@ class Resampled:
             f"Resampled({self.kind}, seed {self.seed}: {layers} layers × {positions} positions × {heads} heads × "
             f"{dims} dims, {self.extract()!r})"
         )
+
+
+def _require_values(values: Tensor, header: ResampledHeader) -> Float[Tensor, "layer pos head dim"]:
+    if values.ndim != 4 or not values.numel() or not values.is_floating_point() or not bool(values.isfinite().all()):
+        raise FileFormatError("its values are not finite numbers [layer pos head dim]")
+    shape = (values.shape[0], *values.shape[2:])
+    if header.model is not None and shape != (expected := Site(header.site).shape(header.model)):
+        raise FileFormatError(f"its values are of {shape} neurons, and its model has {expected}")
+    return values
+
+
+def require_input(inputs: Tensor) -> None:
+    """Raise unless a tensor out of a file can be one input of a model: token ids [1 pos], or pixels.
+
+    >>> require_input(torch.tensor([[2, 7, 9]]))
+    >>> require_input(torch.tensor([2.5]))
+    Traceback (most recent call last):
+    ablation_lens.errors.FileFormatError: its input is neither token ids [1 pos] nor pixels [1 channel height width]
+    """
+    if inputs.ndim not in (2, 4) or len(inputs) != 1 or not inputs.numel():
+        raise FileFormatError("its input is neither token ids [1 pos] nor pixels [1 channel height width]")
+    ids = inputs.dtype in (torch.int64, torch.int32)
+    if ids != (inputs.ndim == 2) or not bool(inputs.isfinite().all()) or (ids and bool((inputs < 0).any())):
+        raise FileFormatError("its input has other numbers than token ids or pixels have")
 
 
 def digest_of(inputs: Tensor) -> str:

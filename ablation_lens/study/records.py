@@ -275,10 +275,9 @@ class InputRecord(Record):
     def require_inputs(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """The exact input, if it is the one that is described."""
         inputs = tensors.get("inputs")
-        if set(tensors) != {"inputs"} or inputs is None or inputs.ndim not in (2, 4) or len(inputs) != 1:
+        if set(tensors) != {"inputs"} or inputs is None:
             raise FileFormatError("it needs one input, of token ids or of pixels.")
-        if inputs.is_floating_point() != (inputs.ndim == 4) or not bool(inputs.isfinite().all()):
-            raise FileFormatError("token ids are whole numbers, and pixels are finite ones.")
+        resampling.require_input(inputs)
         if resampling.digest_of(inputs) != self.digest:
             raise FileFormatError("the input is not the one whose digest it gives.")
         return inputs
