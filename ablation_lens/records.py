@@ -13,11 +13,8 @@ from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Self
 
-from torch import nn
-
 from ablation_lens.errors import FileFormatError, MismatchError
 from ablation_lens.escaping import as_unicode, shorten
-from ablation_lens.weights import checksum, layout_of
 
 
 class Record:
@@ -177,6 +174,8 @@ class ModelRecord(Record):
         if digests:
             fields.append("weights")
         if self.checksum and other.checksum:
+            from ablation_lens.weights import layout_of
+
             # Without digests, another layout is another model: nothing says that the weights are the same.
             if not digests or layout_of(self.checksum) == layout_of(other.checksum):
                 fields.append("checksum")
@@ -231,6 +230,11 @@ def record_of(model: Any) -> ModelRecord:
     ('tiny-vit (changed after loading)', None)
     """
     record = stated_record(model)
+    # Here, as records of corpora come here too, and a corpus of texts needs no torch.
+    from torch import nn
+
+    from ablation_lens.weights import checksum
+
     if not isinstance(model, nn.Module):  # a user's own wrapper: where its weights are cannot be told
         return record
     now = checksum(model)
