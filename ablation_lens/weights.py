@@ -70,16 +70,18 @@ def _sum(tensor: Tensor) -> int:
 
 def _without_last(bits: Tensor, axis: int) -> Int64[Tensor, "*rest"]:
     """Summed up over the last axis, with the weights of the axis it was before."""
-    # What is multiplied at once: on a CPU as much as the caches of its cores hold, elsewhere enough to keep it busy.
-    most = 2**17 * torch.get_num_threads() if bits.device.type == "cpu" else 2**24
+    # What is multiplied at once: on a CPU as much as its cache holds, elsewhere enough to keep it busy. Into the same
+    # memory every time, as fresh memory costs more than the product.
+    most = 2**20 if bits.device.type == "cpu" else 2**24
     size = bits.shape[-1]
     rows = bits.reshape(-1, size)
     sums = torch.zeros(len(rows), dtype=torch.int64, device=bits.device)
+    products = torch.empty(min(most, rows.numel()), dtype=torch.int64, device=bits.device)
     for start in range(0, size, most):
         weights = _weights(axis, start, min(start + most, size), bits.device)
         step = max(1, most // len(weights))
         for total, part in zip(sums.split(step), rows[:, start : start + most].split(step), strict=True):
-            total += (part * weights).sum(1)
+            total += torch.mul(part, weights, out=products[: part.numel()].view(part.shape)).sum(1)
     return sums.view(bits.shape[:-1])
 
 

@@ -65,7 +65,7 @@ def test_order_and_names_matter():
 
 
 def test_the_number_of_threads_and_the_size_of_pieces_do_not_matter(two_threads):
-    model = model_of(long=torch.randn(2**18 + 3), wide=torch.randn(3, 2**17 + 1), tall=torch.randn(2**17 + 1, 3))
+    model = model_of(long=torch.randn(2**21 + 3), wide=torch.randn(3, 2**20 + 1), tall=torch.randn(2**20 + 1, 3))
     two = checksum(model)
     torch.set_num_threads(1)
     assert checksum(model) == two
@@ -87,6 +87,6 @@ def test_shared_weights_count_once_and_weights_elsewhere_not_at_all():
 @pytest.mark.gpu
 def test_every_device_gives_the_same():
     for dtype in DTYPES:
-        model = model_of(w=numbers(dtype, 700, 300).mT, long=numbers(dtype, 2**18 + 3))
+        model = model_of(w=numbers(dtype, 700, 300).mT, long=numbers(dtype, 2**21 + 3))
         on_the_cpu = checksum(model)
         assert checksum(model.cuda()) == on_the_cpu
