@@ -4,7 +4,9 @@ A digest of a file says what was loaded. This says what a model computes with no
 quantising too, and also where there never was a file.
 """
 
+import functools
 import hashlib
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Int64
@@ -12,6 +14,8 @@ from torch import Tensor, nn
 
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 """The integers that have as many bytes as a number."""
+
+_OfPlaces = Callable[..., Int64[Tensor, " place"]]
 
 
 def checksum(model: nn.Module) -> str:
@@ -30,7 +34,8 @@ def checksum(model: nn.Module) -> str:
     # A bridge of transformer-lens 4 lists only some of its parameters.
     held = sorted(nn.Module.named_parameters(model))
     layout = "".join(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n" for name, tensor in held)
-    total = sum(_odd(name) * _sum(tensor) for name, tensor in held)
+    weights = functools.lru_cache(maxsize=32)(_weights)  # many tensors share their sizes
+    total = sum(_odd(name) * _sum(tensor, weights) for name, tensor in held)
     return f"{hashlib.sha256(layout.encode()).hexdigest()[:8]}-{total % 2**64:016x}"
 
 
@@ -51,10 +56,10 @@ def _odd(name: str) -> int:
 # times an odd one is never a multiple of 2^64.
 
 
-def _sum(tensor: Tensor) -> int:
+def _sum(tensor: Tensor, weights: _OfPlaces) -> int:
     """Every number's bits times an odd weight of its place: the product of one weight per axis."""
     if hasattr(tensor, "__tensor_flatten__"):  # a quantised or distributed weight is several tensors
-        return sum(_odd(part) * _sum(getattr(tensor, part)) for part in tensor.__tensor_flatten__()[0])
+        return sum(_odd(part) * _sum(getattr(tensor, part), weights) for part in tensor.__tensor_flatten__()[0])
     if tensor.device.type == "meta" or not tensor.numel():
         return 0
     values = tensor.detach().to_dense() if tensor.layout is not torch.strided else tensor.detach()
@@ -64,12 +69,12 @@ def _sum(tensor: Tensor) -> int:
     axes = sorted(range(bits.ndim), key=bits.stride, reverse=True)
     bits = bits.permute(axes)
     for axis in reversed(axes):
-        bits = _without_last(bits, axis)
+        bits = _without_last(bits, functools.partial(weights, bits.device, axis))
     return int(bits)
 
 
-def _without_last(bits: Tensor, axis: int) -> Int64[Tensor, "*rest"]:
-    """Summed up over the last axis, with the weights of the axis it was before."""
+def _without_last(bits: Tensor, weights: _OfPlaces) -> Int64[Tensor, "*rest"]:
+    """Summed up over the last axis, with the weights of its places from one to another."""
     # What is multiplied at once: on a CPU as much as its cache holds, elsewhere enough to keep it busy. Into the same
     # memory every time, as fresh memory costs more than the product.
     most = 2**20 if bits.device.type == "cpu" else 2**24
@@ -78,14 +83,14 @@ def _without_last(bits: Tensor, axis: int) -> Int64[Tensor, "*rest"]:
     sums = torch.zeros(len(rows), dtype=torch.int64, device=bits.device)
     products = torch.empty(min(most, rows.numel()), dtype=torch.int64, device=bits.device)
     for start in range(0, size, most):
-        weights = _weights(axis, start, min(start + most, size), bits.device)
-        step = max(1, most // len(weights))
-        for total, part in zip(sums.split(step), rows[:, start : start + most].split(step), strict=True):
-            total += torch.mul(part, weights, out=products[: part.numel()].view(part.shape)).sum(1)
+        stop = min(start + most, size)
+        step = max(1, most // (stop - start))
+        for total, part in zip(sums.split(step), rows[:, start:stop].split(step), strict=True):
+            total += torch.mul(part, weights(start, stop), out=products[: part.numel()].view(part.shape)).sum(1)
     return sums.view(bits.shape[:-1])
 
 
-def _weights(axis: int, start: int, stop: int, device: torch.device) -> Int64[Tensor, " place"]:
+def _weights(device: torch.device, axis: int, start: int, stop: int) -> Int64[Tensor, " place"]:
     """Odd, and as good as random (splitmix64 of the place), the same on every device."""
     mixed = (torch.arange(start, stop, device=device) + ((axis + 1) << 48)) * _wrapped(0x9E3779B97F4A7C15)
     mixed = (mixed ^ (mixed >> 30)) * _wrapped(0xBF58476D1CE4E5B9)

@@ -94,7 +94,7 @@ def find_checkpoint(name: str | os.PathLike[str], revision: str | None = None) -
 def _hub_checkpoint(name: str, revision: str | None) -> Checkpoint:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HFValidationError
-    from transformers.utils.hub import cached_file
+    from transformers.utils.hub import cached_file, extract_commit_hash
 
     commit, why, reachable = revision, "", True
     try:
@@ -115,9 +115,11 @@ def _hub_checkpoint(name: str, revision: str | None) -> Checkpoint:
     # Out of reach, the cache alone is asked: the hub would be tried again, with all retries.
     options = {"revision": commit, "local_files_only": not reachable}
     with refusing(not_served), quiet():
-        config = _config_of(name, Path(str(cached_file(name, "config.json", **options))), **options)
-    # From the cache, only the config says which commit it is of.
-    return Checkpoint(name, name, commit or getattr(config, "_commit_hash", None), config, local=False)
+        path = str(cached_file(name, "config.json", **options))
+        # From the cache, only the file's place says which commit it is of.
+        commit = commit if reachable else extract_commit_hash(path, commit)
+        config = _config_of(name, Path(path), **{**options, "revision": commit})
+    return Checkpoint(name, name, commit, config, local=False)
 
 
 def _nearest_zoo_name(name: str) -> str:

@@ -58,7 +58,9 @@ def _transformer_lens_config(
     values = json.loads(checkpoint.config.to_json_string(use_diff=False)) | {"architectures": [architecture]}
     try:
         with _neutral_folder(values) as folder:
-            cfg = loading.get_pretrained_model_config(str(folder), hf_cfg=values, device=device, dtype=dtype)
+            cfg = loading.get_pretrained_model_config(
+                str(folder), hf_cfg=values, device=device, dtype=dtype, trust_remote_code=False
+            )
     except (NotImplementedError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise unsupported(checkpoint, f"transformer-lens does not know {architecture} ({error})") from error
     cfg.model_name = checkpoint.name

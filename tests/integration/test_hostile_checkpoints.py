@@ -239,6 +239,34 @@ def test_more_than_the_files_hold_is_refused_before_it_is_built(folder_of, name,
     assert "asks for" in message or "expected a whole number" in message
 
 
+@pytest.fixture
+def hub(monkeypatch, tmp_path, saved):
+    """A hub that is out of reach, but for what was downloaded before: `hub("opt")` is a folder there, and its id."""
+
+    def downloaded(name):
+        snapshot = tmp_path / f"models--someone--{name}" / "snapshots" / COMMIT
+        shutil.copytree(saved(name), snapshot)
+        (snapshot.parents[1] / "refs").mkdir()
+        (snapshot.parents[1] / "refs" / "main").write_text(COMMIT)
+        return snapshot, f"someone/{name}"
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    return downloaded
+
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+def test_what_was_downloaded_is_looked_at_as_folders_are(hub, saved):
+    snapshot, name = hub("opt")
+    record = load_model(name).record
+    assert (record.name, record.revision) == (name, COMMIT)
+    assert record.differences(load_model(saved("opt")).record) == []
+    for number, expected in ((9_000, "asks for 9,000 blocks"), (10**6, "expected a whole number")):
+        edit(snapshot / "config.json", num_hidden_layers=number)
+        assert expected in refusal(name)
+
+
 # ---------------------------------------------------------------------- no wrong numbers
 
 
