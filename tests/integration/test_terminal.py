@@ -19,9 +19,9 @@ def hostile(tmp_path, saved, monkeypatch):
     shutil.copytree(saved("vit"), HOSTILE)
     statistics_of(draw(50, (1, 1, 4)), name=HOSTILE).save(f"{HOSTILE}.safetensors")
     run = made_run(tmp_path / f"run{HOSTILE}")
-    add_group(run, "g", HOSTILE)
-    add_baseline(run, "g", [60, 40], [2.0, 1.0])
-    add_cell(run, "g", "mean", 0.5, 1, [30, 20], [3.0, 3.0])
+    group = add_group(run, HOSTILE)
+    add_baseline(run, group, [60, 40], [2.0, 1.0])
+    add_cell(run, group, "mean", 0.5, 1, [30, 20], [3.0, 3.0])
     return tmp_path
 
 
@@ -37,11 +37,13 @@ def test_every_command_shows_names_harmlessly(command, hostile):
         ("table", run, "--format", "latex"),
         ("table", run, "--format", "csv"),
         ("export", run, f"{HOSTILE}.csv"),
+        ("report", run),
     ):
         code, out, errors = command(*arguments)
         assert (code, errors) == (0, "")
         require_harmless(out, lines=out.count("\n"))
         assert "title" in out or arguments[0] == "neurons"
+    assert command("table", run, "--format", "csv")[1].count("\n") == 5  # the head, and a line per row
 
 
 def without_rich(said):
