@@ -22,7 +22,9 @@ settings.load_profile("suite")
 LONGEST = (
     "browser/test_explorer_page.py",
     "integration/test_notebooks.py",
-    "integration/test_study_faults.py",
+    "faults/test_studies.py",
+    "faults/test_interrupts.py",
+    "faults/test_hostile_names.py",
     "browser/test_explorer_notebook.py",
 )
 """Files that come first, so that no worker is left with one of them at the end."""
@@ -110,3 +112,22 @@ def pytest_runtest_setup(item):
         pytest.skip("needs a CUDA device")
     if item.get_closest_marker("slow") and "slow" not in (item.config.getoption("-m") or ""):
         pytest.skip("slow: run with -m slow")
+
+
+def pytest_terminal_summary(terminalreporter):
+    """What the campaign of `tests/faults` counted."""
+    counted = [
+        value
+        for reports in terminalreporter.stats.values()
+        for report in reports
+        for name, value in getattr(report, "user_properties", ())
+        if name == "faults" and getattr(report, "when", None) == "teardown"
+    ]
+    classes = {}
+    for name, attempts, failed in counted:
+        before = classes.get(name, (0, 0))
+        classes[name] = (before[0] + attempts, before[1] + failed)
+    if classes:
+        terminalreporter.section("faults: attempts, survived, failed")
+        for name, (attempts, failed) in sorted(classes.items()):
+            terminalreporter.write_line(f"{name:<32} {attempts:>6} {attempts - failed:>6} {failed:>4}")

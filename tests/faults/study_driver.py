@@ -1,4 +1,4 @@
-"""Runs a small study in processes that die; `python -m tests.fault_driver FOLDER SCENARIO…` (see `main`).
+"""Runs a small study in processes that die; `python -m tests.faults.study_driver FOLDER SCENARIO…` (see `main`).
 
 One process imports and loads everything once, and forks a child per run: that takes a second instead of ten. It has
 one thread, as a pool of threads does not survive a fork; transformers would read weights with several.
@@ -78,7 +78,7 @@ def within_the_temporary_write():
         Path(path).write_bytes(content[: len(content) // 2])
         die()
 
-    on_call(files, "save_file", 3, half, lambda tensors, path, **_: path.parent.name == "cells")
+    on_call(safetensors.torch, "save_file", 3, half, lambda tensors, path, **_: path.parent.name == "cells")
 
 
 def after_the_temporary_write():

@@ -17,14 +17,15 @@ import pytest
 import torch
 
 from ablation_lens.study.results import Results
-from tests import fault_driver
+from tests.faults import study_driver
 from tests.studies import files, rows, sums
 
 ROOT = Path(__file__).parents[2]
+KILLS, SHARED = "kills in studies", "shared folders"
 
 
 def driven(folder, *scenarios):
-    command = [sys.executable, "-m", "tests.fault_driver", str(folder), *scenarios]
+    command = [sys.executable, "-m", "tests.faults.study_driver", str(folder), *scenarios]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=900)
     assert result.returncode == 0, result.stderr
     return folder
@@ -40,7 +41,7 @@ def driver(tmp_path_factory):
 @pytest.fixture(scope="module")
 def undisturbed(driver):
     results = Results.load(driver / "undisturbed")
-    assert len(results.frame) == fault_driver.CELLS
+    assert len(results.frame) == study_driver.CELLS
     return results
 
 
@@ -82,14 +83,15 @@ LEFT = {  # (whole cells, half-written ones) when the process died
     "after_the_temporary_write": (2, 1),
     "between_cells": (2, 0),
     "during_collection": (None, 0),
-    "during_export": (fault_driver.CELLS, 0),
+    "during_export": (study_driver.CELLS, 0),
 }
 
 
-@pytest.mark.parametrize("point", [point.__name__ for point in fault_driver.POINTS])
-def test_killed_at_a_named_point_then_resumed(driver, undisturbed, point):
+@pytest.mark.parametrize("point", [point.__name__ for point in study_driver.POINTS])
+def test_killed_at_a_named_point_then_resumed(driver, undisturbed, point, tally):
     folder = driver / point
-    assert require_resumed(folder, undisturbed) == -signal.SIGKILL
+    with tally(KILLS).attempt(point):
+        assert require_resumed(folder, undisturbed) == -signal.SIGKILL
     cells = [path.name for path in (folder.with_suffix(".dead") / "cells").iterdir()]
     whole, half = LEFT[point]
     assert whole is None or sum(not name.startswith(".") for name in cells) == whole
@@ -104,16 +106,19 @@ def test_killed_at_a_named_point_then_resumed(driver, undisturbed, point):
 
 
 @pytest.mark.parametrize("number", range(3))
-def test_killed_at_a_random_moment_then_resumed(driver, undisturbed, number):
-    assert require_resumed(driver / f"random_{number}", undisturbed) in (0, -signal.SIGKILL)
+def test_killed_at_a_random_moment_then_resumed(driver, undisturbed, number, tally):
+    with tally(KILLS).attempt(f"random {number}"):
+        assert require_resumed(driver / f"random_{number}", undisturbed) in (0, -signal.SIGKILL)
 
 
 @pytest.mark.slow
-def test_killed_at_twenty_random_moments_then_resumed(tmp_path):
-    folder = driven(tmp_path, "random:20:7")
-    reference = Results.load(folder / "undisturbed")
-    killed = [require_resumed(folder / f"random_{number}", reference) for number in range(20)]
-    assert killed.count(-signal.SIGKILL) >= 10
+def test_killed_at_forty_random_moments_then_resumed(tmp_path, tally):
+    folder, counted = driven(tmp_path, "random:40:7"), tally(KILLS)
+    reference, killed = Results.load(folder / "undisturbed"), []
+    for number in range(40):
+        with counted.attempt(f"random {number}"):
+            killed.append(require_resumed(folder / f"random_{number}", reference))
+    assert killed.count(-signal.SIGKILL) >= 20
 
 
 def test_the_comparison_notices_one_bit(undisturbed, tmp_path):
@@ -127,37 +132,41 @@ def test_the_comparison_notices_one_bit(undisturbed, tmp_path):
         require_same(folder, undisturbed)
 
 
-def test_two_processes_on_one_folder_share_the_cells(driver, undisturbed):
+def test_two_processes_on_one_folder_share_the_cells(driver, undisturbed, tally):
     folder = driver / "together"
     assert (folder / "ended").read_text() == "0 0"
-    require_same(folder / "run", undisturbed)
+    with tally(SHARED).attempt("together"):
+        require_same(folder / "run", undisturbed)
     measured = [(folder / f"{name}.log").read_text().split() for name in ("one", "two")]
     assert all(measured), "both should have had something to do"
     assert sorted(measured[0] + measured[1]) == sorted(undisturbed.frame.index)  # none twice
 
 
-def test_the_cell_of_a_killed_process_is_measured_by_the_one_that_waited(driver, undisturbed):
+def test_the_cell_of_a_killed_process_is_measured_by_the_one_that_waited(driver, undisturbed, tally):
     folder = driver / "abandoned"
     assert (folder / "waited").read_text() == "True"
     assert (folder / "ended").read_text() == f"{-signal.SIGKILL} 0"
-    require_same(folder / "run", undisturbed)
-    assert len((folder / "two.log").read_text().split()) == fault_driver.CELLS - 1  # the baseline was the other's
+    with tally(SHARED).attempt("abandoned"):
+        require_same(folder / "run", undisturbed)
+    assert len((folder / "two.log").read_text().split()) == study_driver.CELLS - 1  # the baseline was the other's
 
 
-def test_a_stopped_process_is_waited_for_a_while_and_then_its_work_done(driver, undisturbed):
+def test_a_stopped_process_is_waited_for_a_while_and_then_its_work_done(driver, undisturbed, tally):
     folder = driver / "stopped"
     assert (folder / "ended").read_text() == f"{-signal.SIGKILL} 0"
-    require_same(folder / "run", undisturbed)
-    assert len((folder / "two.log").read_text().split()) == fault_driver.CELLS - 1
+    with tally(SHARED).attempt("stopped"):
+        require_same(folder / "run", undisturbed)
+    assert len((folder / "two.log").read_text().split()) == study_driver.CELLS - 1
 
 
 # ---------------------------------------------------------------------- Ctrl-C
 
 
-def test_ctrl_c_at_any_moment_loses_nothing_and_holds_nothing(driver, undisturbed):
+def test_ctrl_c_at_any_moment_loses_nothing_and_holds_nothing(driver, undisturbed, tally):
     folder = driver / "interrupted"
     assert (folder / "ended").read_text() == "0"
-    require_same(folder / "run", undisturbed)
+    with tally(SHARED).attempt("interrupted"):
+        require_same(folder / "run", undisturbed)
 
 
 def test_ctrl_c_ends_cleanly_and_says_how_to_resume(command, tmp_path):
@@ -197,7 +206,7 @@ def test_ctrl_c_ends_cleanly_and_says_how_to_resume(command, tmp_path):
 @pytest.fixture
 def study_by_command(command):
     """The driver's study through the command line, in this process: (exit code, stderr)."""
-    study = fault_driver.small_study()
+    study = study_driver.small_study()
     arguments = ["study", "--model", "tiny-vit", "--batch-size", "8"]
     for method in study.methods:
         arguments += ["--method", method]
