@@ -1,5 +1,6 @@
 """Ablations: what they accept, what their hooks do, and that nothing stays behind."""
 
+import itertools
 import warnings
 
 import pytest
@@ -499,7 +500,7 @@ def test_files_that_are_no_whole_ablation_are_one_clear_error(opt, tmp_path):
         ({}, {"values": lambda tensors: tensors["values"].to(torch.float8_e4m3fn)}),
         ({}, {"values": None}),
     ],
-    ids=str,
+    ids=itertools.count(),
 )
 def test_a_forged_file_whose_checksum_is_right_is_one_clear_error(opt, tmp_path, changed, held):
     path = tmp_path / "a.safetensors"
