@@ -9,7 +9,7 @@ import torch
 import transformers
 
 import ablation_lens as al
-from ablation_lens import Ablation, load_model, random_neurons, record_of
+from ablation_lens import Ablation, load_model, random_neurons, record_of, weights
 from ablation_lens.adapters import HookedRoberta
 from ablation_lens.errors import MismatchError
 from ablation_lens.measure.contexts import gather_contexts
@@ -167,10 +167,8 @@ def test_what_the_checksum_is_of_is_part_of_a_key_where_no_digest_is():
 
 
 def test_a_study_looks_at_a_models_weights_once(monkeypatch, tmp_path):
-    from ablation_lens import records
-
     looked = []
-    monkeypatch.setattr(records, "checksum", lambda model: looked.append(model) or model.record.checksum)
+    monkeypatch.setattr(weights, "checksum", lambda model: looked.append(model) or model.record.checksum)
     sizes = {"collect_images": 32, "evaluate_images": 32}
     study = al.Study(models=["tiny-vit"], methods=["mean"], fractions=[0.5, 1.0], seeds=[0, 1], device="cpu", **sizes)
     assert len(study.run(tmp_path, progress=False).frame) == 4
