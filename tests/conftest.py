@@ -1,5 +1,6 @@
 import functools
 import os
+import shutil
 import signal
 import sys
 import warnings
@@ -103,6 +104,22 @@ def registry():
     yield centers
     for name in set(centers.names()) - set(before):
         centers.unregister(name)
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    """A browser; its context is fresh per test."""
+    where = shutil.which("chromium")
+    if where is None:
+        pytest.skip("CHROMIUM IS MISSING: the explorer is not tested in a browser (apt-get install chromium)")
+    playwright = pytest.importorskip(
+        "playwright.sync_api",
+        reason="PLAYWRIGHT IS MISSING: the explorer is not tested in a browser (pip install playwright)",
+    )
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=where, args=["--no-sandbox"])
+        yield browser
+        browser.close()
 
 
 def pytest_runtest_setup(item):

@@ -1,6 +1,5 @@
 """A real Chromium on the real page. Everything here is skipped, loudly, where there is none."""
 
-import shutil
 import time
 from contextlib import contextmanager
 
@@ -18,22 +17,6 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if "tests/browser" in item.path.as_posix():
             item.add_marker(pytest.mark.browser)
-
-
-@pytest.fixture(scope="session")
-def chromium():
-    """A browser; its context is fresh per test."""
-    where = shutil.which("chromium")
-    if where is None:
-        pytest.skip("CHROMIUM IS MISSING: the explorer is not tested in a browser (apt-get install chromium)")
-    playwright = pytest.importorskip(
-        "playwright.sync_api",
-        reason="PLAYWRIGHT IS MISSING: the explorer is not tested in a browser (pip install playwright)",
-    )
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=where, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @contextmanager

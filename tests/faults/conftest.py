@@ -3,7 +3,6 @@ import random
 import pytest
 import torch
 
-from tests.browser.conftest import chromium  # noqa: F401  (a fixture)
 from tests.faults import victims
 from tests.faults.tally import Tally
 

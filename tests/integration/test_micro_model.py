@@ -109,8 +109,8 @@ def test_centers(statistics):
     # z0: 0 2 4 4 8 6 4 6, sum 34;   z1: 2 1 0 0 -2 -1 0 -1, sum -1
     assert statistics.center("mean").tolist() == [[[34 / 8, -1 / 8]]]
     # z0 from 0 to 8: 128 bins of 1/16 would end at 8, so ε = 1/8; three times 4 → [4, 4 1/8), its middle 4 1/16.
-    # z1 from -2 to 2: likewise ε = 1/16; three times 0 → [0, 1/16), its middle 1/32.
-    assert statistics.center("peak").tolist() == [[[4 + 1 / 16, 1 / 32]]]
+    # z1 from -2 to 2: three times exactly 0, more than any bin has others, and 0 is then the peak itself.
+    assert statistics.center("peak").tolist() == [[[4 + 1 / 16, 0]]]
 
 
 def nats(label, *logits):
@@ -151,8 +151,8 @@ FIRST, SECOND = torch.tensor([[[True, False]]]), torch.tensor([[[False, True]]])
         (ALL, "mean", 1, (1, 4.25, -0.125), (0, 5.25, -0.125)),
         (FIRST, "mean", 1, (1, 4.25, 2), (0, 5.25, 1)),
         (SECOND, "mean", 1, (1, 0, -0.125), (0, 3, -0.125)),
-        (ALL, "peak", 1, (1, 4.0625, 0.03125), (0, 5.0625, 0.03125)),
-        (SECOND, "peak", 1, (1, 0, 0.03125), (0, 3, 0.03125)),
+        (ALL, "peak", 1, (1, 4.0625, 0), (0, 5.0625, 0)),
+        (SECOND, "peak", 1, (1, 0, 0), (0, 3, 0)),
     ],
     ids=lambda value: value if isinstance(value, str) else None,
 )

@@ -412,7 +412,7 @@ def test_damaged_and_foreign_files_are_refused(resampled, tmp_path):
     from ablation_lens.files import save_tensors
 
     save_tensors(path, "resampled values", {"kind": "tokens"}, {"values": torch.zeros(1, 1, 1, 1)})
-    with pytest.raises(FileFormatError, match="not complete"):
+    with pytest.raises(FileFormatError, match="not a complete"):
         Resampled.load(path)
     save_tensors(path, "ablation", {}, {})
     with pytest.raises(FileFormatError, match="holds ablation"):
