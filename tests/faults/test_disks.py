@@ -4,29 +4,12 @@ import errno
 import os
 import re
 import shutil
-import subprocess
-import sys
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 import ablation_lens as al
-
-PAGE = 4096
-
-
-@contextmanager
-def small_disk(folder, pages):
-    """A disk in memory of so many pages; a call of the value mounts it anew with other options."""
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={pages * PAGE}", "tmpfs", str(folder)]
-    if sys.platform != "linux" or subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("no tmpfs can be mounted here: a full disk was tested by an injected ENOSPC only")
-    try:
-        yield lambda options: subprocess.run(["mount", "-o", f"remount,{options}", str(folder)], check=True)
-    finally:
-        subprocess.run(["umount", "--lazy", str(folder)], check=True)  # results may still be mapped from it
+from tests.faults.disks import PAGE, small_disk
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +70,7 @@ def require_rescued(name, line):
 
 def test_a_full_disk(source, tmp_path, command, tally):
     counted = tally("full disks")
-    with small_disk(tmp_path / "disk", 64) as mounted:
+    with small_disk(tmp_path / "disk", 64 * PAGE) as mounted:
         (tmp_path / "disk" / "filling").write_bytes(b"")
         for name, (arguments, target) in commands(source, tmp_path / "disk").items():
             for left in (1, 2):
@@ -120,7 +103,7 @@ def test_a_read_only_disk_is_noticed_before_the_work(source, tmp_path, command, 
     def worked(*_, **__):
         raise AssertionError("it was worked on before the disk was looked at")
 
-    with small_disk(tmp_path / "disk", 64) as mounted:
+    with small_disk(tmp_path / "disk", 64 * PAGE) as mounted:
         mounted("ro")
         monkeypatch.setattr("ablation_lens.models.load.load_model", worked)
         monkeypatch.setattr("ablation_lens.explorer.view.explore", worked)

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -18,6 +17,7 @@ import torch
 
 from ablation_lens.study.results import Results
 from tests.faults import study_driver
+from tests.faults.disks import small_disk
 from tests.studies import files, rows, sums
 
 ROOT = Path(__file__).parents[2]
@@ -219,28 +219,15 @@ def study_by_command(command):
     return run
 
 
-@contextmanager
-def small_disk(folder, room):
-    """A tmpfs of so many bytes, whose room a call changes; skips where none can be mounted."""
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={room}", "tmpfs", str(folder)]
-    if sys.platform != "linux" or subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("no tmpfs can be mounted here: a full disk was tested by an injected ENOSPC only")
-    try:
-        yield lambda size: subprocess.run(["mount", "-o", f"remount,size={size}", str(folder)], check=True)
-    finally:
-        subprocess.run(["umount", "--lazy", str(folder)], check=True)  # results may still be mapped from it
-
-
 @pytest.mark.parametrize("full_at", ["statistics", "cells"])
 def test_a_full_disk_loses_nothing(undisturbed, full_at, tmp_path, study_by_command):
     source = undisturbed.folder.path
     pages = sum(-(-path.stat().st_size // 4096) for path in source.rglob("*.*") if path.suffix != ".csv")
     statistics = next((source / "statistics").glob("*.safetensors")).stat().st_size
-    with small_disk(tmp_path / "disk", 4096 * (pages - 4) if full_at == "cells" else statistics) as resize:
+    with small_disk(tmp_path / "disk", 4096 * (pages - 4) if full_at == "cells" else statistics) as mounted:
         folder = tmp_path / "disk" / "run"
         before = require_full(folder, undisturbed, full_at, study_by_command)
-        resize(64 << 20)
+        mounted(f"size={64 << 20}")
         require_gone_on_with(folder, undisturbed, before, study_by_command)
 
 
