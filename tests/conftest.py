@@ -55,6 +55,14 @@ def two_threads():
 
 
 @pytest.fixture
+def heeding():
+    """Ctrl-C is heard: a shell's background jobs, and all they start, ignore it unless told otherwise."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture
 def command(monkeypatch, capsys):
     """Runs `ablation-lens` in this process: (exit code, stdout, stderr)."""
     from ablation_lens import cli

@@ -19,6 +19,7 @@ def modules():
     return sorted(name for name in names if not name.endswith("__main__"))
 
 
+@pytest.mark.usefixtures("heeding")
 @pytest.mark.parametrize("name", modules())
 def test_examples(name):
     results = doctest.testmod(importlib.import_module(name))

@@ -8,14 +8,6 @@ import pytest
 from ablation_lens.interrupts import put_off
 
 
-@pytest.fixture
-def heeding():
-    """Ctrl-C is heard: a shell's background jobs, and all they start, ignore it unless told otherwise."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 def press():
     signal.raise_signal(signal.SIGINT)
 
