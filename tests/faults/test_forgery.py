@@ -12,7 +12,10 @@ from tests.faults.tally import reads_or_says
 
 
 def forge(victim, draw):
-    """Change the header or a tensor of the victim, and write it as the tool would; says what was done."""
+    """Change the header or a tensor of the victim, and write it as the tool would; says what was done.
+
+    None where it cannot be written: what safetensors itself refuses needs no reader, and is not counted.
+    """
     path = victim.path
     path.write_bytes(victim.content)
     if path.suffix == ".json":
@@ -31,8 +34,8 @@ def forge(victim, draw):
         done, tensors = forged_tensors(tensors, draw)
     try:
         save_tensors(path, kind, header, tensors, version=version)
-    except Exception:  # what safetensors itself refuses to write needs no reader
-        path.write_bytes(victim.content)
+    except Exception:
+        return None
     return done
 
 
@@ -45,6 +48,8 @@ def test_forged_files(kind, request, size, draw, tally):
     for victim in request.getfixturevalue(kind):
         for number in range(PER_FILE[kind] * size):
             done = forge(victim, draw)
+            if done is None:
+                continue
             with counted.attempt(f"{victim.kind} #{number} {done}"):
                 reads_or_says(victim.read, *victim.names)
         victim.restore()

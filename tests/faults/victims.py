@@ -27,8 +27,6 @@ from tests.studies import rows
 from tests.tiny_models import BY_NAME
 from tests.tiny_tokenizers import word_tokenizer
 
-ALL_SIZES = (24, 16)
-
 
 @dataclass
 class Victim:
