@@ -46,10 +46,12 @@ class Padding:
 
     def mark(self, item: Batch | Tensor) -> Batch:
         """A batch that says what is padding, with every text at the start of its row."""
+        return self.marked(item, further=1).from_start()
+
+    def marked(self, item: Batch | Tensor, *, further: int = 0) -> Batch:
+        """A batch that says what is padding, which stays where it is."""
         batch = item if isinstance(item, Batch) else self._plain(item)
-        if not batch.valid_given and self._pads:
-            batch = self._marked(batch)
-        return batch.from_start()
+        return self._marked(batch, further) if not batch.valid_given and self._pads else batch
 
     def _plain(self, inputs: Tensor) -> Batch:
         if not isinstance(inputs, Tensor):
@@ -60,7 +62,7 @@ class Padding:
             raise MismatchError(f"inputs of shape {tuple(inputs.shape)} are neither token ids [batch pos] nor images.")
         return Batch.images(inputs, self.model.cfg.n_ctx)
 
-    def _marked(self, batch: Batch) -> Batch:
+    def _marked(self, batch: Batch, further: int) -> Batch:
         pad = torch.isin(batch.inputs, torch.tensor(sorted(self._pads), device=batch.inputs.device))
         valid = _texts(pad) if self._ambiguous else ~(_run(pad) | _run(pad.flip(1)).flip(1))
         left_out = int((~valid).sum())
@@ -72,9 +74,11 @@ class Padding:
                 f"{left_out} of {valid.numel()} positions of a batch hold the pad token before or after the text, and "
                 f"are left out as padding, here and in the batches after it; {_WAY_OUT}",
                 PaddingWarning,
-                # Counted from `mark`, whose caller is 2.
-                stacklevel=self._stacklevel + 1,
+                # Counted from `mark` or `marked`, whose caller is 2.
+                stacklevel=self._stacklevel + 1 + further,
             )
+        if batch.answers is not None:
+            return replace(batch, valid=valid, valid_given=True).asked_at_the_end()
         # Padding is not predicted, either.
         scored = batch.scored & Batch.causal(batch.inputs, valid).scored
         return replace(batch, valid=valid, scored=scored, valid_given=True)

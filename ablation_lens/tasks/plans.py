@@ -6,6 +6,7 @@ strings, equal on every run and machine, with a digest that says so.
 
 import hashlib
 import json
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -29,6 +30,8 @@ class Batch:
         scored: which predictions count; shaped like `labels`.
         special: [batch pos], real positions that hold BOS, CLS, EOS and the like; None when there are none.
         documents: the plan's number of each row's document.
+        answers: right answers of each row, filled with -1 where another row has more; None where labels say it all.
+        wrong: wrong answers, likewise. Metrics such as `logit_difference` compare the two.
         valid_given: False where nobody said what is padding. `collect`, `evaluate` and `gather_contexts` then take
             the tokenizer's pad token before and after a text for padding; a model without a tokenizer cannot tell.
 
@@ -44,6 +47,8 @@ class Batch:
     special: Bool[Tensor, "batch pos"] | None = None
     documents: tuple[int, ...] = ()
     valid_given: bool = True
+    answers: Int[Tensor, "batch answer"] | None = None
+    wrong: Int[Tensor, "batch answer"] | None = None
 
     def __post_init__(self) -> None:
         batch = self.inputs.shape[0]
@@ -56,6 +61,9 @@ class Batch:
             )
         if self.scored.dtype != torch.bool or self.valid.dtype != torch.bool:
             raise MismatchError(f"valid and scored must be boolean, got {self.valid.dtype} and {self.scored.dtype}.")
+        for name, ids in (("answers", self.answers), ("wrong", self.wrong)):
+            if ids is not None and (ids.ndim != 2 or len(ids) != batch or ids.is_floating_point()):
+                raise MismatchError(f"{name} must be whole numbers [batch answer], got {ids.dtype} {tuple(ids.shape)}.")
 
     @classmethod
     def causal(cls, tokens: Int[Tensor, "batch pos"], valid: Bool[Tensor, "batch pos"] | None = None) -> "Batch":
@@ -68,6 +76,41 @@ class Batch:
         scored[:, :-1] = valid[:, 1:] & valid[:, :-1]
         labels[:, :-1] = torch.where(scored[:, :-1], tokens[:, 1:], 0)
         return cls(tokens, valid, labels, scored, valid_given=given)
+
+    @classmethod
+    def prompts(
+        cls,
+        tokens: Int[Tensor, "batch pos"],
+        answers: Sequence[int | Sequence[int]] | Int[Tensor, "batch *answer"],
+        wrong: Sequence[int | Sequence[int]] | Int[Tensor, "batch *answer"] | None = None,
+        valid: Bool[Tensor, "batch pos"] | None = None,
+    ) -> "Batch":
+        """A batch of prompts, of each of which the token after the last one counts.
+
+        Args:
+            tokens: the prompts; padding may lie on either side, where `valid` says so.
+            answers: a token id per prompt, or several; the first is the label of top-1 and cross-entropy.
+            wrong: what `logit_difference` and `probability_difference` compare the answers with.
+            valid: what is not padding.
+
+        >>> tokens = torch.tensor([[5, 6, 7], [8, 9, 0]])
+        >>> batch = Batch.prompts(tokens, answers=[1, [2, 3]], valid=tokens > 0)
+        >>> batch.scored.tolist(), batch.labels.tolist(), batch.answers.tolist()
+        ([[False, False, True], [False, True, False]], [[0, 0, 1], [0, 2, 0]], [[1, -1], [2, 3]])
+        """
+        given = valid is not None
+        valid = torch.ones_like(tokens, dtype=torch.bool) if valid is None else valid
+        right, not_right = _answers(answers, len(tokens)), None if wrong is None else _answers(wrong, len(tokens))
+        plain = cls(
+            tokens,
+            valid,
+            torch.zeros_like(tokens),
+            torch.zeros_like(valid),
+            valid_given=given,
+            answers=right,
+            wrong=not_right,
+        )
+        return plain.asked_at_the_end()
 
     @classmethod
     def images(cls, pixels: Float[Tensor, "batch channel height width"], positions: int) -> "Batch":
@@ -89,6 +132,17 @@ class Batch:
         if self.inputs.ndim > 2 or bool(self.valid.all()):
             return (self.inputs,), {}
         return (self.inputs,), {"attention_mask": self.valid.long()}
+
+    def asked_at_the_end(self) -> "Batch":
+        """The same prompts, scored at the last real position of each row."""
+        assert self.answers is not None
+        if not bool(self.valid.any(1).all()):
+            raise MismatchError("a prompt is empty; every row needs a real position.")
+        last = self.valid.shape[1] - 1 - self.valid.flip(1).long().argmax(1)
+        scored, labels = torch.zeros_like(self.valid), torch.zeros_like(self.labels)
+        rows = torch.arange(len(last))
+        scored[rows, last], labels[rows, last] = True, self.answers[:, 0].to(labels)
+        return replace(self, scored=scored, labels=labels)
 
     def from_start(self) -> "Batch":
         """The same batch with every text at the start of its row, where positions are counted from.
@@ -124,7 +178,44 @@ class Batch:
             labels=self.labels.to(device),
             scored=self.scored.to(device),
             special=None if self.special is None else self.special.to(device),
+            answers=None if self.answers is None else self.answers.to(device),
+            wrong=None if self.wrong is None else self.wrong.to(device),
         )
+
+    def rows(self, start: int, stop: int | None = None) -> "Batch":
+        """Some of the rows, padded as before.
+
+        >>> Batch.causal(torch.tensor([[5, 6], [7, 8], [9, 1]])).rows(1).inputs.tolist()
+        [[7, 8], [9, 1]]
+        """
+        part = slice(start, stop)
+        return replace(
+            self,
+            inputs=self.inputs[part],
+            valid=self.valid[part],
+            labels=self.labels[part],
+            scored=self.scored[part],
+            special=None if self.special is None else self.special[part],
+            documents=self.documents[part],
+            answers=None if self.answers is None else self.answers[part],
+            wrong=None if self.wrong is None else self.wrong[part],
+        )
+
+
+def _answers(given: Any, rows: int) -> Int[Tensor, "batch answer"]:
+    """Token ids per row as a tensor, filled with -1."""
+    try:
+        plain = given.tolist() if hasattr(given, "tolist") else list(given)
+        listed = [list(each) if isinstance(each, list | tuple) else [each] for each in plain]
+        widest = max(map(len, listed), default=0)
+        ids = torch.tensor([[*map(operator.index, row), *[-1] * (widest - len(row))] for row in listed])
+    except (TypeError, ValueError) as error:
+        raise MismatchError(
+            f"answers are token ids, one or several per prompt, such as [5, 7] or [[5, 6], [7, 8]]; got {given!r:.100}."
+        ) from error
+    if len(listed) != rows or not all(listed):
+        raise MismatchError(f"{rows} prompts need {rows} answers each of at least one token id, got {given!r:.100}.")
+    return ids
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,47 @@
+"""Prompts: which prediction counts, and what is right and wrong about it."""
+
+import pytest
+import torch
+
+from ablation_lens.errors import MismatchError
+from ablation_lens.tasks.padding import Padding, PaddingWarning
+from ablation_lens.tasks.plans import Batch
+from tests.tiny_tokenizers import word_tokenizer
+
+TOKENS = torch.tensor([[5, 6, 7], [0, 8, 9]])
+
+
+def test_the_token_after_the_last_real_one_counts_also_under_left_padding() -> None:
+    batch = Batch.prompts(TOKENS, [1, 2], valid=TOKENS > 0)
+    assert batch.scored.nonzero().tolist() == [[0, 2], [1, 2]]
+    moved = batch.from_start()
+    assert moved.scored.nonzero().tolist() == [[0, 2], [1, 1]]
+    assert moved.labels[moved.scored].tolist() == [1, 2]
+
+
+def test_padding_that_nobody_marked_is_not_where_a_prompt_ends() -> None:
+    pad = word_tokenizer().pad_token_id
+    tokens = torch.tensor([[5, 6, 7], [8, 9, pad]])
+    model = type("Model", (), {"tokenizer": word_tokenizer()})()
+    with pytest.warns(PaddingWarning):
+        batch = Padding(model).mark(Batch.prompts(tokens, [1, 2]))
+    assert batch.scored.nonzero().tolist() == [[0, 2], [1, 1]]
+    assert batch.labels[batch.scored].tolist() == [1, 2]
+
+
+def test_rows_and_devices_keep_answers() -> None:
+    batch = Batch.prompts(TOKENS, [[1], [2, 3]], wrong=[4, 5])
+    second = batch.rows(1).to("cpu")
+    assert second.answers is not None and second.wrong is not None
+    assert (second.answers.tolist(), second.wrong.tolist()) == ([[2, 3]], [[5]])
+
+
+@pytest.mark.parametrize("answers", [[1], [1, []], ["Paris", "Rome"], 7, [1.5, 2.0]])
+def test_answers_that_are_not_one_or_more_ids_per_prompt(answers: object) -> None:
+    with pytest.raises(MismatchError, match="answers"):
+        Batch.prompts(TOKENS, answers)  # type: ignore[arg-type]
+
+
+def test_an_empty_prompt() -> None:
+    with pytest.raises(MismatchError, match="empty"):
+        Batch.prompts(TOKENS, [1, 2], valid=torch.tensor([[True, True, True], [False, False, False]]))
