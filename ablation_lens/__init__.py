@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ablation_lens.ablation.ablation import Ablation
     from ablation_lens.ablation.masks import random_neurons, top_neurons, whole_heads
     from ablation_lens.explorer import explore
-    from ablation_lens.measure import resampling
+    from ablation_lens.measure import metrics, resampling
     from ablation_lens.measure.collection import collect
     from ablation_lens.measure.evaluation import evaluate
     from ablation_lens.measure.score import Score
@@ -47,6 +47,7 @@ __all__ = [
     "evaluate",
     "explore",
     "load_model",
+    "metrics",
     "plots",
     "random_neurons",
     "record_of",
@@ -78,7 +79,7 @@ _HOMES = {
     "top_neurons": "ablation.masks",
     "whole_heads": "ablation.masks",
 }
-_MODULES = {"centers": "neurons.centers", "resampling": "measure.resampling"}
+_MODULES = {"centers": "neurons.centers", "metrics": "measure.metrics", "resampling": "measure.resampling"}
 """Modules that the root shows, where they do not lie in it."""
 
 

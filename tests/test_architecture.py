@@ -32,7 +32,7 @@ SIDEWAYS = {("models", "adapters"), ("explorer", "plots"), ("zoo.train", "corpor
 AT_A_CALL = {("adapters.encoder", "models.load")}
 """`from_pretrained` asks for a model by the same function as everybody; no import of `adapters` needs `models`."""
 
-NO_FLOOR = {"__init__", "__main__", "fast_attention", "centers", "resampling"}
+NO_FLOOR = {"__init__", "__main__", "fast_attention", "centers", "metrics", "resampling"}
 """The root re-exports, lazily; the last three are other addresses of modules."""
 
 
@@ -160,11 +160,13 @@ def test_every_package_says_why_it_exists_and_what_to_open(package):
 
 def test_modules_that_the_root_shows_are_imported_from_there_too():
     import ablation_lens.centers
+    import ablation_lens.metrics
     import ablation_lens.resampling
-    from ablation_lens.measure import resampling
+    from ablation_lens.measure import metrics, resampling
     from ablation_lens.neurons import centers
 
     assert ablation_lens.centers is centers is sys.modules["ablation_lens.centers"]
+    assert ablation_lens.metrics is metrics
     assert ablation_lens.resampling is resampling
 
 

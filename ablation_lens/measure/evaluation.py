@@ -1,17 +1,17 @@
-"""How well a model predicts: top-1 and cross-entropy over a batch plan, with or without an ablation."""
+"""How well a model predicts: top-1, cross-entropy and other metrics over a batch plan, with or without an ablation."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from ablation_lens.ablation.ablation import Ablation
 from ablation_lens.errors import CorpusError, MismatchError, NonFiniteError
 from ablation_lens.measure.forward import ends_plainly, final_residual, logits_everywhere, logits_from
-from ablation_lens.measure.score import Score
+from ablation_lens.measure.metrics import BUILT_IN, Asked, Given, Metric, metrics_of, rows_of
+from ablation_lens.measure.score import Score, Sums
 from ablation_lens.sites import Hook
 from ablation_lens.tasks.padding import Padding
 from ablation_lens.tasks.plans import Batch
@@ -28,11 +28,15 @@ class Hooks(Protocol):
         ...
 
 
+_ALWAYS = {name: BUILT_IN[name] for name in ("top1", "cross_entropy")}
+
+
 def evaluate(
     model: Any,
     batches: Iterable[Batch],
     ablation: Hooks | None = None,
     *,
+    metrics: Given = None,
     on_batch: Callable[[int], None] | None = None,
 ) -> Score:
     """Score a model on batches, with an ablation's hooks in place.
@@ -41,27 +45,20 @@ def evaluate(
         model: any model with TransformerLens hooks.
         batches: a `BatchPlan`, or your own `Batch`es; padding that they do not mark is found as by `collect`.
         ablation: an `Ablation`, or anything with a `hooks()` method; None evaluates the model as it is.
+        metrics: what to measure besides top-1 and cross-entropy: names out of `al.metrics`, functions
+            `(logits, batch) -> [row]`, or a dict of either. `score["kl"]` is then the average.
         on_batch: called after each batch with its number of rows, for progress.
 
     >>> from ablation_lens import load_model
     >>> from ablation_lens.tasks.tasks import task_for
     >>> model = load_model("tiny-vit")
-    >>> score = evaluate(model, task_for(model).batches(split="evaluate", images=64))
-    >>> score.predictions, score.top1 > 0.9
-    (64, True)
+    >>> score = evaluate(model, task_for(model).batches(split="evaluate", images=64), metrics=["rank"])
+    >>> score.predictions, score.top1 > 0.9, score["rank"] < 1.5
+    (64, True, True)
     """
-    if isinstance(ablation, Ablation):
-        ablation.require_fits(model)
-        hooks = ablation.hooks(offset=0)  # no cache here: a document of a single token begins at 0, too
-    elif ablation is None or hasattr(ablation, "hooks"):
-        hooks = [] if ablation is None else list(ablation.hooks())
-    else:
-        raise MismatchError(
-            f"{type(ablation).__name__} is not an ablation; give for example al.Ablation(mask, values) or "
-            'stats.ablation(mask, "peak").'
-        )
-    sums: dict[int, _Sums] = {}
-    unnumbered: list[_Sums] = []
+    measured = {**_ALWAYS, **metrics_of(metrics)}
+    hooks_for = _hooks_for(model, ablation)
+    totals = _Totals()
     splits, padding = 0, Padding(model, stacklevel=3)
     with torch.inference_mode():
         for item in batches:
@@ -70,101 +67,164 @@ def evaluate(
                     f"{type(item).__name__} does not say what is to be predicted; give batches such as "
                     "al.Batch.causal(tokens)."
                 )
-            batch = padding.mark(item)
-            on_device = batch.to(model.cfg.device)
-            correct, loss, splits_here = _score_within_memory(model, on_device, hooks)
+            batch = padding.marked(item)
+            rows, splits_here = _score_within_memory(model, batch.to(model.cfg.device), hooks_for, measured)
             splits += splits_here
-            _add_rows(sums, unnumbered, batch, correct, loss)
+            totals.add(batch, rows)
             if on_batch is not None:
                 on_batch(len(batch.inputs))
-    # After the numbers of documents, wherever such rows stood among them.
-    sums |= dict(enumerate(unnumbered, start=max(sums, default=-1) + 1))
-    if not any(count for _, _, count in sums.values()):
-        raise CorpusError("there was nothing to score: the batches hold no scored position.")
-    order = sorted(sums)
-    return Score(
-        documents=tuple(order),
-        correct=torch.tensor([sums[number][0] for number in order]),
-        loss=torch.tensor([sums[number][1] for number in order], dtype=torch.float64),
-        predictions_per_document=torch.tensor([sums[number][2] for number in order]),
-        splits=splits,
-    )
+    return totals.score(splits)
 
 
-_Sums = tuple[int, float, int]
-"""Right predictions, cross-entropy and predictions of a document."""
+def _hooks_for(model: Any, ablation: Any) -> Callable[[Batch], Sequence[Hook]]:
+    """What an ablation does to a batch."""
+    if isinstance(ablation, Ablation):
+        ablation.require_fits(model)
+        # Made once: they keep their tensors. No cache here: a document of a single token begins at 0, too.
+        hooks = ablation.hooks(offset=0)
+    elif ablation is None or hasattr(ablation, "hooks"):
+        hooks = [] if ablation is None else list(ablation.hooks())
+    else:
+        raise MismatchError(
+            f"{type(ablation).__name__} is not an ablation; give for example al.Ablation(mask, values) or "
+            'stats.ablation(mask, "peak").'
+        )
+    return lambda batch: hooks
 
 
-def _add_rows(
-    sums: dict[int, _Sums],
-    unnumbered: list[_Sums],
-    batch: Batch,
-    correct: Int[Tensor, " row"],
-    loss: Float[Tensor, " row"],
-) -> None:
-    counts = batch.scored.reshape(len(batch.scored), -1).sum(1).tolist()
-    rows = list(zip(correct.tolist(), loss.tolist(), counts, strict=True))
-    if not batch.documents:
-        unnumbered += rows
-        return
-    for number, (right, nats, count) in zip(batch.documents, rows, strict=True):
-        # A document in several batches is added up.
-        before = sums.get(number, (0, 0.0, 0))
-        sums[number] = (before[0] + right, before[1] + nats, before[2] + count)
+class _Totals:
+    """The sums of every document, in the order of the plan's numbers."""
+
+    def __init__(self) -> None:
+        self._numbered: dict[int, list[tuple[float, float]]] = {}
+        self._unnumbered: list[list[tuple[float, float]]] = []
+        self._names: tuple[str, ...] = ()
+
+    def add(self, batch: Batch, rows: Mapping[str, Sums]) -> None:
+        """Add a batch: a document that stands in several is added up."""
+        self._names = tuple(rows)
+        columns = [zip(sums.values.tolist(), sums.weights.tolist(), strict=True) for sums in rows.values()]
+        for place, parts in enumerate(zip(*columns, strict=True)):
+            if not batch.documents:
+                self._unnumbered.append(list(parts))
+                continue
+            number = batch.documents[place]
+            before = self._numbered.get(number)
+            self._numbered[number] = (
+                list(parts)
+                if before is None
+                else [(v + w, a + b) for (v, a), (w, b) in zip(before, parts, strict=True)]
+            )
+
+    def score(self, splits: int) -> Score:
+        """What was added."""
+        # After the numbers of documents, wherever such rows stood among them.
+        sums = self._numbered | dict(enumerate(self._unnumbered, start=max(self._numbered, default=-1) + 1))
+        if not any(parts[0][1] for parts in sums.values()):
+            raise CorpusError("there was nothing to score: the batches hold no scored position.")
+        order = sorted(sums)
+        made = {
+            name: Sums(
+                torch.tensor([sums[number][place][0] for number in order], dtype=torch.float64),
+                torch.tensor([sums[number][place][1] for number in order], dtype=torch.float64),
+            )
+            for place, name in enumerate(self._names)
+        }
+        correct, loss = made.pop("top1"), made.pop("cross_entropy")
+        return Score(
+            documents=tuple(order),
+            correct=correct.values.long(),
+            loss=loss.values,
+            predictions_per_document=correct.weights.long(),
+            splits=splits,
+            further=made,
+        )
 
 
 def _score_within_memory(
-    model: Any, batch: Batch, hooks: Sequence[Hook]
-) -> tuple[Int[Tensor, " row"], Float[Tensor, " row"], int]:
+    model: Any, batch: Batch, hooks_for: Callable[[Batch], Sequence[Hook]], metrics: Mapping[str, Metric]
+) -> tuple[dict[str, Sums], int]:
     """Score a batch; when memory runs out, its halves, padded as before."""
     try:
-        return (*_score(model, batch, hooks), 0)
+        return _score(model, batch, hooks_for, metrics), 0
     except torch.OutOfMemoryError:
         if len(batch.inputs) == 1:
             raise
     # Outside the except: inside it the traceback keeps the failed run's tensors alive, and memory stays full.
     middle = len(batch.inputs) // 2
-    halves = [_score_within_memory(model, _rows(batch, part), hooks) for part in (slice(middle), slice(middle, None))]
-    first, second = halves
-    return torch.cat([first[0], second[0]]), torch.cat([first[1], second[1]]), 1 + first[2] + second[2]
-
-
-def _rows(batch: Batch, rows: slice) -> Batch:
-    return Batch(
-        batch.inputs[rows], batch.valid[rows], batch.labels[rows], batch.scored[rows], documents=batch.documents[rows]
+    first, second = (
+        _score_within_memory(model, rows, hooks_for, metrics) for rows in (batch.rows(0, middle), batch.rows(middle))
     )
+    together = {
+        name: Sums(torch.cat([sums.values, second[0][name].values]), torch.cat([sums.weights, second[0][name].weights]))
+        for name, sums in first[0].items()
+    }
+    return together, 1 + first[1] + second[1]
 
 
 def _score(
-    model: Any, batch: Batch, hooks: Sequence[Hook], *, at_once: int = CHUNK_LOGITS
-) -> tuple[Int[Tensor, " row"], Float[Tensor, " row"]]:
-    """Right predictions and summed cross-entropy of every row; `at_once` is how many logits exist at a time."""
-    labels = batch.labels[batch.scored]
+    model: Any,
+    given: Batch,
+    hooks_for: Callable[[Batch], Sequence[Hook]],
+    metrics: Mapping[str, Metric],
+    *,
+    at_once: int = CHUNK_LOGITS,
+) -> dict[str, Sums]:
+    """The sums of every row; `at_once` is how many logits exist at a time, if no metric wants all of them."""
+    batch, rows = given.from_start(), len(given.inputs)
+    hooks, asked = hooks_for(batch), Asked.of(batch)
+    single = {name: metric for name, metric in metrics.items() if not metric.whole}
+    whole = {name: metric for name, metric in metrics.items() if metric.whole}
+    found: dict[str, list[Tensor]] = {name: [] for name in single}
+    compares = any(metric.clean for metric in single.values())
+
+    def take(logits: Tensor, clean: Tensor | None, part: slice) -> None:
+        predictions = asked.answered(logits, clean, part)
+        for name, metric in single.items():
+            found[name].append(metric.per_prediction(predictions))
+
+    everywhere: Tensor | None = None
     if ends_plainly(model, batch):
-        hidden = final_residual(model, batch, hooks)[batch.scored]
+        residual = final_residual(model, batch, hooks)
+        hidden = residual[batch.scored]
+        clean = final_residual(model, batch)[batch.scored] if compares else None
         chunk = max(1, at_once // int(model.cfg.d_vocab_out))
-        scored = [
-            _predictions(logits_from(model, rows), right)
-            for rows, right in zip(hidden.split(chunk), labels.split(chunk), strict=True)
-        ]
+        for start in range(0, len(hidden), chunk):
+            part = slice(start, start + chunk)
+            take(logits_from(model, hidden[part]), None if clean is None else logits_from(model, clean[part]), part)
+        if whole:
+            everywhere = logits_from(model, residual.flatten(0, 1)).unflatten(0, residual.shape[:2])
     else:
-        scored = [_predictions(logits_everywhere(model, batch, hooks)[batch.scored], labels)]
-    hits = torch.cat([hit for hit, _ in scored]) if scored else labels.new_zeros(0)
-    nats = torch.cat([nat for _, nat in scored]) if scored else labels.new_zeros(0, dtype=torch.float64)
-    if not bool(torch.isfinite(nats).all()):
+        everywhere = logits_everywhere(model, batch, hooks)
+        clean = logits_everywhere(model, batch)[batch.scored] if compares else None
+        take(everywhere[batch.scored], clean, slice(None))
+    made, weights = {}, asked.weights(rows).cpu()
+    for name, parts in found.items():
+        values = torch.cat(parts).double() if parts else asked.labels.new_zeros(0, dtype=torch.float64)
+        _require_finite(name, values)
+        made[name] = Sums(asked.per_row(values, rows).cpu(), weights)
+    if whole:
+        assert everywhere is not None
+        logits = _as_given(everywhere, given)
+        for name, metric in whole.items():
+            values, weight = rows_of(metric, logits, given)
+            _require_finite(name, values)
+            made[name] = Sums((values.double() * weight.double()).cpu(), weight.double().cpu())
+    return {name: made[name] for name in metrics}
+
+
+def _require_finite(name: str, values: Tensor) -> None:
+    if not bool(torch.isfinite(values).all()):
+        what = name.replace("_", "-") if name in BUILT_IN else name
         raise NonFiniteError(
-            "the cross-entropy of some prediction is not finite; the ablation's values or the model's dtype overflow. "
+            f"the {what} of some prediction is not finite; the ablation's values or the model's dtype overflow. "
             "Try bfloat16 or float32."
         )
-    # `nonzero` lists places in the order in which indexing by `scored` took them.
-    row = batch.scored.reshape(len(batch.scored), -1).nonzero()[:, 0]
-    right = torch.zeros(len(batch.scored), dtype=torch.int64, device=row.device).index_add_(0, row, hits.long())
-    loss = torch.zeros(len(batch.scored), dtype=torch.float64, device=row.device).index_add_(0, row, nats)
-    return right.cpu(), loss.cpu()
 
 
-def _predictions(logits: Float[Tensor, "row out"], labels: Int[Tensor, " row"]) -> tuple[Tensor, Float[Tensor, " row"]]:
-    """Whether each prediction is right, and its negative log-likelihood in float64."""
-    # In 16 bits every loss would be rounded to about three digits.
-    logits = logits if logits.dtype == torch.float64 else logits.float()
-    return logits.argmax(-1) == labels, F.cross_entropy(logits, labels, reduction="none").double()
+def _as_given(logits: Float[Tensor, "batch *pos out"], given: Batch) -> Float[Tensor, "batch *pos out"]:
+    """Logits in the layout of a batch whose texts were moved to the start of their rows."""
+    if logits.ndim != 3 or given.from_start() is given:
+        return logits
+    order = (~given.valid).byte().argsort(dim=1, stable=True)  # as `from_start` moves them
+    return torch.empty_like(logits).scatter_(1, order[..., None].expand_as(logits), logits)

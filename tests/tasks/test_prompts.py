@@ -32,7 +32,8 @@ def test_padding_that_nobody_marked_is_not_where_a_prompt_ends() -> None:
 def test_rows_and_devices_keep_answers() -> None:
     batch = Batch.prompts(TOKENS, [[1], [2, 3]], wrong=[4, 5])
     second = batch.rows(1).to("cpu")
-    assert second.answers is not None and second.wrong is not None
+    assert second.answers is not None
+    assert second.wrong is not None
     assert (second.answers.tolist(), second.wrong.tolist()) == ([[2, 3]], [[5]])
 
 
