@@ -12,7 +12,7 @@ from ablation_lens.errors import AblationLensError
 if TYPE_CHECKING:
     from ablation_lens import adapters, corpora, plots, zoo
     from ablation_lens.ablation.ablation import Ablation
-    from ablation_lens.ablation.masks import random_neurons, top_neurons, whole_heads
+    from ablation_lens.ablation.masks import named_neurons, random_neurons, top_neurons, whole_heads
     from ablation_lens.explorer import explore
     from ablation_lens.measure import metrics, resampling
     from ablation_lens.measure.collection import collect
@@ -48,6 +48,7 @@ __all__ = [
     "explore",
     "load_model",
     "metrics",
+    "named_neurons",
     "plots",
     "random_neurons",
     "record_of",
@@ -73,6 +74,7 @@ _HOMES = {
     "evaluate": "measure.evaluation",
     "explore": "explorer",
     "load_model": "models.load",
+    "named_neurons": "ablation.masks",
     "random_neurons": "ablation.masks",
     "record_of": "records",
     "task_for": "tasks.tasks",

@@ -77,13 +77,14 @@ class Projection(Protocol):
         """Put new tensors in their place; the old ones stay as they are."""
 
 
-def output_projection(block: Any, site: Site) -> Projection:
+def output_projection(block: Any, site: Site | str) -> Projection:
     """What reads the site's neurons: in the adapters, in a `TransformerBridge`, in a `HookedTransformer`.
 
     >>> from ablation_lens import load_model
     >>> output_projection(load_model("tiny-vit").blocks[0], Site.Z).weight().shape
     torch.Size([96, 96])
     """
+    site = Site.of(site)
     module = block.attn if site is Site.Z else block.mlp
     own, bridged = ("out", "o") if site is Site.Z else ("linear_out", "out")
     if isinstance(linear := getattr(module, own, None), nn.Linear):

@@ -1,7 +1,7 @@
 """Where neurons live. The only file that spells a TransformerLens hook name."""
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from enum import Enum
 from typing import Any
 
@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ablation_lens.errors import MismatchError
+from ablation_lens.names import require_known
 
 Hook = tuple[str, Callable[..., Any]]
 """What `run_with_hooks` takes: a hook point's name, and the function that sees or replaces its activation."""
@@ -17,20 +18,49 @@ Hook = tuple[str, Callable[..., Any]]
 class Site(Enum):
     """A place in every block where neurons are measured and ablated.
 
-    A site's shape is `(layer, head, dim)`. The MLP's hidden layer counts as one "head" of `d_mlp`.
+    A site's shape is `(layer, head, dim)`. Where neurons have no heads, all of a layer count as one "head". Wherever
+    a site is asked for, its name will do: `site="mlp"`.
 
     >>> Site.Z.hook_name(3)
     'blocks.3.attn.hook_z'
-    >>> Site("mlp").hook_name(0)
+    >>> Site.of("mlp").hook_name(0)
     'blocks.0.mlp.hook_post'
     """
 
-    Z = "z"
-    MLP = "mlp"
+    # Name; hook point in a block; what a cfg calls its heads (None where there are none) and its dims; letter of a dim.
+    Z = "z", "attn.hook_z", "n_heads", "d_head", "D"
+    MLP = "mlp", "mlp.hook_post", None, "d_mlp", "M"
+
+    _value_: str
+    hook: str
+    heads: str | None
+    dims: str
+    letter: str
+
+    def __new__(cls, name: str, hook: str, heads: str | None, dims: str, letter: str) -> "Site":
+        """A member, whose value is its name alone: `Site("mlp")`."""
+        site = object.__new__(cls)
+        site._value_, site.hook, site.heads, site.dims, site.letter = name, hook, heads, dims, letter
+        return site
+
+    @classmethod
+    def of(cls, site: "Site | str") -> "Site":
+        """A site, given as itself or by its name.
+
+        >>> Site.of("mlp")
+        <Site.MLP: 'mlp'>
+        >>> Site.of("mpl")
+        Traceback (most recent call last):
+        ablation_lens.errors.MismatchError: there is no site 'mpl'; did you mean 'mlp'? Known: z, mlp.
+        """
+        if isinstance(site, Site):
+            return site
+        require_known(site, [each.value for each in cls], "site")
+        return cls(site)
 
     def hook_name(self, layer: int) -> str:
         """The TransformerLens name of this site's hook point in `layer`."""
-        return f"blocks.{layer}.{_HOOKS[self]}"
+        return f"blocks.{layer}.{self.hook}"
 
     def hook_names(self, cfg: Any) -> list[str]:
         """One hook name per layer of a model's `cfg`."""
@@ -38,58 +68,62 @@ class Site(Enum):
 
     def shape(self, cfg: Any) -> tuple[int, int, int]:
         """`(layer, head, dim)` for a model's `cfg`."""
-        if self is Site.Z:
-            return cfg.n_layers, cfg.n_heads, cfg.d_head
-        return cfg.n_layers, 1, cfg.d_mlp
+        if self is Site.MLP and (getattr(cfg, "attn_only", False) or not cfg.d_mlp):
+            raise MismatchError("this model has attention only, and so no neurons at site 'mlp'; use site='z'.")
+        return cfg.n_layers, 1 if self.heads is None else getattr(cfg, self.heads), getattr(cfg, self.dims)
 
     def to_heads(self, activation: Float[Tensor, "batch pos *site"]) -> Float[Tensor, "batch pos head dim"]:
         """A hook's activation with an explicit head axis (a view)."""
         # Checked, because a tensor of another layout may broadcast against a mask without an error.
-        wanted = 4 if self is Site.Z else 3
+        wanted = 3 if self.heads is None else 4
         if activation.ndim != wanted:
+            axes = f"batch, pos, {'' if self.heads is None else 'head, '}{self.dims}"
             raise MismatchError(
-                f"{_HOOKS[self]} gave a tensor of shape {tuple(activation.shape)}; "
-                f"expected {wanted} axes ({'batch, pos, head, d_head' if wanted == 4 else 'batch, pos, d_mlp'}). "
+                f"{self.hook} gave a tensor of shape {tuple(activation.shape)}; expected {wanted} axes ({axes}). "
                 "Is this model hooked the TransformerLens way?"
             )
-        return activation if self is Site.Z else activation.unsqueeze(-2)
+        return activation.unsqueeze(-2) if self.heads is None else activation
 
     def from_heads(self, values: Float[Tensor, "*rest head dim"]) -> Float[Tensor, "*rest site"]:
         """The inverse of `to_heads` for the trailing axes: values as the hook wants them (a view)."""
-        return values if self is Site.Z else values.squeeze(-2)
+        return values.squeeze(-2) if self.heads is None else values
 
-
-_HOOKS = {Site.Z: "attn.hook_z", Site.MLP: "mlp.hook_post"}
-"""Site → the hook point's name inside a block."""
 
 SCORE_HOOKS = ("hook_attn_scores", "hook_pattern")
 """Attention hook points that only exist when the score matrix is materialised."""
 
-_NEURON = re.compile(r"L(\d+)\.H(\d+)\.D(\d+)")
-_HEAD = re.compile(r"L(\d+)\.H(\d+)")
+
+def residual_after(layer: int) -> str:
+    """The hook name of the residual stream after a block."""
+    return f"blocks.{layer}.hook_resid_post"
 
 
-def neuron_name(layer: int, head: int, dim: int) -> str:
-    """How people write a neuron.
+# ---------------------------------------------------------------------- how people write neurons, heads and layers
 
-    >>> neuron_name(3, 5, 17)
-    'L3.H5.D17'
+# No more digits than any model needs: Python refuses to read thousands of them, with an error of its own.
+_PLACE = re.compile(r"L(\d{1,9})(?:\.H(\d{1,9}))?(?:\.([DM])(\d{1,9}))?", re.ASCII)
+
+
+def neuron_name(layer: int, head: int, dim: int, site: Site | str = Site.Z) -> str:
+    """How people write a neuron of a site.
+
+    >>> neuron_name(3, 5, 17), neuron_name(3, 0, 17, "mlp")
+    ('L3.H5.D17', 'L3.M17')
     """
-    return f"L{layer}.H{head}.D{dim}"
+    where = Site.of(site)
+    return f"L{layer}.{'' if where.heads is None else f'H{head}.'}{where.letter}{dim}"
 
 
-def parse_neuron(text: str, shape: Iterable[int] | None = None) -> tuple[int, int, int]:
+def parse_neuron(text: str, shape: Iterable[int] | None = None, site: Site | str = Site.Z) -> tuple[int, int, int]:
     """The inverse of `neuron_name`; with `shape`, also checks that the neuron exists.
 
-    >>> parse_neuron("L3.H5.D17")
-    (3, 5, 17)
+    Neurons without heads may be written as those of head 0, as earlier versions did.
+
+    >>> parse_neuron("L3.H5.D17"), parse_neuron("L3.M17", site="mlp"), parse_neuron("L3.H0.D17", site="mlp")
+    ((3, 5, 17), (3, 0, 17), (3, 0, 17))
     """
-    match = _NEURON.fullmatch(text.strip())
-    if match is None:
-        raise MismatchError(f"{text!r} is not a neuron; write it like L3.H5.D17 (layer, head, dim).")
-    layer, head, dim = (int(group) for group in match.groups())
-    if shape is not None:
-        _require_exists(text, (layer, head, dim), tuple(shape))
+    where = Site.of(site)
+    layer, head, dim = _parse(text, shape, where, 3, f"a neuron; write it like {_example(where)}")
     return layer, head, dim
 
 
@@ -99,24 +133,62 @@ def parse_head(text: str, shape: Iterable[int] | None = None) -> tuple[int, int]
     >>> parse_head("L3.H5")
     (3, 5)
     """
-    match = _HEAD.fullmatch(text.strip())
-    if match is None:
-        raise MismatchError(f"{text!r} is not a head; write it like L3.H5 (layer, head).")
-    layer, head = (int(group) for group in match.groups())
-    if shape is not None:
-        _require_exists(text, (layer, head), tuple(shape))
+    layer, head = _parse(text, shape, Site.Z, 2, "a head; write it like L3.H5 (layer, head)")
     return layer, head
 
 
-def _require_exists(text: str, place: tuple[int, ...], limits: tuple[int, ...]) -> None:
+def parse_place(
+    text: str | Sequence[int], shape: Iterable[int] | None = None, site: Site | str = Site.Z
+) -> tuple[int, ...]:
+    """A layer, head or neuron as `(layer,)`, `(layer, head)` or `(layer, head, dim)`; may be given as such.
+
+    >>> parse_place("L3.H5"), parse_place("L4"), parse_place((1, 2, 3))
+    ((3, 5), (4,), (1, 2, 3))
+    """
+    where = Site.of(site)
+    return _parse(text, shape, where, None, f"a neuron, head or layer; write it like {_example(where)}, L3.H5 or L3")
+
+
+def _parse(
+    text: str | Sequence[int], shape: Iterable[int] | None, where: Site, numbers: int | None, expected: str
+) -> tuple[int, ...]:
+    place = _read(text, where) if isinstance(text, str) else _numbers(text)
+    if place is None or numbers not in (None, len(place)):
+        raise MismatchError(f"{text!r} is not {expected}.")
+    if shape is not None:
+        _require_exists(text, place, tuple(shape), where)
+    elif where.heads is None and place[1:2] not in ((), (0,)):
+        raise MismatchError(f"{text} does not exist: {where.value} neurons have no heads; write {_example(where)}.")
+    return place
+
+
+def _read(text: str, site: Site) -> tuple[int, ...] | None:
+    match = _PLACE.fullmatch(text.strip())
+    if match is None or match[3] not in (None, "D", site.letter):
+        return None
+    layer, head, dim = (None if digits is None else int(digits) for digits in match.group(1, 2, 4))
+    assert layer is not None
+    if dim is None:
+        return (layer,) if head is None else (layer, head)
+    if head is None and site.heads is not None:
+        return None
+    return layer, head or 0, dim
+
+
+def _numbers(given: Sequence[int]) -> tuple[int, ...] | None:
+    # A bool is an int to Python, and no place.
+    if not isinstance(given, Sequence) or not all(type(number) is int for number in given):
+        return None
+    return tuple(given) if 1 <= len(given) <= 3 and min(given) >= 0 else None
+
+
+def _example(site: Site) -> str:
+    return f"{neuron_name(3, 5, 17, site)} (layer, {'' if site.heads is None else 'head, '}dim)"
+
+
+def _require_exists(text: object, place: tuple[int, ...], limits: tuple[int, ...], site: Site) -> None:
     # Not strict: a head gives two numbers, against three limits.
     if any(number >= limit for number, limit in zip(place, limits, strict=False)):
-        raise MismatchError(
-            f"{text} does not exist: this model has {limits[0]} layers, {limits[1]} heads and "
-            f"{limits[2]} dims, counted from 0."
-        )
-
-
-def residual_after(layer: int) -> str:
-    """The hook name of the residual stream after a block."""
-    return f"blocks.{layer}.hook_resid_post"
+        heads = f"{limits[1]} {'' if site is Site.Z else f'{site.value} '}heads and {limits[2]} dims"
+        sizes = heads if site.heads else f"{limits[2]} {site.value} neurons in each"
+        raise MismatchError(f"{text} does not exist: this model has {limits[0]} layers, {sizes}, counted from 0.")

@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ablation_lens.ablation.baking import bake
+from ablation_lens.ablation.masks import as_mask
 from ablation_lens.errors import FileFormatError, MismatchError, NonFiniteError
 from ablation_lens.files import load_tensors, save_tensors
 from ablation_lens.hooked import CachedPositions
@@ -44,10 +45,10 @@ class Ablation:
     """Neurons, and the values they are set to.
 
     Attributes:
-        mask: which neurons are ablated.
+        mask: which neurons are ablated; names such as `["L3.H5", "L2.H1.D3"]` become one.
         values: what they are set to: one value per neuron, or one per neuron and position.
         source: the model the values belong to; other models are then refused.
-        site: where the neurons are.
+        site: where the neurons are; its name will do.
         positions: ablate at these positions only, counted from 0; None for all.
         center: what the values are called, for people.
 
@@ -68,13 +69,13 @@ class Ablation:
     center: str | None = None
 
     def __post_init__(self) -> None:
-        mask, values = self.mask, self.values
-        if mask.ndim != 3 or mask.dtype != torch.bool:
-            raise MismatchError(
-                f"a mask is a boolean tensor [layer head dim], got {mask.dtype} of shape {tuple(mask.shape)}."
-            )
+        values = self.values
+        # A frozen dataclass refuses plain assignments.
+        object.__setattr__(self, "site", Site.of(self.site))
         # Without the position axis, which is the second.
         per_neuron = values.shape if values.ndim == 3 else (*values.shape[:1], *values.shape[2:])
+        mask = as_mask(self.mask, per_neuron, site=self.site)
+        object.__setattr__(self, "mask", mask)
         if values.ndim not in (3, 4) or tuple(per_neuron) != tuple(mask.shape):
             raise MismatchError(
                 f"values of shape {tuple(values.shape)} do not fit a mask of shape {tuple(mask.shape)}; expected "
@@ -85,10 +86,11 @@ class Ablation:
         if not bool(torch.isfinite(values).all()):
             place = (~torch.isfinite(values)).nonzero()[0].tolist()
             raise NonFiniteError(
-                f"the value of {neuron_name(place[0], *place[-2:])} is not finite; an ablated neuron needs a number."
+                f"the value of {neuron_name(place[0], *place[-2:], self.site)} is not finite; an ablated neuron needs "
+                "a number."
             )
         if self.positions is not None:
-            # Sorted and without repeats, as `repr` counts them. A frozen dataclass refuses a plain assignment.
+            # Sorted and without repeats, as `repr` counts them.
             object.__setattr__(self, "positions", tuple(sorted({int(place) for place in self.positions})))
             if not self.positions or self.positions[0] < 0 or self.positions[-1] >= 2**31:
                 raise MismatchError(f"positions={self.positions} is not possible; count from 0, and name at least one.")

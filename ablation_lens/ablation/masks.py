@@ -1,6 +1,7 @@
 """Which neurons to ablate: boolean masks `[layer head dim]`, `True` = ablated.
 
-Masks are plain tensors, so they combine with `&`, `|` and `~`.
+Masks are plain tensors, so they combine with `&`, `|` and `~`. Wherever one is taken, names of neurons, heads and
+layers are taken too.
 """
 
 import hashlib
@@ -13,7 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ablation_lens.errors import MismatchError, NonFiniteError
-from ablation_lens.sites import neuron_name, parse_head
+from ablation_lens.sites import Site, neuron_name, parse_head, parse_place
 
 Shape = Sequence[int]
 
@@ -44,10 +45,48 @@ def whole_heads(shape: Shape, heads: Iterable[str | tuple[int, int]]) -> Bool[Te
     [16, 16]
     """
     mask = torch.zeros(_checked_shape(shape), dtype=torch.bool)
-    for head in heads:
+    for head in [heads] if isinstance(heads, str) else heads:
         layer, number = parse_head(head if isinstance(head, str) else f"L{head[0]}.H{head[1]}", shape)
         mask[layer, number] = True
     return mask
+
+
+def named_neurons(
+    names: str | Iterable[str | tuple[int, ...]], shape: Shape, *, site: Site | str = Site.Z
+) -> Bool[Tensor, "layer head dim"]:
+    """Neurons, whole heads and whole layers by their names; `(3, 5)` will do for `"L3.H5"`.
+
+    MLP neurons are written `L1.M509`, those of other sites without heads `L3.D17`. Under grouped heads, `k` and `v`
+    count their own heads.
+
+    >>> named_neurons(["L0.H1.D3", "L1.H2", "L2"], (3, 4, 16)).sum((1, 2)).tolist()
+    [1, 16, 64]
+    >>> named_neurons("L1.M509", (2, 1, 512), site="mlp").nonzero().tolist()
+    [[1, 0, 509]]
+    """
+    mask = torch.zeros(_checked_shape(shape), dtype=torch.bool)
+    for name in [names] if isinstance(names, str) else names:
+        mask[parse_place(name, shape, site)] = True
+    return mask
+
+
+def as_mask(
+    given: Bool[Tensor, "layer head dim"] | str | Iterable[str | tuple[int, ...]],
+    shape: Shape,
+    *,
+    site: Site | str = Site.Z,
+) -> Bool[Tensor, "layer head dim"]:
+    """A mask as it is, and names as a mask.
+
+    >>> as_mask(["L0.H1"], (1, 2, 3)).int().tolist()
+    [[[0, 0, 0], [1, 1, 1]]]
+    """
+    if isinstance(given, str) or (isinstance(given, Iterable) and not hasattr(given, "dtype")):
+        given = named_neurons(given, shape, site=site)
+    if not isinstance(given, Tensor) or given.ndim != 3 or given.dtype != torch.bool:
+        got = f"{given.dtype} of shape {tuple(given.shape)}" if isinstance(given, Tensor) else type(given).__name__
+        raise MismatchError(f"a mask is a boolean tensor [layer head dim], or names such as ['L3.H5']; got {got}.")
+    return given
 
 
 def top_neurons(

@@ -10,7 +10,7 @@ import torch
 from ablation_lens.errors import MismatchError
 from ablation_lens.measure.contexts import Example
 from ablation_lens.neurons.statistics import ActivationStatistics
-from ablation_lens.sites import parse_neuron
+from ablation_lens.sites import neuron_name, parse_neuron
 from ablation_lens.study.results import CELL_COLUMNS
 from ablation_lens.tasks.plans import ImageItem, plan_of
 
@@ -29,9 +29,10 @@ def describe_examples(
     neurons = {}
     plan = plan_of(batches)
     for name, contexts in found.items():
-        # For its error: a neuron that does not exist would silently never be shown.
-        parse_neuron(name, statistics.shape)
-        neurons[name] = [_context(example, statistics, tokenizer) for example in contexts]
+        # Raises for a neuron that does not exist, which would silently never be shown. The page's scripts look neurons
+        # up by the names of those with heads.
+        place = parse_neuron(name, statistics.shape, statistics.site)
+        neurons[neuron_name(*place)] = [_context(example, statistics, tokenizer) for example in contexts]
         for example in contexts:
             if not example.tokens and plan is not None and str(example.document) not in images:
                 item = plan.items[example.document]

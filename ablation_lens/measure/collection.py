@@ -37,7 +37,7 @@ def collect(
     model: Any,
     batches: "BatchPlan | PlanPart | Iterable[Batch | Tensor]",
     *,
-    site: Site = Site.Z,
+    site: Site | str = Site.Z,
     bins: int = 256,
     passes: int = 1,
     include_bos: bool = True,
@@ -55,7 +55,7 @@ def collect(
         batches: a `BatchPlan` or a part of one, your own `Batch`es, or plain tensors of inputs. What is padding in
             plain tensors is told by the pad token of the model's tokenizer (with a `PaddingWarning`); without a
             tokenizer, everything counts.
-        site: which neurons.
+        site: which neurons; "z", "mlp", ...
         bins: most bins per neuron; between half of them and all are used.
         passes: 2 adds a histogram trimmed to the 0.1–99.9 % range, which resolves neurons with outliers.
         include_bos: whether BOS, CLS, EOS and the like count (the paper counted them). Where a batch does not say
@@ -77,10 +77,11 @@ def collect(
         raise MismatchError(
             "passes=2 reads the batches twice, and an iterator is used up after one; give a list or a plan."
         )
+    where = Site.of(site)
     # Around all of it: between the passes and after them there is most to lose.
     with put_off(2) as interrupted:
         padding = Padding(model, stacklevel=5)  # `mark`, `take`, `_run`, `collect`, and the user's own line
-        first = _Pass(model, site, include_bos, padding, bins=bins, wants_positions=positions)
+        first = _Pass(model, where, include_bos, padding, bins=bins, wants_positions=positions)
         try:
             _run(first, batches, "collecting", progress, interrupted)
         except KeyboardInterrupt:  # a third one: the batch at hand is counted in some layers only
@@ -92,7 +93,7 @@ def collect(
         if passes == 2:
             try:
                 trimmed = TrimmedHistogram.around(first.histogram)
-                second = _Pass(model, site, include_bos, padding, trimmed=trimmed)
+                second = _Pass(model, where, include_bos, padding, trimmed=trimmed)
                 _run(second, batches, "second pass", progress, interrupted)
                 stopped = interrupted() and second.fed < first.fed
             except KeyboardInterrupt:

@@ -86,7 +86,8 @@ def gather_contexts(
         raise MismatchError(f"k={k} examples cannot be gathered; ask for 1 or more.")
     known = statistics.provenance.model
     known.require_same(record_of(model), "cannot gather examples")
-    chosen = [parse_neuron(n if isinstance(n, str) else neuron_name(*n), statistics.shape) for n in neurons]
+    site = statistics.site
+    chosen = [parse_neuron(n if isinstance(n, str) else neuron_name(*n, site), statistics.shape, site) for n in neurons]
     peaks = statistics.center("peak")
     plan = plan_of(batches)
     best: dict[tuple[tuple[int, int, int], Where], list[tuple[float, Example]]] = {}
@@ -96,7 +97,7 @@ def gather_contexts(
             # A user's batch may be on a GPU; examples are chosen from values on the CPU.
             batch = padding.mark(item).to("cpu")
             # Only the layers asked for: the activations of all would be kept until the batch is done.
-            values = capture(model, batch.to(model.cfg.device), statistics.site, (layer for layer, _, _ in chosen))
+            values = capture(model, batch.to(model.cfg.device), site, (layer for layer, _, _ in chosen))
             counted = batch.valid
             if not statistics.provenance.include_bos and batch.special is not None:
                 counted = counted & ~batch.special
@@ -108,7 +109,9 @@ def gather_contexts(
                     for row in counted.any(1).nonzero().flatten().tolist():
                         place = int(badness[row].argmin())
                         number = batch.documents[row] if batch.documents else rows_before + row
-                        example = _example(neuron, where, here[row, place].item(), number, place, batch, row, plan)
+                        example = _example(
+                            neuron_name(*neuron, site), where, here[row, place].item(), number, place, batch, row, plan
+                        )
                         ranked.append((badness[row, place].item(), example))
                     # By document among equals (a ReLU is exactly 0 in many), whatever the order of the batches.
                     ranked.sort(key=lambda pair: (pair[0], pair[1].document))
@@ -116,7 +119,7 @@ def gather_contexts(
                     del ranked[k:]
             rows_before += len(batch.inputs)
     return {
-        neuron_name(*neuron): [
+        neuron_name(*neuron, site): [
             example for where in ("low", "peak", "high") for _, example in best.get((neuron, where), [])
         ]
         for neuron in chosen
@@ -132,7 +135,7 @@ def _badness(
 
 
 def _example(
-    neuron: tuple[int, int, int],
+    neuron: str,
     where: Where,
     value: float,
     document: int,
@@ -149,7 +152,7 @@ def _example(
         end = min(int(batch.valid[row].sum()), position + WINDOW + 1)
         tokens = tuple(batch.inputs[row, start:end].tolist())
     return Example(
-        neuron=neuron_name(*neuron),
+        neuron=neuron,
         where=where,
         value=value,
         document=document,

@@ -49,22 +49,24 @@ def final_residual(model: Any, batch: Batch, hooks: Sequence[Hook] = ()) -> Floa
 def watch(
     model: Any,
     batch: Batch,
-    site: Site,
+    site: Site | str,
     see: Callable[[int, Float[Tensor, "batch pos head dim"]], None],
     layers: Iterable[int] | None = None,
 ) -> None:
     """Run the model, and show `see(layer, values)` what the site holds, layer by layer as it is computed."""
 
+    where = Site.of(site)
+
     def hook_for(layer: int) -> Callable[[Tensor, Any], None]:
         # `see` returns None, so the activation stays; anything else would replace it.
-        return lambda value, hook: see(layer, site.to_heads(value.detach()))
+        return lambda value, hook: see(layer, where.to_heads(value.detach()))
 
     wanted = range(model.cfg.n_layers) if layers is None else sorted(set(layers))
-    final_residual(model, batch, [(site.hook_name(layer), hook_for(layer)) for layer in wanted])
+    final_residual(model, batch, [(where.hook_name(layer), hook_for(layer)) for layer in wanted])
 
 
 def capture(
-    model: Any, batch: Batch, site: Site = Site.Z, layers: Iterable[int] | None = None
+    model: Any, batch: Batch, site: Site | str = Site.Z, layers: Iterable[int] | None = None
 ) -> dict[int, Float[Tensor, "batch pos head dim"]]:
     """What the site holds in every layer (or those wanted), for one batch.
 

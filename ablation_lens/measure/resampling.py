@@ -187,7 +187,7 @@ def resample(
     *,
     seed: int,
     positions: int | None = None,
-    site: Site = Site.Z,
+    site: Site | str = Site.Z,
     generator: Any = None,
 ) -> Resampled:
     """Draw a random input and gather what the neurons of a site are at every position of it.
@@ -223,7 +223,7 @@ def resample(
         inputs=inputs,
         text=text,
         generator=None if author is None else stated_record(author).name,
-        site=site,
+        site=Site.of(site),
         model=record_of(model),
     )
 
@@ -243,7 +243,7 @@ def _require(model: Any, kind: str, seed: int) -> None:
 
 
 @torch.no_grad()
-def values_of(model: Any, inputs: Tensor, site: Site = Site.Z) -> Float[Tensor, "layer pos head dim"]:
+def values_of(model: Any, inputs: Tensor, site: Site | str = Site.Z) -> Float[Tensor, "layer pos head dim"]:
     """What the neurons of a site are at every position of one input: ids [1 pos], or pixels [1 c h w].
 
     >>> from ablation_lens import load_model
@@ -259,7 +259,7 @@ def values_of(model: Any, inputs: Tensor, site: Site = Site.Z) -> Float[Tensor, 
     if len(bad):
         layer, position, head, dim = bad[0].tolist()
         raise NonFiniteError(
-            f"{neuron_name(layer, head, dim)} is {values[layer, position, head, dim].item()} at position {position} "
-            "of the random input; load the model in another dtype, or use another seed."
+            f"{neuron_name(layer, head, dim, site)} is {values[layer, position, head, dim].item()} at position "
+            f"{position} of the random input; load the model in another dtype, or use another seed."
         )
     return values

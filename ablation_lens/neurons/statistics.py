@@ -1,7 +1,7 @@
 """`ActivationStatistics`: how every neuron of a site is distributed, and where that was measured."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
 from ablation_lens.ablation.ablation import Ablation
+from ablation_lens.ablation.masks import as_mask
 from ablation_lens.errors import FileFormatError, MismatchError
 from ablation_lens.files import load_tensors, save_tensors
 from ablation_lens.neurons import centers, shapes
@@ -172,7 +173,7 @@ class ActivationStatistics:
         valid: Bool[Tensor, "*batch"] | None = None,
         *,
         model: ModelRecord | None = None,
-        site: Site = Site.Z,
+        site: Site | str = Site.Z,
         bins: int = 256,
         passes: int = 1,
     ) -> "ActivationStatistics":
@@ -202,7 +203,7 @@ class ActivationStatistics:
             trimmed.update(values, valid)
         provenance = Provenance(
             model=model or _unnamed(shape, values.dtype),
-            site=site.value,
+            site=Site.of(site).value,
             # Nobody said which positions are special, so all were counted.
             include_bos=True,
             tokens=int(moments.count[0]),
@@ -273,8 +274,16 @@ class ActivationStatistics:
         """One value per neuron: "zero", "mean", "median", "peak", … (`centers.names()` lists them)."""
         return centers.center(name, self, **parameters)
 
-    def ablation(self, mask: Bool[Tensor, "layer head dim"], center: str, **parameters: Any) -> Ablation:
-        """Set the masked neurons to a center; the ablation remembers which model it is for."""
+    def ablation(
+        self, mask: Bool[Tensor, "layer head dim"] | str | Iterable[str], center: str, **parameters: Any
+    ) -> Ablation:
+        """Set the masked neurons, or those that are named, to a center; the ablation remembers which model it is for.
+
+        >>> statistics = ActivationStatistics.of_values(torch.tensor([1.0, 2.0, 6.0]).view(3, 1, 1, 1))
+        >>> statistics.ablation(["L0.H0"], "mean")
+        Ablation(1 of 1 neurons in 1 layer → mean)
+        """
+        mask = as_mask(mask, self.shape, site=self.site)
         model, values = self.provenance.model, self.center(center, **parameters)
         source = None if model.architecture == _UNNAMED else model  # values of nobody's fit anybody of their shape
         return Ablation(mask, values, source, site=self.site, center=center)
@@ -316,7 +325,7 @@ class ActivationStatistics:
         }
         frame = pandas.DataFrame(
             columns | {name: tensor.flatten().numpy() for name, tensor in numbers.items()},
-            index=pandas.Index([neuron_name(*place) for place in places], name="neuron"),
+            index=pandas.Index([neuron_name(*place, self.site) for place in places], name="neuron"),
         )
         frame["shape"] = [shapes.SHAPE_WORDS[code] for code in described.word.flatten().tolist()]
         return frame

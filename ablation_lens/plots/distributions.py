@@ -84,7 +84,7 @@ def neuron_distribution(
     lines = {name: {center: one.center(center) for center in centers} for name, one in several.items()}
     histograms = {name: coarse(one, bins) for name, one in several.items()}
     for number, (name, one, place) in enumerate(series):
-        label = " · ".join([*([for_plotly(name, 24)] if name else []), neuron_name(*place)])
+        label = " · ".join([*([for_plotly(name, 24)] if name else []), neuron_name(*place, first.site)])
         group = str(number) if overlaid else None  # one column of the legend
         bars = histogram_bars(histograms[name], place, label, SERIES[number % len(SERIES)], 0.6 if overlaid else 1)
         figure.add_trace(bars.update(legendgroup=group))
@@ -102,7 +102,7 @@ def neuron_distribution(
         views.append(view_of(one.histogram, place, [float(values[place]) for values in lines[name].values()]))
     add_frame(
         figure,
-        " against ".join(dict.fromkeys(neuron_name(*place) for _, _, place in series)),
+        " against ".join(dict.fromkeys(neuron_name(*place, first.site) for _, _, place in series)),
         " · ".join([*dict.fromkeys(map(model_name, several.values())), _counted(series, histograms)]),
         template,
         height=520 if overlaid else 440,

@@ -57,7 +57,7 @@ def figure_1(
         ("Atypical", atypical, "No such neuron:<br>all that are resolved have<br>one peak, at zero, and<br>even tails"),
     )
     titles = [f"Layer {layer}: average of {stats.shape[1] * stats.shape[2]:,} neurons"]
-    titles += [f"{what}: {neuron_name(*place)}" if place else f"{what}: none" for what, place, _ in panels]
+    titles += [f"{what}: {neuron_name(*place, stats.site)}" if place else f"{what}: none" for what, place, _ in panels]
     figure = make_subplots(rows=1, cols=3, subplot_titles=titles, horizontal_spacing=0.09)
     # The titles of panels are annotations, and so far the only ones.
     figure.update_annotations(font_size=13)
@@ -75,7 +75,7 @@ def figure_1(
             _say(figure, col, absent)
             continue
         values = {name: float(center[place]) for name, center in centers.items()}
-        bars = histogram_bars(histogram, place, neuron_name(*place), SERIES[0]).update(showlegend=False)
+        bars = histogram_bars(histogram, place, neuron_name(*place, stats.site), SERIES[0]).update(showlegend=False)
         figure.add_trace(bars, 1, col)
         if place is bimodal:
             figure.add_trace(_peak_marks(stats, shapes, place), 1, col)
@@ -157,7 +157,7 @@ def _peak_marks(stats: ActivationStatistics, shapes: Shapes, place: Place) -> go
         mode="markers",
         marker={"symbol": "triangle-down", "size": 12, "color": "white", "line": {"color": INK, "width": 1.5}},
         name="peaks of the smoothed histogram",
-        hovertemplate=f"<b>{neuron_name(*place)}</b><br>peak of the smoothed histogram<br>value %{{x:.4~g}}"
+        hovertemplate=f"<b>{neuron_name(*place, stats.site)}</b><br>peak of the smoothed histogram<br>value %{{x:.4~g}}"
         "<br>density %{y:.4~g}<extra></extra>",
     )
 

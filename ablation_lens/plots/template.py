@@ -108,7 +108,8 @@ def lines(name: object, width: int, most: int = 6) -> str:
 def neuron_at(place: str | tuple[int, int, int], statistics: ActivationStatistics) -> tuple[int, int, int]:
     """A neuron given by name or numbers, if these statistics have it."""
     # Numbers by way of the name, which cannot be negative: a tensor would count -1 from the end.
-    return parse_neuron(place if isinstance(place, str) else neuron_name(*place), statistics.shape)
+    site = statistics.site
+    return parse_neuron(place if isinstance(place, str) else neuron_name(*place, site), statistics.shape, site)
 
 
 def layer_at(layer: int, statistics: ActivationStatistics) -> int:

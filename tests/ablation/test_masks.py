@@ -7,8 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ablation_lens.ablation.masks import random_neurons, top_neurons, whole_heads
+from ablation_lens.ablation.masks import as_mask, named_neurons, random_neurons, top_neurons, whole_heads
 from ablation_lens.errors import MismatchError, NonFiniteError
+from ablation_lens.sites import neuron_name
 
 shapes = st.tuples(st.integers(1, 3), st.integers(1, 4), st.integers(1, 12))
 # Fractions as people write them, and any float besides.
@@ -92,6 +93,36 @@ def test_whole_heads_by_name_and_by_number():
     for wrong in ("L2.H0", (0, 4), (-1, 0), "L0"):
         with pytest.raises(MismatchError):
             whole_heads((2, 4, 3), [wrong])
+
+
+def test_neurons_heads_and_layers_by_name():
+    mask = named_neurons(["L2.H1.D3", "L3.H2", (0,), (1, 0), "L2.H1.D3"], (4, 3, 5))
+    assert mask.sum((1, 2)).tolist() == [15, 5, 1, 5]
+    assert mask[2, 1, 3]
+    assert torch.equal(named_neurons("L3.H2", (4, 3, 5)), whole_heads((4, 3, 5), "L3.H2"))
+    assert not named_neurons([], (4, 3, 5)).any()
+    both = named_neurons(["L1.M6", "L0"], (2, 1, 7), site="mlp")
+    assert both.sum((1, 2)).tolist() == [7, 1]
+    for wrong in ("L4", "L0.H3", "L0.H0.D5", "L0.M1", "H1", (0, -1), (), None, 3):
+        with pytest.raises(MismatchError):
+            named_neurons([wrong], (4, 3, 5))
+
+
+@given(shapes, st.data())
+def test_every_neuron_is_found_by_its_name(shape, data):
+    place = tuple(data.draw(st.integers(0, size - 1)) for size in shape)
+    mask = named_neurons([neuron_name(*place)], shape)
+    assert mask.nonzero().tolist() == [list(place)]
+    assert torch.equal(named_neurons([place], shape), mask)
+
+
+def test_a_mask_is_a_mask_or_names():
+    mask = torch.ones(1, 2, 3, dtype=torch.bool)
+    assert as_mask(mask, (1, 2, 3)) is mask
+    assert torch.equal(as_mask(("L0",), (1, 2, 3)), mask)
+    for wrong in (mask.int(), mask.numpy(), None, 5):
+        with pytest.raises(MismatchError, match="boolean tensor"):
+            as_mask(wrong, (1, 2, 3))
 
 
 def test_top_neurons_per_layer_and_over_the_whole_model():

@@ -38,3 +38,37 @@ def test_neuron_names_round_trip_and_are_checked():
             parse_neuron(wrong)
     with pytest.raises(MismatchError, match="2 layers, 3 heads and 4 dims"):
         parse_neuron("L2.H0.D0", shape=(2, 3, 4))
+
+
+def test_neurons_without_heads_have_shorter_names_and_old_ones_are_read():
+    assert neuron_name(1, 0, 509, "mlp") == "L1.M509"
+    for text in ("L1.M509", "L1.H0.D509"):  # the second in tables and links of earlier versions
+        assert parse_neuron(text, shape=(2, 1, 512), site="mlp") == (1, 0, 509)
+    with pytest.raises(MismatchError, match=r"2 layers, 512 mlp neurons in each"):
+        parse_neuron("L1.M512", shape=(2, 1, 512), site="mlp")
+    for wrong in ("L1.H1.D5", "L1"):
+        with pytest.raises(MismatchError, match=r"L3\.M17"):
+            parse_neuron(wrong, site="mlp")
+    for wrong in ("L1.M509", "L1.D5"):  # of an MLP, and without its head
+        with pytest.raises(MismatchError, match=r"L3\.H5\.D17 \(layer, head, dim\)"):
+            parse_neuron(wrong)
+
+
+@pytest.mark.parametrize("wrong", [None, 5, ["L1.H2.D3"], "L" + "9" * 5000, "L1.H2.D٣", (1, True, 0), (1, 2, 3, 4)])
+def test_what_is_no_neuron_at_all_is_one_sentence(wrong):
+    with pytest.raises(MismatchError, match="is not a neuron"):
+        parse_neuron(wrong)
+
+
+def test_sites_are_named_by_strings():
+    assert [Site.of(site.value) for site in Site] == list(Site)
+    assert Site.of(Site.MLP) is Site.MLP
+    for wrong in ("mpl", "MLP", None, 3):
+        with pytest.raises(MismatchError, match="Known: z, mlp"):
+            Site.of(wrong)
+
+
+def test_a_model_of_attention_alone_has_no_mlp_neurons():
+    for cfg in (SimpleNamespace(**vars(CFG) | {"d_mlp": None}), SimpleNamespace(**vars(CFG), attn_only=True)):
+        with pytest.raises(MismatchError, match="attention only"):
+            Site.MLP.shape(cfg)

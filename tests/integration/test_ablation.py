@@ -86,6 +86,19 @@ def test_what_does_not_fit_is_refused_on_construction():
             Ablation(mask, values, positions=wrong)
 
 
+def test_names_are_taken_for_a_mask_and_strings_for_a_site(opt):
+    stats = al.collect(opt, [torch.arange(3, 30)[None]], site="mlp", progress=False)
+    assert stats.site is Site.MLP
+    assert stats.table().index[41] == "L1.M1"
+    named = stats.ablation(["L1.M3", "L2"], "mean")
+    mask = al.named_neurons(["L1.H0.D3", "L2"], stats.shape, site="mlp")
+    for ablation in (named, stats.ablation(mask, "mean"), Ablation(["L1.M3", "L2"], stats.mean, site="mlp")):
+        assert torch.equal(ablation.mask, mask)
+        assert ablation.site is Site.MLP
+    with pytest.raises(MismatchError, match="did you mean"):
+        Ablation(mask, stats.mean, site="mpl")
+
+
 def test_an_ablation_is_frozen_and_reads_well():
     mask = torch.zeros(5, 16, 256, dtype=torch.bool)
     mask[:4, :8] = True
