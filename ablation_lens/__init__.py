@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from ablation_lens.explorer import explore
     from ablation_lens.measure import metrics, resampling
     from ablation_lens.measure.collection import collect
+    from ablation_lens.measure.comparison import compare_centers
     from ablation_lens.measure.evaluation import evaluate
+    from ablation_lens.measure.prompting import prompt
     from ablation_lens.measure.score import Score
     from ablation_lens.models.load import load_model
     from ablation_lens.neurons import centers
@@ -43,6 +45,7 @@ __all__ = [
     "adapters",
     "centers",
     "collect",
+    "compare_centers",
     "corpora",
     "evaluate",
     "explore",
@@ -50,6 +53,7 @@ __all__ = [
     "metrics",
     "named_neurons",
     "plots",
+    "prompt",
     "random_neurons",
     "record_of",
     "resampling",
@@ -71,10 +75,12 @@ _HOMES = {
     "Site": "sites",
     "Study": "study.study",
     "collect": "measure.collection",
+    "compare_centers": "measure.comparison",
     "evaluate": "measure.evaluation",
     "explore": "explorer",
     "load_model": "models.load",
     "named_neurons": "ablation.masks",
+    "prompt": "measure.prompting",
     "random_neurons": "ablation.masks",
     "record_of": "records",
     "task_for": "tasks.tasks",

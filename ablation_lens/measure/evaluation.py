@@ -57,7 +57,7 @@ def evaluate(
     (64, True, True)
     """
     measured = {**_ALWAYS, **metrics_of(metrics)}
-    hooks_for = _hooks_for(model, ablation)
+    hooks_on = hooks_for(model, ablation)
     totals = _Totals()
     splits, padding = 0, Padding(model, stacklevel=3)
     with torch.inference_mode():
@@ -68,7 +68,7 @@ def evaluate(
                     "al.Batch.causal(tokens)."
                 )
             batch = padding.marked(item)
-            rows, splits_here = _score_within_memory(model, batch.to(model.cfg.device), hooks_for, measured)
+            rows, splits_here = _score_within_memory(model, batch.to(model.cfg.device), hooks_on, measured)
             splits += splits_here
             totals.add(batch, rows)
             if on_batch is not None:
@@ -76,7 +76,7 @@ def evaluate(
     return totals.score(splits)
 
 
-def _hooks_for(model: Any, ablation: Any) -> Callable[[Batch], Sequence[Hook]]:
+def hooks_for(model: Any, ablation: Any) -> Callable[[Batch], Sequence[Hook]]:
     """What an ablation does to a batch."""
     if isinstance(ablation, Ablation):
         ablation.require_fits(model)
@@ -142,18 +142,18 @@ class _Totals:
 
 
 def _score_within_memory(
-    model: Any, batch: Batch, hooks_for: Callable[[Batch], Sequence[Hook]], metrics: Mapping[str, Metric]
+    model: Any, batch: Batch, hooks_on: Callable[[Batch], Sequence[Hook]], metrics: Mapping[str, Metric]
 ) -> tuple[dict[str, Sums], int]:
     """Score a batch; when memory runs out, its halves, padded as before."""
     try:
-        return _score(model, batch, hooks_for, metrics), 0
+        return _score(model, batch, hooks_on, metrics), 0
     except torch.OutOfMemoryError:
         if len(batch.inputs) == 1:
             raise
     # Outside the except: inside it the traceback keeps the failed run's tensors alive, and memory stays full.
     middle = len(batch.inputs) // 2
     first, second = (
-        _score_within_memory(model, rows, hooks_for, metrics) for rows in (batch.rows(0, middle), batch.rows(middle))
+        _score_within_memory(model, rows, hooks_on, metrics) for rows in (batch.rows(0, middle), batch.rows(middle))
     )
     together = {
         name: Sums(torch.cat([sums.values, second[0][name].values]), torch.cat([sums.weights, second[0][name].weights]))
@@ -165,14 +165,14 @@ def _score_within_memory(
 def _score(
     model: Any,
     given: Batch,
-    hooks_for: Callable[[Batch], Sequence[Hook]],
+    hooks_on: Callable[[Batch], Sequence[Hook]],
     metrics: Mapping[str, Metric],
     *,
     at_once: int = CHUNK_LOGITS,
 ) -> dict[str, Sums]:
     """The sums of every row; `at_once` is how many logits exist at a time, if no metric wants all of them."""
     batch, rows = given.from_start(), len(given.inputs)
-    hooks, asked = hooks_for(batch), Asked.of(batch)
+    hooks, asked = hooks_on(batch), Asked.of(batch)
     single = {name: metric for name, metric in metrics.items() if not metric.whole}
     whole = {name: metric for name, metric in metrics.items() if metric.whole}
     found: dict[str, list[Tensor]] = {name: [] for name in single}

@@ -1,0 +1,123 @@
+"""Which center does the least harm: ranked as the numbers say, in pairs, and never on its own documents."""
+
+import numpy as np
+import pytest
+import torch
+
+import ablation_lens as al
+from ablation_lens.errors import MismatchError
+from ablation_lens.tasks.plans import Batch
+
+
+@pytest.fixture(scope="module")
+def model():
+    return al.load_model("tiny-opt")
+
+
+@pytest.fixture(scope="module")
+def task(model):
+    return al.task_for(model)
+
+
+@pytest.fixture(scope="module")
+def statistics(model, task):
+    return al.collect(model, task.batches(split="collect", tokens=3000))
+
+
+def test_the_values_are_those_of_evaluate_and_the_order_is_theirs(model, task, statistics):
+    plan = task.batches(tokens=500)
+    ranking = al.compare_centers(
+        model, plan, statistics=statistics, centers=["zero", "mean", "peak"], seeds=[1, 2], progress=False
+    )
+    for center, row in ranking.frame.iterrows():
+        found = [
+            al.evaluate(model, plan, statistics.ablation(al.random_neurons(statistics.shape, 0.5, seed), center))
+            for seed in (1, 2)
+        ]
+        assert row["value"] == pytest.approx(np.mean([score.cross_entropy for score in found]))
+        assert row["change"] == pytest.approx(row["value"] - al.evaluate(model, plan).cross_entropy)
+    assert ranking.frame["value"].is_monotonic_increasing
+    assert ranking.frame.loc[ranking.best, "to_best"] == 0
+    assert ranking.frame["as_best"].iloc[0]
+    assert ranking.conditional
+
+
+def test_higher_is_better_turns_the_order(model, task, statistics):
+    def first(logits, batch):
+        return logits[:, 0, 5]
+
+    plan = task.batches(tokens=300)
+    order = {
+        better: list(
+            al.compare_centers(
+                model, plan, first, statistics=statistics, mask=["L1"], better=better, progress=False
+            ).frame.index
+        )
+        for better in ("higher", "lower")
+    }
+    assert set(order["higher"]) == set(order["lower"])
+    assert order["higher"][0] == order["lower"][-1]
+
+
+def test_a_function_that_does_not_say_what_is_better(model, task, statistics):
+    with pytest.raises(MismatchError, match="better='higher'"):
+        al.compare_centers(
+            model, task.batches(tokens=300), lambda logits, batch: logits[:, 0, 5], statistics=statistics
+        )
+
+
+def test_centers_are_not_judged_on_their_own_documents(model, task, statistics):
+    with pytest.raises(MismatchError, match="very documents"):
+        al.compare_centers(model, task.batches(split="collect", tokens=3000), statistics=statistics)
+
+
+def test_prompts_and_values_of_one_s_own(model, statistics):
+    prompts = Batch.prompts(torch.tensor([[2, 7, 9], [2, 8, 4]]), answers=[5, 6], wrong=[7, 8])
+    ranking = al.compare_centers(
+        model,
+        [prompts],
+        "logit_difference",
+        statistics=statistics,
+        centers={"mine": torch.full(statistics.shape, 0.1), "zero": torch.zeros(statistics.shape)},
+        mask="L2",
+        progress=False,
+    )
+    assert sorted(ranking.frame.index) == ["mine", "zero"]
+    assert ranking.frame["sd"].isna().all()
+    assert "128 z neurons" in repr(ranking)
+
+
+def test_a_center_that_cannot_be_had_is_told_not_dropped(model, task, statistics):
+    ranking = al.compare_centers(model, task.batches(tokens=300), statistics=statistics, seeds=[1], progress=False)
+    assert list(ranking.left_out) == ["peak-trimmed"]
+    assert "left out: peak-trimmed" in repr(ranking)
+
+
+def test_two_metrics_are_no_ranking(model, task, statistics):
+    with pytest.raises(MismatchError, match="one metric"):
+        al.compare_centers(model, task.batches(tokens=300), ["kl", "rank"], statistics=statistics)
+
+
+def test_ctrl_c_ranks_what_every_center_was_measured_with(model, task, statistics):
+    plan, runs = task.batches(tokens=300), 0
+
+    def interrupting(logits, batch):
+        nonlocal runs
+        runs += 1
+        # The model as it is, then three centers with the first mask and one with the second.
+        if runs > (1 + 3 + 1) * len(plan):
+            raise KeyboardInterrupt
+        return logits[:, 0, 5]
+
+    with pytest.warns(UserWarning, match="1 of 5 masks"):
+        ranking = al.compare_centers(
+            model,
+            plan,
+            interrupting,
+            statistics=statistics,
+            centers=["zero", "mean", "peak"],
+            seeds=range(5),
+            better="higher",
+            progress=False,
+        )
+    assert len(ranking.frame) == 3
