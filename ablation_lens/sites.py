@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
@@ -27,21 +28,8 @@ class Site(Enum):
     'blocks.0.mlp.hook_post'
     """
 
-    # Name; hook point in a block; what a cfg calls its heads (None where there are none) and its dims; letter of a dim.
-    Z = "z", "attn.hook_z", "n_heads", "d_head", "D"
-    MLP = "mlp", "mlp.hook_post", None, "d_mlp", "M"
-
-    _value_: str
-    hook: str
-    heads: str | None
-    dims: str
-    letter: str
-
-    def __new__(cls, name: str, hook: str, heads: str | None, dims: str, letter: str) -> "Site":
-        """A member, whose value is its name alone: `Site("mlp")`."""
-        site = object.__new__(cls)
-        site._value_, site.hook, site.heads, site.dims, site.letter = name, hook, heads, dims, letter
-        return site
+    Z = "z"
+    MLP = "mlp"
 
     @classmethod
     def of(cls, site: "Site | str") -> "Site":
@@ -60,34 +48,62 @@ class Site(Enum):
 
     def hook_name(self, layer: int) -> str:
         """The TransformerLens name of this site's hook point in `layer`."""
-        return f"blocks.{layer}.{self.hook}"
+        return f"blocks.{layer}.{_PLACES[self].hook}"
 
     def hook_names(self, cfg: Any) -> list[str]:
         """One hook name per layer of a model's `cfg`."""
         return [self.hook_name(layer) for layer in range(cfg.n_layers)]
 
+    @property
+    def has_heads(self) -> bool:
+        """Whether neurons are counted by head; otherwise all of a layer are in head 0."""
+        return _PLACES[self].heads is not None
+
     def shape(self, cfg: Any) -> tuple[int, int, int]:
         """`(layer, head, dim)` for a model's `cfg`."""
+        place = _PLACES[self]
         if self is Site.MLP and (getattr(cfg, "attn_only", False) or not cfg.d_mlp):
             raise MismatchError("this model has attention only, and so no neurons at site 'mlp'; use site='z'.")
-        return cfg.n_layers, 1 if self.heads is None else getattr(cfg, self.heads), getattr(cfg, self.dims)
+        return cfg.n_layers, 1 if place.heads is None else getattr(cfg, place.heads), getattr(cfg, place.dims)
 
     def to_heads(self, activation: Float[Tensor, "batch pos *site"]) -> Float[Tensor, "batch pos head dim"]:
         """A hook's activation with an explicit head axis (a view)."""
         # Checked, because a tensor of another layout may broadcast against a mask without an error.
-        wanted = 3 if self.heads is None else 4
+        wanted = 4 if self.has_heads else 3
         if activation.ndim != wanted:
-            axes = f"batch, pos, {'' if self.heads is None else 'head, '}{self.dims}"
+            axes = f"batch, pos, {'head, ' if self.has_heads else ''}{_PLACES[self].dims}"
             raise MismatchError(
-                f"{self.hook} gave a tensor of shape {tuple(activation.shape)}; expected {wanted} axes ({axes}). "
-                "Is this model hooked the TransformerLens way?"
+                f"{_PLACES[self].hook} gave a tensor of shape {tuple(activation.shape)}; expected {wanted} axes "
+                f"({axes}). Is this model hooked the TransformerLens way?"
             )
-        return activation.unsqueeze(-2) if self.heads is None else activation
+        return activation if self.has_heads else activation.unsqueeze(-2)
 
     def from_heads(self, values: Float[Tensor, "*rest head dim"]) -> Float[Tensor, "*rest site"]:
         """The inverse of `to_heads` for the trailing axes: values as the hook wants them (a view)."""
-        return values.squeeze(-2) if self.heads is None else values
+        return values if self.has_heads else values.squeeze(-2)
 
+
+@dataclass(frozen=True)
+class _Place:
+    """What is known about a site.
+
+    Attributes:
+        hook: the hook point's name in a block.
+        heads: what a cfg calls the number of heads; None where neurons have none.
+        dims: what it calls the number of dims.
+        letter: before the number of a dim, in a neuron's name.
+    """
+
+    hook: str
+    heads: str | None
+    dims: str
+    letter: str = "D"
+
+
+_PLACES = {
+    Site.Z: _Place("attn.hook_z", "n_heads", "d_head"),
+    Site.MLP: _Place("mlp.hook_post", None, "d_mlp", letter="M"),
+}
 
 SCORE_HOOKS = ("hook_attn_scores", "hook_pattern")
 """Attention hook points that only exist when the score matrix is materialised."""
@@ -111,7 +127,7 @@ def neuron_name(layer: int, head: int, dim: int, site: Site | str = Site.Z) -> s
     ('L3.H5.D17', 'L3.M17')
     """
     where = Site.of(site)
-    return f"L{layer}.{'' if where.heads is None else f'H{head}.'}{where.letter}{dim}"
+    return f"L{layer}.{f'H{head}.' if where.has_heads else ''}{_PLACES[where].letter}{dim}"
 
 
 def parse_neuron(text: str, shape: Iterable[int] | None = None, site: Site | str = Site.Z) -> tuple[int, int, int]:
@@ -157,20 +173,20 @@ def _parse(
         raise MismatchError(f"{text!r} is not {expected}.")
     if shape is not None:
         _require_exists(text, place, tuple(shape), where)
-    elif where.heads is None and place[1:2] not in ((), (0,)):
+    elif not where.has_heads and place[1:2] not in ((), (0,)):
         raise MismatchError(f"{text} does not exist: {where.value} neurons have no heads; write {_example(where)}.")
     return place
 
 
 def _read(text: str, site: Site) -> tuple[int, ...] | None:
     match = _PLACE.fullmatch(text.strip())
-    if match is None or match[3] not in (None, "D", site.letter):
+    if match is None or match[3] not in (None, "D", _PLACES[site].letter):
         return None
     layer, head, dim = (None if digits is None else int(digits) for digits in match.group(1, 2, 4))
     assert layer is not None
     if dim is None:
         return (layer,) if head is None else (layer, head)
-    if head is None and site.heads is not None:
+    if head is None and site.has_heads:
         return None
     return layer, head or 0, dim
 
@@ -183,12 +199,12 @@ def _numbers(given: Sequence[int]) -> tuple[int, ...] | None:
 
 
 def _example(site: Site) -> str:
-    return f"{neuron_name(3, 5, 17, site)} (layer, {'' if site.heads is None else 'head, '}dim)"
+    return f"{neuron_name(3, 5, 17, site)} (layer, {'head, ' if site.has_heads else ''}dim)"
 
 
 def _require_exists(text: object, place: tuple[int, ...], limits: tuple[int, ...], site: Site) -> None:
     # Not strict: a head gives two numbers, against three limits.
     if any(number >= limit for number, limit in zip(place, limits, strict=False)):
         heads = f"{limits[1]} {'' if site is Site.Z else f'{site.value} '}heads and {limits[2]} dims"
-        sizes = heads if site.heads else f"{limits[2]} {site.value} neurons in each"
+        sizes = heads if site.has_heads else f"{limits[2]} {site.value} neurons in each"
         raise MismatchError(f"{text} does not exist: this model has {limits[0]} layers, {sizes}, counted from 0.")

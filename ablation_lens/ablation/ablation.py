@@ -84,9 +84,9 @@ class Ablation:
         if values.dtype not in _FLOATS:
             raise MismatchError(f"values must be floating-point numbers of 16, 32 or 64 bits, got {values.dtype}.")
         if not bool(torch.isfinite(values).all()):
-            place = (~torch.isfinite(values)).nonzero()[0].tolist()
+            layer, *_, head, dim = (~torch.isfinite(values)).nonzero()[0].tolist()
             raise NonFiniteError(
-                f"the value of {neuron_name(place[0], *place[-2:], self.site)} is not finite; an ablated neuron needs "
+                f"the value of {neuron_name(layer, head, dim, self.site)} is not finite; an ablated neuron needs "
                 "a number."
             )
         if self.positions is not None:
