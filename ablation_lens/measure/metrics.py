@@ -4,6 +4,7 @@ A metric of your own is any function `(logits, batch) -> [row]`; those of this m
 and are called the same way.
 """
 
+import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any, Literal
@@ -255,6 +256,8 @@ def metrics_of(given: Given) -> dict[str, Metric]:
     """
     if given is None:
         return {}
+    if not isinstance(given, Iterable) and not callable(given):
+        raise MismatchError(f"metrics are names out of al.metrics, or functions by name; got {given!r:.60}.")
     if isinstance(given, Mapping):
         made = {
             str(name): replace(_one(each), name=name) if not _is_plain(each) else _one(each)
@@ -269,6 +272,25 @@ def metrics_of(given: Given) -> dict[str, Metric]:
         if name in ("top1", "cross_entropy") and not metric.is_ours:
             raise MismatchError(f"{name} is measured always; give the metric of your own another name.")
     return made
+
+
+def identity_of(metric: Metric, batch: Batch, classes: int) -> str:
+    """What tells metrics of one name apart: for a function of one's own, what it gives for made-up logits.
+
+    >>> batch = Batch.causal(torch.tensor([[5, 6, 7]]))
+    >>> one, other = (Metric(lambda logits, batch, t=token: logits[:, -1, t]) for token in (1, 2))
+    >>> identity_of(one, batch, 9) == identity_of(other, batch, 9), identity_of(kl, batch, 9)
+    (False, 'kl')
+    """
+    said = f" {metric.version}" if metric.version > 1 else ""
+    if metric.is_ours:
+        return f"{metric.name}{said}"
+    row = batch.rows(0, 1)
+    logits = torch.randn((*row.scored.shape, classes), generator=torch.Generator().manual_seed(0))
+    parts = rows_of(metric, logits, row)
+    # Three digits: another processor may give other last ones, and a metric that was edited gives other first ones.
+    text = " ".join(f"{value:.3g}" for part in parts for value in part.tolist())
+    return f"{hashlib.sha256(text.encode()).hexdigest()[:16]}{said}"
 
 
 def _is_plain(given: Any) -> bool:

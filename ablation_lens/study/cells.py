@@ -66,6 +66,8 @@ class StudyFolder(RunFolder):
             "loss": score.loss,
             "predictions": score.predictions_per_document,
         }
+        for name, sums in score.further.items():
+            tensors |= {f"values of {name}": sums.values, f"weights of {name}": sums.weights.double()}
         self.write("cells", record.key, KIND, record.to_dict(), tensors)
         # After the cell: a run that is killed in between keeps both; the other order could lose both.
         self.forget_failure(record.key)

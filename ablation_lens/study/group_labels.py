@@ -11,6 +11,7 @@ _DIFFERENCES: tuple[Callable[[Mapping[str, Any]], str], ...] = (
     lambda group: str(group["facts"]["site"]),
     lambda group: f"{group['evaluate']['size_obtained']:,} {group['evaluate']['unit']}",
     lambda group: {"all": "all predictions"}.get(group["count"], str(group["count"])),
+    lambda group: f"measuring {', '.join(group['facts']['metrics'])}",
     lambda group: f"context {group['context']}",
     lambda group: f"statistics of {group['collect']['size_obtained']:,} {group['collect']['unit']}",
     lambda group: f"{group['facts']['bins']} bins",

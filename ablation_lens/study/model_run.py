@@ -23,6 +23,8 @@ from ablation_lens.hooked import task_of, tokenizer_of
 from ablation_lens.measure import resampling
 from ablation_lens.measure.collection import collect
 from ablation_lens.measure.evaluation import evaluate
+from ablation_lens.measure.metrics import Metric, metrics_of
+from ablation_lens.measure.metrics import identity_of as identity_of_metric
 from ablation_lens.models.load import load_model
 from ablation_lens.neurons import centers
 from ablation_lens.neurons.statistics import ActivationStatistics
@@ -112,11 +114,16 @@ class ModelRun:
     @cached_property
     def facts(self) -> dict[str, Any]:
         """What all cells of this model must share to be compared."""
-        return self._first_facts if self._is_old else self._first_facts | self._further_facts
+        if self._is_old:
+            return self._first_facts
+        metrics = {"metrics": self._metric_facts} if self.metrics else {}
+        return self._first_facts | self._further_facts | metrics
 
     @cached_property
     def _is_old(self) -> bool:
         """Whether the folder holds a group of before there were further facts: it is gone on with."""
+        if self.metrics:
+            return False
         group = key_of(self._first_facts)
         baseline = key_of({"group": group, **Cell(None, 0.0, None).facts})
         return self.folder.json("groups", group).exists() or self.folder.has("cells", baseline)
@@ -142,6 +149,19 @@ class ModelRun:
         }
         # An MLP's neuron is often exactly 0. Since that is counted, its median and peak are other numbers.
         return facts | ({"zeros": "counted"} if self.site is Site.MLP else {})
+
+    @property
+    def metrics(self) -> Mapping[str, Metric]:
+        """What is measured besides top-1 and cross-entropy."""
+        return metrics_of(self.study.metrics)
+
+    @property
+    def _metric_facts(self) -> dict[str, Any]:
+        batch, classes = next(iter(self.scored)), int(self.model.cfg.d_vocab_out)
+        return {
+            name: {"identity": identity_of_metric(metric, batch, classes), "better": metric.better}
+            for name, metric in self.metrics.items()
+        }
 
     @property
     def _further_facts(self) -> dict[str, Any]:
@@ -261,7 +281,7 @@ class ModelRun:
     def _measure(self, cell: Cell, facts: dict[str, Any], shown: CellProgress) -> None:
         started = time.perf_counter()
         ablation, origin = self._ablation(cell, shown)
-        score = evaluate(self.model, self.scored, ablation)
+        score = evaluate(self.model, self.scored, ablation, metrics=self.metrics)
         seconds = self._took(started)
         header = {**facts, **origin, "seconds": seconds, "threads": torch.get_num_threads(), "splits": score.splits}
         self.folder.write_cell(CellRecord.from_dict(header), score)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ablation_lens.errors import FileFormatError, MismatchError
 from ablation_lens.measure import resampling
-from ablation_lens.measure.score import Score
+from ablation_lens.measure.score import Score, Sums
 from ablation_lens.records import CorpusRecord, ModelRecord, Record, Versions
 from ablation_lens.runs.folder import key_of, plain_name
 from ablation_lens.sites import Site
@@ -113,11 +113,13 @@ def _require_label(method: str) -> None:
 def score_of(record: CellRecord, tensors: Mapping[str, Tensor]) -> Score:
     """The sums of a cell, if they can be the sums of documents."""
     expected = {"documents": torch.int64, "correct": torch.int64, "loss": torch.float64, "predictions": torch.int64}
+    further = {name.removeprefix(_VALUES) for name in tensors if name.startswith(_VALUES)}
+    expected |= {f"{start}{name}": torch.float64 for name in sorted(further) for start in (_VALUES, _WEIGHTS)}
     found = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
     length = tensors["documents"].numel() if "documents" in tensors else 0
     if length == 0 or found != {name: (dtype, (length,)) for name, dtype in expected.items()}:
         raise FileFormatError(f"it needs {', '.join(expected)} of equal length, got {found}.")
-    documents, correct, loss, predictions = (tensors[name] for name in expected)
+    documents, correct, loss, predictions = (tensors[name] for name in list(expected)[:4])
     if bool((documents < 0).any()) or len(documents.unique()) < length:
         raise FileFormatError("a document is there twice, or has a number below zero.")
     if bool((predictions < 0).any()) or bool((predictions > _MOST).any()) or not bool(predictions.any()):
@@ -127,13 +129,23 @@ def score_of(record: CellRecord, tensors: Mapping[str, Tensor]) -> Score:
     # One prediction costs at most what a difference of two float32 logits can be.
     if not bool(((loss >= 0) & (loss <= predictions.double() * (2 * torch.finfo(torch.float32).max))).all()):
         raise FileFormatError("the loss of a document is not finite, or below zero, or larger than any can be.")
+    sums = {name: Sums(tensors[f"{_VALUES}{name}"], tensors[f"{_WEIGHTS}{name}"]) for name in sorted(further)}
+    for name, each in sums.items():
+        both = torch.cat([each.values, each.weights])
+        if not bool(torch.isfinite(both).all()) or bool((each.weights < 0).any()) or not bool(each.weights.any()):
+            raise FileFormatError(f"the {name} of a document is not finite, or its weight is below zero.")
     return Score(
         documents=tuple(documents.tolist()),
         correct=correct,
         loss=loss,
         predictions_per_document=predictions,
         splits=record.splits,
+        further=sums,
     )
+
+
+_VALUES, _WEIGHTS = "values of ", "weights of "
+"""What the tensors of further metrics are called, before the metric's name."""
 
 
 @dataclass(frozen=True)
@@ -166,6 +178,13 @@ class GroupRecord(Record):
         facts = self.facts
         _require(facts.get("site") in [site.value for site in Site], f"there is no site {facts.get('site')!r}")
         _require(isinstance(facts.get("device"), str), "it says no device")
+        _require(
+            all(
+                name.isprintable() and isinstance(told, Mapping) and told.get("better") in ("higher", "lower", None)
+                for name, told in self.metrics.items()
+            ),
+            "its metrics are not possible",
+        )
         told = {"model": self.model.to_dict(), "versions": self.versions.to_dict()}
         for name, values in told.items():
             _require(_agree(facts.get(name), values), f"its facts are of another {name.removesuffix('s')}")
@@ -178,6 +197,12 @@ class GroupRecord(Record):
     def key(self) -> str:
         """The name of its file."""
         return key_of(self.facts)
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """What was measured besides top-1 and cross-entropy: whether "higher" or "lower" is better, by name."""
+        found = self.facts.get("metrics", {})
+        return dict(found) if isinstance(found, Mapping) else {}
 
 
 def _agree(facts: Any, values: Mapping[str, Any]) -> bool:
@@ -214,6 +239,7 @@ class StudyRecord(Record):
     evaluate_tokens: int | None = None
     collect_images: int | None = None
     evaluate_images: int | None = None
+    metrics: tuple[str, ...] = ()
     count: str = "all"
     context: int | None = None
     batch_size: int | None = None

@@ -4,7 +4,7 @@ import dataclasses
 import math
 import warnings
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,7 +25,9 @@ from ablation_lens.study.records import GroupRecord
 
 _Read = TypeVar("_Read")
 
-METRICS = ("top1", "cross_entropy")
+BETTER = {"top1": "higher", "cross_entropy": "lower"}
+"""What every cell has measured, and whether more of it is better."""
+METRICS = tuple(BETTER)
 _NAMED = 5
 """How many files that cannot be read are named in a warning of their own; `Results.unreadable` has them all."""
 
@@ -56,6 +58,8 @@ class _Cells:
         self.scores: dict[str, Score] = {}
         self.groups: dict[str, GroupRecord] = {}
         self.unreadable: list[str] = []
+        self.further: dict[str, Any] = {}
+        """The metrics of all groups besides the two of every cell."""
         self.frame = pd.DataFrame()
 
     def read(self) -> None:
@@ -79,7 +83,8 @@ class _Cells:
             method=self._told_apart(frame),
         ).sort_values(["_model", "model", "group", "fraction", "_method", "method", "seed"], kind="stable")
         frame = frame.drop(columns=[column for column in frame.columns if column.startswith("_")])
-        baselines = frame[frame["method"] == BASELINE].set_index("group")[list(METRICS)].add_prefix("baseline_")
+        measured = [*METRICS, *self.further]
+        baselines = frame[frame["method"] == BASELINE].set_index("group")[measured].add_prefix("baseline_")
         # A left join: where a group's baseline failed, its cells stay, with NaN. No other group's will do.
         self.frame = frame.join(baselines, on="group")
 
@@ -98,6 +103,10 @@ class _Cells:
         if score.predictions != group.predictions:
             self._leave_out(key, f"it has {score.predictions:,} predictions, its group {group.predictions:,}")
             return None
+        if set(score.further) != set(group.metrics):
+            self._leave_out(key, "its metrics are not those of its group")
+            return None
+        self.further |= group.metrics
         self.scores[key] = score
         return {
             "key": key,
@@ -111,6 +120,7 @@ class _Cells:
             "top1": score.top1,
             "cross_entropy": score.cross_entropy,
             "predictions": score.predictions,
+            **{name: score[name] for name in score.further},
             "splits": score.splits,
             "seconds": record.seconds,
             "_variant": record.variant(),
@@ -197,6 +207,7 @@ class Results:
 
     Attributes:
         frame: one row per cell, indexed by the cell's key. `seed` is missing where a cell does not depend on one.
+        better: every metric, and whether "higher" or "lower" is better; None where nobody said so.
         failed: what went wrong in the run that gave these results.
         left_out: methods of that run that apply to none of its models.
         unreadable: what is left out because a file is damaged, each with the way out.
@@ -205,7 +216,13 @@ class Results:
     def __init__(self, folder: StudyFolder, cells: "_Cells", failed: Sequence[str], left_out: Sequence[str]) -> None:
         self.folder, self.failed, self.left_out = folder, list(failed), list(left_out)
         self.unreadable, self._scores, self._groups = cells.unreadable, cells.scores, cells.groups
+        self.better: dict[str, str | None] = BETTER | {name: told.get("better") for name, told in cells.further.items()}
         self.frame = cells.frame
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """What was measured: top-1, cross-entropy, and what some study asked for besides."""
+        return tuple(self.better)
 
     @classmethod
     def load(
@@ -259,7 +276,7 @@ class Results:
     def _sums(self, rows: pd.DataFrame, metric: str) -> np.ndarray[Any, np.dtype[np.float64]]:
         """`[seed document]`, in the order of the rows."""
         scores = [self._scores[str(key)] for key in rows.index]
-        return np.stack([(score.correct if metric == "top1" else score.loss).numpy() for score in scores]).astype(float)
+        return np.stack([score.sums(metric).values.numpy() for score in scores]).astype(float)
 
     def difference(self, group: str, fraction: float, first: str, second: str, metric: str) -> Interval:
         """How much two methods differ, paired by mask and document."""
@@ -279,7 +296,7 @@ class Results:
             return None
         sums = np.broadcast_arrays(self._sums(one, metric), self._sums(two, metric))
         # One cell speaks for all: those of a group have one plan, and so the same predictions per document.
-        predictions = self._scores[str(one.index[0])].predictions_per_document.numpy()
+        predictions = self._scores[str(one.index[0])].sums(metric).weights.numpy()
         interval = difference(sums[0], sums[1], predictions)
         # Where every neuron is ablated there is one mask, and nothing that the interval is conditional on.
         return interval if any(drawn) else dataclasses.replace(interval, conditional=False)
@@ -306,29 +323,40 @@ class Results:
                     continue
                 # sort=False keeps the study's order of methods, which tables follow.
                 methods = {str(name): rows for name, rows in here.groupby("method", sort=False)}
-                best = {
-                    "top1": max(methods, key=lambda name: methods[name]["top1"].mean()),
-                    "cross_entropy": min(methods, key=lambda name: methods[name]["cross_entropy"].mean()),
-                }
+                best = self._best(methods)
                 for method, cells in methods.items():
                     row: dict[str, Any] = {"group": group, "model": here["model"].iloc[0], "fraction": fraction}
                     row |= {"method": method, "seeds": len(cells)}
-                    for metric in METRICS:
+                    for metric in self.metrics:
                         row[metric], row[f"{metric}_sd"] = cells[metric].mean(), cells[metric].std(ddof=1)
                         row[f"baseline_{metric}"] = float(here[f"baseline_{metric}"].iloc[0])
                         # Where cells are missing, two methods may have no seed in common: none is known to be better.
-                        interval = self._difference(group, fraction, method, best[metric], metric)
+                        against = best.get(metric)
+                        interval = (
+                            None if against is None else self._difference(group, fraction, method, against, metric)
+                        )
                         row[f"{metric}_to_best"] = math.nan if interval is None else interval.difference
                         row[f"{metric}_low"] = math.nan if interval is None else interval.low
                         row[f"{metric}_high"] = math.nan if interval is None else interval.high
                         alike = interval is not None and not interval.excludes_zero
-                        row[f"{metric}_as_best"] = method == best[metric] or alike
-                        row["conditional"] = interval is None or interval.conditional
+                        row[f"{metric}_as_best"] = method == against or alike
+                        if metric in METRICS:
+                            row["conditional"] = interval is None or interval.conditional
                     rows.append(row)
         if not rows:
             asked = ", ".join(f"{100 * fraction:g} %" for fraction in wanted) or "any fraction"
             raise MismatchError(f"{self.folder.path} holds no cell that was measured at {asked}.")
         return pd.DataFrame(rows)
+
+    def _best(self, methods: Mapping[str, pd.DataFrame]) -> dict[str, str]:
+        """The best method by every metric of which it is known what is better."""
+        best = {}
+        for metric, better in self.better.items():
+            means = {name: float(rows[metric].mean()) for name, rows in methods.items()}
+            # All NaN in a group that has not measured it.
+            if better is not None and not any(map(math.isnan, means.values())):
+                best[metric] = (max if better == "higher" else min)(means, key=means.__getitem__)
+        return best
 
     def export(self, path: str | Path) -> None:
         """Write the frame as CSV or Parquet, by the file's suffix.

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 from ablation_lens.errors import AblationLensError, MismatchError
 from ablation_lens.escaping import as_unicode
 from ablation_lens.files import read_text
+from ablation_lens.measure.metrics import Given, Metric, metrics_of
 from ablation_lens.names import require_known
 from ablation_lens.sites import Site
 from ablation_lens.study import paper
@@ -36,6 +37,8 @@ class Study:
         evaluate_tokens: size of the corpus that scores are of; likewise.
         collect_images: as collect_tokens, for image models; None for 1,000, or all there is.
         evaluate_images: likewise.
+        metrics: what to measure besides top-1 and cross-entropy, as `evaluate` takes it: names such as "kl", or
+            functions by name. A function's cells are found again as long as it gives the same values.
         count: "all" predictions, or "skip-common".
         context: positions a document is truncated to; None for the paper's.
         batch_size: documents per batch; None chooses.
@@ -71,6 +74,7 @@ class Study:
     evaluate_tokens: int | None = None
     collect_images: int | None = None
     evaluate_images: int | None = None
+    metrics: Given = ()
     count: str = "all"
     context: int | None = None
     batch_size: int | None = None
@@ -101,6 +105,7 @@ class Study:
                 raise MismatchError(f"{name}={value!r} is not possible; give {wanted}.")
             if isinstance(value, Integral) and not isinstance(value, bool):
                 object.__setattr__(self, name, int(value))  # NumPy's are not JSON
+        object.__setattr__(self, "metrics", _checked_metrics(self.metrics))
         unknown = set(self.corpora) - {"text", "image"}
         if unknown:
             raise MismatchError(f"corpora are for 'text' and 'image', not for {', '.join(sorted(unknown))}.")
@@ -118,6 +123,10 @@ class Study:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        # Names alone: a function is no JSON. Absent, as in the settings of studies before, if there are none.
+        values["metrics"] = tuple(metrics_of(self.metrics))
+        if not values["metrics"]:
+            del values["metrics"]
         plain = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
         return {name: dict(value) if isinstance(value, Mapping) else value for name, value in plain.items()}
 
@@ -208,6 +217,30 @@ class Study:
 
 
 # ---------------------------------------------------------------------- what settings may be
+
+
+def _checked_metrics(given: Given) -> dict[str, Metric]:
+    metrics = metrics_of(given)
+    taken = {
+        "key",
+        "model",
+        "corpus",
+        "group",
+        "task",
+        "method",
+        "fraction",
+        "seed",
+        "predictions",
+        "splits",
+        "seconds",
+    }
+    for name in metrics:
+        if not _is_text(name) or not name.isprintable() or not name.strip() or len(name) > 60:
+            raise MismatchError(f"{name!r:.80} cannot name a metric; give a short printable name.")
+        if name in taken or name.startswith(("baseline_", "_")):
+            raise MismatchError(f"a metric cannot be called {name}, as results have another column of that name.")
+    # Both are measured always.
+    return {name: metric for name, metric in metrics.items() if name not in ("top1", "cross_entropy")}
 
 
 def _is_text(value: Any) -> bool:

@@ -67,7 +67,7 @@ class Table2:
         heads = ["", "", *map(for_markdown, self.groups.values())]
         lines = [f"| {' | '.join(heads)} |", "|" + " --- |" * 2 + " ---: |" * len(self.groups)]
         for section, name, texts in self.texts():
-            lines.append(f"| {section} | {for_markdown(name)} | {' | '.join(texts)} |")
+            lines.append(f"| {for_markdown(section)} | {for_markdown(name)} | {' | '.join(texts)} |")
         # Two spaces end a line in Markdown; without them the notes become one paragraph.
         return "\n".join([*lines, "", *(f"{note}  " for note in self.notes)])
 
@@ -99,8 +99,9 @@ class Table2:
         from rich.box import SIMPLE_HEAD
         from rich.table import Table
 
+        short = {TITLES["top1"]: "Top-1 (%)", TITLES["cross_entropy"]: "CE (nats)"}
         rows = [
-            (section.replace("Top-1 accuracy", "Top-1").replace("Cross-entropy", "CE").removesuffix(" ablated"),
+            (for_terminal(short.get(section, section).removesuffix(" ablated")),
              for_terminal(name), [text.replace(" ± ", "±") for text in texts])
             for section, name, texts in self.texts(lambda text: f"[bold]{text}[/bold]")
         ]  # fmt: skip
@@ -128,7 +129,7 @@ class Table2:
         """(section title where a section begins, row name, a text per group)."""
         texts, before = [], None
         for metric, fraction, name, entries in self.rows:
-            title = TITLES[metric] if fraction == 0 else f"{100 * fraction:g} % ablated"
+            title = TITLES.get(metric, metric) if fraction == 0 else f"{100 * fraction:g} % ablated"
             row = [entries[group].text(bold, plus_minus) if group in entries else "–" for group in self.groups]
             texts.append((title if (metric, fraction) != before else "", name, row))
             before = (metric, fraction)
@@ -149,7 +150,7 @@ def make_table2(results: Results, fractions: Sequence[float] = TABLE_FRACTIONS) 
     """
     summary = results.summary(fractions)
     rows: list[tuple[str, float, str, dict[str, Entry]]] = []
-    for metric in METRICS:
+    for metric in results.metrics:
         rows.append((metric, 0.0, "baseline", _baselines(summary, metric)))
         for fraction in sorted(set(summary["fraction"])):
             here = summary[summary["fraction"] == fraction]
@@ -185,7 +186,8 @@ def _baselines(summary: pd.DataFrame, metric: str) -> dict[str, Entry]:
 
 def _entry(row: Any, metric: str) -> Entry:
     ours, baseline = _shown(metric, row[metric]), _shown(metric, row[f"baseline_{metric}"])
-    printed = published(str(row["model"]), metric, str(row["method"]), float(row["fraction"]))
+    known = metric in METRICS  # the paper measured no others
+    printed = published(str(row["model"]), metric, str(row["method"]), float(row["fraction"])) if known else None
     return Entry(
         method=str(row["method"]),
         mean=ours,

@@ -260,3 +260,27 @@ def test_records_have_the_keys_that_cells_and_inputs_had_before():
         assert cell_record("g", "peak bins=64", seed=42, **further).key == key_of({**plain, **further})
     assert InputRecord("g", "tokens", 1, None, "", None, "d").key == key_of({"group": "g", "kind": "tokens", "seed": 1})
     assert CellRecord.from_dict(RECORD.to_dict()) == RECORD
+
+
+METRIC = {"values of kl": torch.tensor([3.0, 2.0]).double(), "weights of kl": torch.tensor([100.0, 100.0]).double()}
+
+
+def test_a_metric_that_is_possible_is_read(run):
+    _, read = read_forged(run, RECORD.to_dict(), SCORE | METRIC)
+    assert (read["kl"], read.metrics) == (5 / 200, ("top1", "cross_entropy", "kl"))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"values of kl": torch.tensor([math.nan, 2.0]).double()},
+        {"weights of kl": torch.tensor([-1.0, 2.0]).double()},
+        {"weights of kl": torch.zeros(2).double()},
+        {"weights of kl": torch.ones(3).double()},
+        {"values of kl": torch.tensor([3.0, 2.0])},
+        {"values of other": torch.tensor([3.0, 2.0]).double()},
+    ],
+)
+def test_a_metric_that_is_not_possible_is_refused(run, changes):
+    with pytest.raises(FileFormatError):
+        read_forged(run, RECORD.to_dict(), SCORE | METRIC | changes)
