@@ -116,6 +116,7 @@ def compare_centers(
         better: "higher" or "lower"; needed for a function that does not say (`al.metrics.Metric(function, better=…)`).
         progress: show a bar. After Ctrl-C, what every center was measured with is ranked.
 
+    >>> import torch
     >>> import ablation_lens as al
     >>> model = al.load_model("tiny-opt")
     >>> stats = al.collect(model, al.task_for(model).batches(split="collect", tokens=2000))
