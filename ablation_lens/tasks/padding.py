@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ablation_lens.errors import MismatchError
 from ablation_lens.hooked import tokenizer_of
+from ablation_lens.tasks.inputs import require_readable
 from ablation_lens.tasks.plans import Batch
 
 _WAY_OUT = "al.Batch.causal(tokens, valid) says which positions are real."
@@ -49,9 +50,20 @@ class Padding:
         return self.marked(item, further=1).from_start()
 
     def marked(self, item: Batch | Tensor, *, further: int = 0) -> Batch:
-        """A batch that says what is padding, which stays where it is."""
+        """A batch that says what is padding, which stays where it is, and that the model can read."""
         batch = item if isinstance(item, Batch) else self._plain(item)
-        return self._marked(batch, further) if not batch.valid_given and self._pads else batch
+        batch = self._marked(batch, further) if not batch.valid_given and self._pads else batch
+        if hasattr(self.model, "cfg"):
+            require_readable(self.model, batch.inputs, batch.valid, batch.labels, batch.scored)
+            batch = self._embeddable(batch)
+        return batch
+
+    def _embeddable(self, batch: Batch) -> Batch:
+        """Padding may be filled with what has no row in the embedding: -100, or a pad token that was added later."""
+        if batch.inputs.ndim != 2 or bool(batch.valid.all()):
+            return batch
+        outside = ~batch.valid & ((batch.inputs < 0) | (batch.inputs >= self.model.cfg.d_vocab))
+        return replace(batch, inputs=batch.inputs.masked_fill(outside, 0)) if bool(outside.any()) else batch
 
     def _plain(self, inputs: Tensor) -> Batch:
         if not isinstance(inputs, Tensor):

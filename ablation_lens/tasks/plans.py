@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ablation_lens.errors import MismatchError
 from ablation_lens.records import CorpusRecord
+from ablation_lens.tasks.inputs import ids_of, mask_of, one_or_more_rows, pixels_of, told
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,12 @@ class Batch:
     wrong: Int[Tensor, "batch answer"] | None = None
 
     def __post_init__(self) -> None:
+        given = {name: getattr(self, name) for name in ("inputs", "valid", "labels", "scored")}
+        other = [f"{name} as {told(value)}" for name, value in given.items() if not isinstance(value, Tensor)]
+        if other:
+            raise MismatchError(
+                f"a Batch is made of tensors, got {', '.join(other)}; Batch.causal(tokens) takes lists and arrays, too."
+            )
         batch = self.inputs.shape[0]
         shapes = {"valid": self.valid.shape[:1], "labels": self.labels.shape[:1], "scored": self.scored.shape[:1]}
         wrong = [name for name, shape in shapes.items() if tuple(shape) != (batch,)]
@@ -67,9 +74,12 @@ class Batch:
 
     @classmethod
     def causal(cls, tokens: Int[Tensor, "batch pos"], valid: Bool[Tensor, "batch pos"] | None = None) -> "Batch":
-        """A batch of your own tokens, every next token scored; `valid` marks what is not padding."""
+        """A batch of your own tokens, every next token scored; `valid` marks what is not padding.
+
+        Arrays and lists will do, too, and a single row; a mask may be of 0 and 1.
+        """
         given = valid is not None
-        valid = torch.ones_like(tokens, dtype=torch.bool) if valid is None else valid
+        tokens, valid = _rows(tokens, valid)
         labels = torch.zeros_like(tokens)
         scored = torch.zeros_like(valid)
         # Both ends of a step must be real, wherever the padding lies.
@@ -99,7 +109,7 @@ class Batch:
         ([[False, False, True], [False, True, False]], [[0, 0, 1], [0, 2, 0]], [[1, -1], [2, 3]])
         """
         given = valid is not None
-        valid = torch.ones_like(tokens, dtype=torch.bool) if valid is None else valid
+        tokens, valid = _rows(tokens, valid)
         right, not_right = _answers(answers, len(tokens)), None if wrong is None else _answers(wrong, len(tokens))
         plain = cls(
             tokens,
@@ -115,6 +125,7 @@ class Batch:
     @classmethod
     def images(cls, pixels: Float[Tensor, "batch channel height width"], positions: int) -> "Batch":
         """A batch of your own images, none of them scored; a model makes so many `positions` of each (`cfg.n_ctx`)."""
+        pixels = pixels_of(pixels, "pixels")
         rows = len(pixels)
         valid = torch.ones(rows, positions, dtype=torch.bool)
         return cls(pixels, valid, torch.zeros(rows, dtype=torch.int64), torch.zeros(rows, dtype=torch.bool))
@@ -216,6 +227,14 @@ def _answers(given: Any, rows: int) -> Int[Tensor, "batch answer"]:
     if len(listed) != rows or not all(listed):
         raise MismatchError(f"{rows} prompts need {rows} answers each of at least one token id, got {given!r:.100}.")
     return ids
+
+
+def _rows(tokens: Any, valid: Any) -> tuple[Int[Tensor, "batch pos"], Bool[Tensor, "batch pos"]]:
+    """Token ids and which of them are real, out of tensors, arrays or lists."""
+    tokens = one_or_more_rows(ids_of(tokens, "tokens"), "tokens")
+    if valid is None:
+        return tokens, torch.ones_like(tokens, dtype=torch.bool)
+    return tokens, mask_of(valid, tokens.shape, "valid").to(tokens.device)
 
 
 @dataclass(frozen=True)
