@@ -8,6 +8,7 @@ Nothing is copied, and nothing is downloaded that is not read.
 - `named`: corpora with a name, a function each; `embedded`: the texts of those that need no network; `hub`: data sets.
 - `local`: what a path is, and who reads it: `text_files`, `tables` (columns), `images`; `files`: finding and opening;
   `pipes`: what a shell hands over.
+- `own`: lists of texts and data sets that somebody holds.
 - `streams`: rows of a table that are read one after another, Parquet too; `labels`: names of classes to a model's ids.
 """
 
@@ -32,6 +33,7 @@ from ablation_lens.corpora.labels import LabelMap
 from ablation_lens.corpora.local import is_there, missing_path, open_local
 from ablation_lens.corpora.named import NAMED
 from ablation_lens.corpora.options import Block, Errors, Options
+from ablation_lens.corpora.own import is_dataset, own_corpus
 
 __all__ = [
     "Corpus",
@@ -44,8 +46,10 @@ __all__ = [
     "Reading",
     "TextDocument",
     "describe",
+    "is_dataset",
     "names",
     "open_corpus",
+    "own_corpus",
     "warn_when_short",
 ]
 

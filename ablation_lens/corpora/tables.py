@@ -46,7 +46,7 @@ def table_source(table: Table, options: Options) -> Source:
         # One column: Parquet then reads nothing of the others. JSON rows may lack it, and count as empty.
         for identity, row in table.rows([column]):
             yield text_entry(
-                _sound_text(row.get(column), options.errors, f"{column!r} of row {identity}", table.location), identity
+                sound_text(row.get(column), options.errors, f"{column!r} of row {identity}", table.location), identity
             )
 
     settings = (("column", column), *options.settings("errors"))
@@ -77,7 +77,7 @@ def _listed(columns: Mapping[str, ColumnKind]) -> str:
     return ", ".join(shown) + (", …" if len(columns) > _MOST_SHOWN else "")
 
 
-def _sound_text(value: object, errors: Errors, cell: str, location: str) -> str:
+def sound_text(value: object, errors: Errors, cell: str, location: str) -> str:
     """A cell as text that has UTF-8 bytes; a missing one is empty."""
     if value is None:
         return ""

@@ -14,9 +14,10 @@ from typing import Any, ClassVar
 
 import torch
 
-from ablation_lens.corpora import Corpus, ImageDocument, TextDocument, open_corpus, warn_when_short
+from ablation_lens.corpora import Corpus, ImageDocument, TextDocument, open_corpus, own_corpus, warn_when_short
 from ablation_lens.errors import CorpusError, ModelError
 from ablation_lens.hooked import task_of, tokenizer_of
+from ablation_lens.tasks.inputs import told
 from ablation_lens.tasks.plans import Batch, BatchPlan, ImageItem, Item, TextItem, cut_batches
 
 __all__ = ["Batch", "BatchPlan", "CausalLM", "ImageClassification", "MaskedLM", "Task", "task_for"]
@@ -85,6 +86,11 @@ class Task(ABC):
         if batch_size is not None and batch_size < 1:
             raise CorpusError(f"batch_size={batch_size} is not possible; use 1 or more.")
         items, reading = self._items(self.corpus.restricted_to(split), size, seed, count)
+        return self._batched(items, reading, size, batch_size, count=count, seed=seed)
+
+    def _batched(
+        self, items: list[Item], reading: Any, size: int | None, batch_size: int | None, *, count: str, seed: int
+    ) -> BatchPlan:
         obtained = len(items) if self.unit == "images" else sum(item.length for item in items)
         record = reading.record(size_requested=size, size_obtained=obtained, unit=self.unit)
         if not items:
@@ -113,7 +119,9 @@ class Task(ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
-class _TextTask(Task):
+class TextTask(Task):
+    """A task of a model that reads text."""
+
     unit: ClassVar[str] = "tokens"
     tokenizer: Any
     max_context: int
@@ -145,6 +153,25 @@ class _TextTask(Task):
                 if left < 2:
                     break
         return items, reading
+
+    def every_text(self, *, seed: int = 42) -> BatchPlan:
+        """All texts of the corpus that are not blank, also those in which there is nothing to score.
+
+        >>> from ablation_lens import load_model
+        >>> task = task_for(load_model("tiny-opt"), ["One text.", "", "Another."])
+        >>> [item.id for item in task.every_text().items]
+        ['text 0', 'text 2']
+        """
+        reading = iter(self.corpus.restricted_to("all"))
+        items: list[Item] = []
+        for text_id, tokens, special in self._tokenized(reading):
+            if not tokens:
+                raise CorpusError(
+                    f"{text_id} has no tokens for this model's tokenizer; leave it out, or give it a word."
+                )
+            item = self._plan(text_id, tokens, special, seed, frozenset())
+            items.append(item or TextItem(text_id, tokens, tokens, (), _places(special)))
+        return self._batched(items, reading, None, None, count="all", seed=seed)
 
     def _tokenized(self, reading: Any) -> Iterator[tuple[str, tuple[int, ...], tuple[int, ...]]]:
         for document in reading:
@@ -182,7 +209,7 @@ class _TextTask(Task):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CausalLM(_TextTask):
+class CausalLM(TextTask):
     """Predict every next token."""
 
     name: ClassVar[str] = "causal-lm"
@@ -197,7 +224,7 @@ class CausalLM(_TextTask):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MaskedLM(_TextTask):
+class MaskedLM(TextTask):
     """Restore masked tokens: 15 % of the ordinary positions, of which 80 % masked, 10 % random, 10 % left alone."""
 
     name: ClassVar[str] = "masked-lm"
@@ -281,25 +308,32 @@ CONTEXTS = {"causal-lm": 1000, "masked-lm": 512}
 """Positions a document is truncated to, by task; the paper's, as are the other defaults here."""
 
 
-def task_for(
-    model: Any, corpus: "str | Path | Corpus | None" = None, *, context: int | None = None, **options: Any
-) -> Task:
-    """The task a model is scored on, reading `corpus` (a name, path, hub id, or an opened corpus).
+def task_for(model: Any, corpus: Any = None, *, context: int | None = None, **options: Any) -> Task:
+    """The task a model is scored on, reading `corpus`.
 
     Args:
         model: from `load_model`, or any hooked model with a tokenizer.
-        corpus: None takes the embedded `stdlib` for text, and `digits` for a model of ten digits.
+        corpus: a name, a path, a hub data set, an opened corpus; or a list of texts, or a `Dataset` of the `datasets`
+            package, whose splits are then disjoint by content, too. None takes the embedded `stdlib` for text, and
+            `digits` for a model of ten digits.
         context: positions a document is truncated to; None takes the paper's (causal 1000, masked 512)
             or the model's own limit where that is less.
         options: for `open_corpus`: `labels`, `column`, `block`, `errors`.
+
+    >>> from ablation_lens import load_model
+    >>> texts = [f"Text number {number} is about the number {number}." for number in range(20)]
+    >>> task_for(load_model("tiny-opt"), texts).batches(split="evaluate").corpus.name
+    'own texts'
     """
+    require_model(model)
     kind = task_of(model)
     if kind == "image-classification":
         return _image_task(model, corpus, options)
     tokenizer = tokenizer_of(model)
     if tokenizer is None:
         raise ModelError(
-            "this model has no tokenizer, so it cannot read a corpus; feed it your own Batch.causal(tokens)."
+            "this model has no tokenizer, so it cannot read texts; feed it your own token ids, "
+            "Batch.causal(tokens), or set model.tokenizer."
         )
     if kind == "masked-lm" and tokenizer.mask_token_id is None:
         raise ModelError("this model's tokenizer has no mask token, which masked-language scoring needs.")
@@ -314,7 +348,14 @@ def task_for(
     return MaskedLM(corpus=opened, tokenizer=tokenizer, max_context=limit, ordinary_ids=ordinary)
 
 
-def _image_task(model: Any, corpus: "str | Path | Corpus | None", options: dict[str, Any]) -> ImageClassification:
+def require_model(model: Any) -> None:
+    if not hasattr(model, "cfg"):
+        raise ModelError(
+            f"{told(model)} is not a model with TransformerLens hooks; give al.load_model(name) or a HookedTransformer."
+        )
+
+
+def _image_task(model: Any, corpus: Any, options: dict[str, Any]) -> ImageClassification:
     # Hooked by somebody else, a model need not have either.
     processor, id2label = getattr(model, "image_processor", None), getattr(model, "id2label", None)
     if processor is None:
@@ -332,8 +373,10 @@ def _image_task(model: Any, corpus: "str | Path | Corpus | None", options: dict[
     )
 
 
-def _opened(corpus: "str | Path | Corpus", kind: Any, options: dict[str, Any]) -> Corpus:
-    return corpus if isinstance(corpus, Corpus) else open_corpus(corpus, kind=kind, **options)
+def _opened(corpus: Any, kind: Any, options: dict[str, Any]) -> Corpus:
+    if isinstance(corpus, Corpus):
+        return corpus
+    return (open_corpus if isinstance(corpus, str | Path) else own_corpus)(corpus, kind=kind, **options)
 
 
 def _places(flags: tuple[int, ...]) -> tuple[int, ...]:

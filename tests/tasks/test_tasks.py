@@ -268,12 +268,12 @@ def test_models_that_cannot_read_a_corpus_say_so():
     with pytest.raises(ModelError, match=r"Batch\.causal"):
         task_for(SimpleNamespace(tokenizer=None, cfg=SimpleNamespace(n_ctx=8)))
     # The second is somebody's own, hooked without us.
-    for model in (SimpleNamespace(image_processor=None), SimpleNamespace()):
+    for model in (SimpleNamespace(cfg=None, image_processor=None), SimpleNamespace(cfg=None)):
         model.task = "image-classification"
         with pytest.raises(ModelError, match=r"preprocessor_config\.json"):
             task_for(model)
     with pytest.raises(ModelError, match="no id2label"):
-        task_for(SimpleNamespace(task="image-classification", image_processor=object()))
+        task_for(SimpleNamespace(cfg=None, task="image-classification", image_processor=object()))
 
 
 def test_ones_own_batches_work_without_a_tokenizer():
