@@ -16,6 +16,7 @@ from ablation_lens.neurons import centers
 from ablation_lens.neurons.statistics import ActivationStatistics
 from ablation_lens.palette import color_of
 from ablation_lens.study.results import Results
+from ablation_lens.tasks.given import batches_of
 
 if TYPE_CHECKING:
     import pandas
@@ -58,8 +59,8 @@ def explore(
 
     Args:
         subject: statistics, or a model, which is then collected first.
-        batches: what a model is collected over. With statistics: the plan the examples are from, whose images are
-            shown.
+        batches: what a model is collected over, as `collect` takes it. With statistics: the plan the examples are
+            from, whose images are shown.
         html: the file to write.
         compare: a second collection over the same neurons, drawn over the first.
         results: what a study gave, or a frame of its ablated cells; what each method costs this model is shown.
@@ -76,6 +77,8 @@ def explore(
     >>> explore(statistics, progress=False)
     Explorer(neurons=512, height=860)
     """
+    if batches is not None and hasattr(subject, "cfg"):
+        batches = batches_of(subject, batches, keep=isinstance(examples, int))  # examples are found by reading again
     statistics, found, tokenizer = _measured(subject, batches, examples, tokenizer, progress)
     if compare is not None and compare.shape != statistics.shape:
         raise MismatchError(
@@ -128,9 +131,7 @@ def _measured(
     if not hasattr(subject, "cfg"):
         raise MismatchError(f"{type(subject).__name__} cannot be explored; expected statistics or a hooked model.")
     if batches is None:
-        raise MismatchError("a model is explored over batches; give al.task_for(model).batches(...), or tensors.")
-    if isinstance(examples, int) and iter(batches) is batches:
-        batches = list(batches)  # read twice
+        raise MismatchError("a model is explored over batches; give al.task_for(model).batches(...), or texts.")
     statistics = collect(subject, batches, progress=progress)
     found = gather_striking(subject, batches, statistics, examples) if isinstance(examples, int) else examples
     return statistics, found, tokenizer or tokenizer_of(subject)

@@ -1,7 +1,7 @@
 """One pass of a model over batches → `ActivationStatistics`, by hooks, in bounded memory."""
 
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,8 +21,9 @@ from ablation_lens.neurons.trimmed import TrimmedHistogram
 from ablation_lens.progress import progress_over
 from ablation_lens.records import Versions, record_of
 from ablation_lens.sites import Site
+from ablation_lens.tasks.given import batches_of
 from ablation_lens.tasks.padding import Padding
-from ablation_lens.tasks.plans import Batch, BatchPlan, PlanPart, plan_of
+from ablation_lens.tasks.plans import Batch, PlanPart, plan_of
 
 
 class CollectionInterrupted(KeyboardInterrupt):
@@ -35,7 +36,7 @@ class CollectionInterrupted(KeyboardInterrupt):
 
 def collect(
     model: Any,
-    batches: "BatchPlan | PlanPart | Iterable[Batch | Tensor]",
+    batches: Any,
     *,
     site: Site | str = Site.Z,
     bins: int = 256,
@@ -52,9 +53,10 @@ def collect(
 
     Args:
         model: any model with TransformerLens hooks.
-        batches: a `BatchPlan` or a part of one, your own `Batch`es, or plain tensors of inputs. What is padding in
-            plain tensors is told by the pad token of the model's tokenizer (with a `PaddingWarning`); without a
-            tokenizer, everything counts.
+        batches: a `BatchPlan` or a part of one; texts; token ids or pixels; dicts of `input_ids`, `attention_mask` and
+            `labels`; `Batch`es; a list, `Dataset`, `DataLoader` or iterator of these (docs/INPUTS.md). What is padding
+            in token ids without a mask is told by the pad token of the model's tokenizer (with a `PaddingWarning`);
+            without a tokenizer, everything counts.
         site: which neurons; "z", "mlp", ...
         bins: most bins per neuron; between half of them and all are used.
         passes: 2 adds a histogram trimmed to the 0.1–99.9 % range, which resolves neurons with outliers.
@@ -71,12 +73,7 @@ def collect(
     """
     if passes not in (1, 2):
         raise MismatchError(f"passes={passes} is not possible; use 1, or 2 for the trimmed histogram.")
-    if isinstance(batches, Batch | Tensor):
-        raise MismatchError("batches is a single batch; give a list of batches, or a plan.")
-    if passes == 2 and iter(batches) is batches:
-        raise MismatchError(
-            "passes=2 reads the batches twice, and an iterator is used up after one; give a list or a plan."
-        )
+    batches = batches_of(model, batches, passes=passes)
     where = Site.of(site)
     # Around all of it: between the passes and after them there is most to lose.
     with put_off(2) as interrupted:
@@ -130,7 +127,7 @@ class _Pass:
     scratch: Scratch = field(default_factory=Scratch)
     between_layers: Callable[[], None] = lambda: None
 
-    def take(self, item: Batch | Tensor) -> int:
+    def take(self, item: Batch) -> int:
         """Run the model on one batch; returns how many positions counted."""
         batch = self.padding.mark(item).to(self.model.cfg.device)
         counted = batch.valid if self.include_bos or batch.special is None else batch.valid & ~batch.special

@@ -1,7 +1,7 @@
 """Which documents a neuron's peak and tails are made of: a second pass that gathers examples, each in its context."""
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -18,6 +18,7 @@ from ablation_lens.measure.forward import capture
 from ablation_lens.neurons.statistics import ActivationStatistics
 from ablation_lens.records import CorpusRecord, record_of
 from ablation_lens.sites import neuron_name, parse_neuron
+from ablation_lens.tasks.given import batches_of
 from ablation_lens.tasks.padding import Padding
 from ablation_lens.tasks.plans import Batch, BatchPlan, PlanPart, plan_of
 from ablation_lens.tasks.tasks import task_for
@@ -61,7 +62,7 @@ class Example:
 
 def gather_contexts(
     model: Any,
-    batches: "BatchPlan | PlanPart | Iterable[Batch | Tensor]",
+    batches: Any,
     statistics: ActivationStatistics,
     neurons: Sequence[str | tuple[int, int, int]],
     k: int = 5,
@@ -89,6 +90,7 @@ def gather_contexts(
     site = statistics.site
     chosen = [parse_neuron(n if isinstance(n, str) else neuron_name(*n, site), statistics.shape, site) for n in neurons]
     peaks = statistics.center("peak")
+    batches = batches_of(model, batches)
     plan = plan_of(batches)
     best: dict[tuple[tuple[int, int, int], Where], list[tuple[float, Example]]] = {}
     rows_before, padding = 0, Padding(model, stacklevel=3)
@@ -182,13 +184,13 @@ def striking_neurons(statistics: ActivationStatistics, number: int) -> list[str]
 
 def gather_striking(
     model: Any,
-    batches: "BatchPlan | PlanPart | Iterable[Batch | Tensor]",
+    batches: Any,
     statistics: ActivationStatistics,
     number: int,
     k: int = 5,
 ) -> dict[str, list[Example]]:
     """Examples of the most striking neurons; one more pass over the batches."""
-    if iter(batches) is batches:
+    if isinstance(batches, Iterator):
         raise MismatchError(
             "examples are gathered by reading the batches again; give a list or a plan, not an iterator."
         )

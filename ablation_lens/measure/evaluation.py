@@ -1,6 +1,6 @@
 """How well a model predicts: top-1, cross-entropy and other metrics over a batch plan, with or without an ablation."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -13,6 +13,7 @@ from ablation_lens.measure.forward import ends_plainly, final_residual, logits_e
 from ablation_lens.measure.metrics import BUILT_IN, Asked, Given, Metric, metrics_of, rows_of
 from ablation_lens.measure.score import Score, Sums
 from ablation_lens.sites import Hook
+from ablation_lens.tasks.given import batches_of
 from ablation_lens.tasks.padding import Padding
 from ablation_lens.tasks.plans import Batch
 
@@ -33,7 +34,7 @@ _ALWAYS = {name: BUILT_IN[name] for name in ("top1", "cross_entropy")}
 
 def evaluate(
     model: Any,
-    batches: Iterable[Batch],
+    batches: Any,
     ablation: Hooks | None = None,
     *,
     metrics: Given = None,
@@ -43,7 +44,8 @@ def evaluate(
 
     Args:
         model: any model with TransformerLens hooks.
-        batches: a `BatchPlan`, or your own `Batch`es; padding that they do not mark is found as by `collect`.
+        batches: a `BatchPlan`, or what else `collect` takes (docs/INPUTS.md); padding that is not marked is found as
+            there.
         ablation: an `Ablation`, or anything with a `hooks()` method; None evaluates the model as it is.
         metrics: what to measure besides top-1 and cross-entropy: names out of `al.metrics`, functions
             `(logits, batch) -> [row]`, or a dict of either. `score["kl"]` is then the average.
@@ -61,12 +63,7 @@ def evaluate(
     totals = _Totals()
     splits, padding = 0, Padding(model, stacklevel=3)
     with torch.inference_mode():
-        for item in batches:
-            if not isinstance(item, Batch):
-                raise MismatchError(
-                    f"{type(item).__name__} does not say what is to be predicted; give batches such as "
-                    "al.Batch.causal(tokens)."
-                )
+        for item in batches_of(model, batches, scored=True):
             batch = padding.marked(item)
             rows, splits_here = _score_within_memory(model, batch.to(model.cfg.device), hooks_on, measured)
             splits += splits_here

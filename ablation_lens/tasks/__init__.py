@@ -2,5 +2,6 @@
 
 - `tasks`: `task_for`; causal and masked language modelling, image classification.
 - `plans`: `Batch` and `BatchPlan`, documents and batches fixed before anything runs.
+- `given`: `batches_of`, what people hold in their hands as batches; `inputs`: ids, masks and pixels out of it.
 - `padding`: what is padding in batches of your own.
 """
