@@ -21,6 +21,7 @@ from ablation_lens.neurons import centers as known_centers
 from ablation_lens.neurons.statistics import ActivationStatistics
 from ablation_lens.progress import progress_over
 from ablation_lens.sites import Site
+from ablation_lens.tasks.given import batches_of
 from ablation_lens.tasks.padding import Padding
 from ablation_lens.tasks.plans import Batch, plan_of
 from ablation_lens.tasks.tasks import task_for
@@ -89,7 +90,7 @@ class Ranking:
 
 def compare_centers(
     model: Any,
-    batches: Iterable[Batch],
+    batches: Any,
     metric: Given = "cross_entropy",
     *,
     statistics: ActivationStatistics | None = None,
@@ -105,7 +106,7 @@ def compare_centers(
 
     Args:
         model: any hooked model.
-        batches: what it is judged on; not what the statistics are from.
+        batches: what it is judged on, as `evaluate` takes it; not what the statistics are from.
         metric: a name out of `al.metrics`, or a function `(logits, batch) -> [row]`.
         statistics: what the centers are computed from; None collects from the model's default corpus.
         centers: names, or values of your own by name; None takes every center there is.
@@ -129,10 +130,10 @@ def compare_centers(
     direction = better or measured.better
     if direction not in ("higher", "lower"):
         raise MismatchError(f"whether more of {name} is better cannot be told; give better='higher' or better='lower'.")
-    listed: Iterable[Batch] = batches
-    if plan_of(batches) is None:
+    listed: Iterable[Batch] = batches_of(model, batches, scored=True)
+    if plan_of(listed) is None:
         padding = Padding(model, stacklevel=3)
-        listed = [padding.marked(batch) for batch in batches]  # kept, as they are read for every center
+        listed = [padding.marked(batch) for batch in listed]  # kept, as they are read for every center
     statistics = _collected(model, Site.of(site), progress) if statistics is None else statistics
     _require_other_documents(statistics, listed)
     values, left_out = _values(statistics, centers)
