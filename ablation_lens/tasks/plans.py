@@ -349,8 +349,11 @@ class BatchPlan:
         return len(self.batches)
 
     def __iter__(self) -> Iterator[Batch]:
-        for numbers in self.batches:
-            yield self.batch(numbers)
+        return map(self.nth, range(len(self)))
+
+    def nth(self, place: int) -> Batch:
+        """The batch at a place, counted from 0."""
+        return self.batch(self.batches[place])
 
     def batch(self, numbers: tuple[int, ...]) -> Batch:
         """The documents of these numbers, padded to the longest of them."""
@@ -362,7 +365,7 @@ class BatchPlan:
     def __repr__(self) -> str:
         unit = "images" if self.task == "image-classification" else "tokens"
         return (
-            f"BatchPlan({self.task} on {self.corpus.name}/{self.corpus.split}: {self.size:,} {unit} in "
+            f"{type(self).__name__}({self.task} on {self.corpus.name}/{self.corpus.split}: {self.size:,} {unit} in "
             f"{len(self.items)} documents, {len(self.batches)} batches, {self.predictions:,} predictions)"
         )
 
@@ -391,8 +394,7 @@ class PlanPart:
         return self.stop - self.start
 
     def __iter__(self) -> Iterator[Batch]:
-        for numbers in self.plan.batches[self.start : self.stop]:
-            yield self.plan.batch(numbers)
+        return map(self.plan.nth, range(self.start, self.stop))
 
 
 def plan_of(batches: Any) -> BatchPlan | None:
