@@ -21,9 +21,10 @@ from ablation_lens.neurons import centers as known_centers
 from ablation_lens.neurons.statistics import ActivationStatistics
 from ablation_lens.progress import progress_over
 from ablation_lens.sites import Site
+from ablation_lens.tasks.freezing import freeze, require_disjoint
 from ablation_lens.tasks.given import batches_of
 from ablation_lens.tasks.padding import Padding
-from ablation_lens.tasks.plans import Batch, plan_of
+from ablation_lens.tasks.plans import Batch, BatchPlan, plan_of
 from ablation_lens.tasks.tasks import task_for
 
 if TYPE_CHECKING:
@@ -134,7 +135,10 @@ def compare_centers(
     if plan_of(listed) is None:
         padding = Padding(model, stacklevel=3)
         listed = [padding.marked(batch) for batch in listed]  # kept, as they are read for every center
-    statistics = _collected(model, Site.of(site), progress) if statistics is None else statistics
+    if statistics is None:
+        collected = _default_plan(model)
+        require_disjoint(collected, plan_of(listed) or freeze(model, listed))
+        statistics = collect(model, collected, site=site, progress=progress)
     _require_other_documents(statistics, listed)
     values, left_out = _values(statistics, centers)
     masks, what = _masks(statistics, mask, fraction, seeds)
@@ -167,13 +171,12 @@ def _one_metric(metric: Given) -> tuple[str, Any]:
     return next(iter(found.items()))
 
 
-def _collected(model: Any, site: Site, progress: bool) -> ActivationStatistics:
+def _default_plan(model: Any) -> BatchPlan:
     task = task_for(model)
     size: dict[str, Any] = {task.unit: SAMPLE[task.unit]}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a corpus that is smaller will do
-        plan = task.batches(split="collect", **size)
-    return collect(model, plan, site=site, progress=progress)
+        return task.batches(split="collect", **size)
 
 
 def _require_other_documents(statistics: ActivationStatistics, batches: Any) -> None:

@@ -71,6 +71,11 @@ def test_centers_are_not_judged_on_their_own_documents(model, task, statistics):
         al.compare_centers(model, task.batches(split="collect", tokens=3000), statistics=statistics)
 
 
+def test_nor_on_documents_that_it_would_collect_from_by_itself(model, task):
+    with pytest.raises(MismatchError, match="are among those that are collected"):
+        al.compare_centers(model, task.batches(split="collect", tokens=300), progress=False)
+
+
 def test_prompts_and_values_of_one_s_own(model, statistics):
     prompts = Batch.prompts(torch.tensor([[2, 7, 9], [2, 8, 4]]), answers=[5, 6], wrong=[7, 8])
     ranking = al.compare_centers(
