@@ -4,16 +4,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from ablation_lens.errors import MismatchError, ModelError
+from ablation_lens.errors import MismatchError
 from ablation_lens.escaping import for_html, on_one_line, shorten
 from ablation_lens.hooked import task_of, tokenizer_of
 from ablation_lens.measure.evaluation import Hooks, hooks_for
 from ablation_lens.measure.forward import logits_everywhere
 from ablation_lens.names import require_known
 from ablation_lens.tasks.plans import Batch
+from ablation_lens.tasks.prompts import id_of_answer, ids_of_text
 
 if TYPE_CHECKING:
     import pandas
@@ -152,34 +153,13 @@ def _probabilities(model: Any, batch: Batch, ablation: Hooks | None) -> Float[Te
 
 def _text(model: Any, text: Any) -> tuple[Batch, str]:
     tokenizer = tokenizer_of(model)
-    if isinstance(text, str):
-        if tokenizer is None:
-            raise ModelError("this model has no tokenizer, so it cannot read a text; give token ids.")
-        encoded = tokenizer(text, return_special_tokens_mask=True)
-        ids, special = encoded["input_ids"], encoded["special_tokens_mask"]
-        # What a tokenizer puts after a text would be asked what comes next.
-        while task_of(model) == "causal-lm" and len(ids) > 1 and special[-1]:
-            ids, special = ids[:-1], special[:-1]
-        shown = text
-    else:
-        ids = _ids(text)
-        shown = str(ids) if tokenizer is None else str(tokenizer.decode(ids))
+    ids = ids_of_text(model, text) if isinstance(text, str) else _ids(text)
     if not ids:
         raise MismatchError("the text is empty; give at least one token.")
-    limit = int(getattr(model.cfg, "n_ctx", 0) or 0)
-    if limit and len(ids) > limit:
-        raise MismatchError(f"the text is {len(ids):,} tokens long, and the model reads {limit:,}; shorten it.")
+    shown = text if isinstance(text, str) else str(ids) if tokenizer is None else str(tokenizer.decode(ids))
     tokens = torch.tensor([ids])
-    if task_of(model) != "masked-lm":
-        return Batch.prompts(tokens, [0], valid=torch.ones_like(tokens, dtype=torch.bool)), shown
-    mask = getattr(tokenizer, "mask_token_id", None)
-    if ids.count(mask) != 1:
-        raise MismatchError(
-            f"a masked model says what is at its mask token, and the text has {ids.count(mask)} of them; write one "
-            f"{getattr(tokenizer, 'mask_token', None) or '<mask>'} into it."
-        )
-    scored = tokens == torch.tensor(mask)
-    return Batch(tokens, torch.ones_like(scored), torch.zeros_like(tokens), scored), shown
+    # The answer does not matter here: probabilities of all are shown.
+    return Batch.prompts(tokens, [0], valid=torch.ones_like(tokens, dtype=torch.bool), model=model), shown
 
 
 def _ids(given: Any) -> list[int]:
@@ -212,7 +192,7 @@ class _Names:
 
     def __init__(self, model: Any) -> None:
         self._labels = getattr(model, "id2label", None) if task_of(model) == "image-classification" else None
-        self._tokenizer = tokenizer_of(model)
+        self._model, self._tokenizer = model, tokenizer_of(model)
 
     def __call__(self, place: int) -> str:
         if self._labels is not None:
@@ -220,24 +200,11 @@ class _Names:
         return str(place) if self._tokenizer is None else str(self._tokenizer.decode([place]))
 
     def id_of(self, answer: str | int) -> int:
-        if isinstance(answer, int) and not isinstance(answer, bool):
-            return answer
-        if not isinstance(answer, str):
-            raise MismatchError(f"an answer is a text of one token or its id, got {answer!r:.60}.")
-        if self._labels is not None:
+        if self._labels is not None and isinstance(answer, str):
             by_name = {str(label): int(place) for place, label in self._labels.items()}
             require_known(answer, list(by_name), "class")
             return by_name[answer]
-        if self._tokenizer is None:
-            raise ModelError("this model has no tokenizer, so an answer must be a token id.")
-        ids: Int[Tensor, " token"] | list[int] = self._tokenizer(answer, add_special_tokens=False)["input_ids"]
-        if len(ids) != 1:
-            parts = ", ".join(repr(self(int(each))) for each in ids[:8])
-            raise MismatchError(
-                f"the answer {answer!r:.60} is {len(ids)} tokens for this model ({parts}); give one of a single token, "
-                "often with a space before it."
-            )
-        return int(ids[0])
+        return id_of_answer(self._model, answer)
 
 
 def _shown(text: str, length: int = 30) -> str:

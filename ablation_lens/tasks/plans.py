@@ -6,7 +6,6 @@ strings, equal on every run and machine, with a digest that says so.
 
 import hashlib
 import json
-import operator
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -16,8 +15,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ablation_lens.errors import MismatchError
+from ablation_lens.hooked import task_of
 from ablation_lens.records import CorpusRecord
 from ablation_lens.tasks.inputs import ids_of, mask_of, one_or_more_rows, pixels_of, told
+from ablation_lens.tasks.prompts import id_of_answer, mask_places, tokens_of_texts
 
 
 @dataclass(frozen=True)
@@ -90,37 +91,52 @@ class Batch:
     @classmethod
     def prompts(
         cls,
-        tokens: Int[Tensor, "batch pos"],
-        answers: Sequence[int | Sequence[int]] | Int[Tensor, "batch *answer"],
-        wrong: Sequence[int | Sequence[int]] | Int[Tensor, "batch *answer"] | None = None,
+        prompts: Int[Tensor, "batch pos"] | Sequence[str],
+        answers: Sequence[Any] | Int[Tensor, "batch *answer"],
+        wrong: Sequence[Any] | Int[Tensor, "batch *answer"] | None = None,
         valid: Bool[Tensor, "batch pos"] | None = None,
+        *,
+        model: Any = None,
     ) -> "Batch":
         """A batch of prompts, of each of which the token after the last one counts.
 
         Args:
-            tokens: the prompts; padding may lie on either side, where `valid` says so.
-            answers: a token id per prompt, or several; the first is the label of top-1 and cross-entropy.
+            prompts: token ids, with padding on either side where `valid` says so; or texts, with `model=`.
+            answers: one per prompt, or several: token ids, or texts of one token, with `model=`. The first is the label
+                of top-1 and cross-entropy.
             wrong: what `logit_difference` and `probability_difference` compare the answers with.
             valid: what is not padding.
+            model: who reads texts; a masked model is asked about its mask token, not about what comes next.
 
         >>> tokens = torch.tensor([[5, 6, 7], [8, 9, 0]])
         >>> batch = Batch.prompts(tokens, answers=[1, [2, 3]], valid=tokens > 0)
         >>> batch.scored.tolist(), batch.labels.tolist(), batch.answers.tolist()
         ([[False, False, True], [False, True, False]], [[0, 0, 1], [0, 2, 0]], [[1, -1], [2, 3]])
         """
-        given = valid is not None
-        tokens, valid = _rows(tokens, valid)
-        right, not_right = _answers(answers, len(tokens)), None if wrong is None else _answers(wrong, len(tokens))
+        if isinstance(prompts, str) or (_is_list(prompts) and any(isinstance(each, str) for each in prompts)):
+            if model is None:
+                raise MismatchError(
+                    "prompts that are texts need the model that reads them: Batch.prompts(…, model=model)."
+                )
+            prompts, valid = tokens_of_texts(model, [prompts] if isinstance(prompts, str) else list(prompts))
+        tokens, real = _rows(prompts, valid)
+        right, not_right = (
+            None if given is None else _answers(given, len(tokens), model) for given in (answers, wrong)
+        )
         plain = cls(
             tokens,
-            valid,
+            real,
             torch.zeros_like(tokens),
-            torch.zeros_like(valid),
-            valid_given=given,
+            torch.zeros_like(real),
+            valid_given=valid is not None,
             answers=right,
             wrong=not_right,
         )
-        return plain.asked_at_the_end()
+        if task_of(model) != "masked-lm":
+            return plain.asked_at_the_end()
+        scored = mask_places(model, tokens)
+        assert right is not None
+        return replace(plain, scored=scored, labels=torch.where(scored, right[:, :1].to(tokens), 0))
 
     @classmethod
     def images(cls, pixels: Float[Tensor, "batch channel height width"], positions: int) -> "Batch":
@@ -213,20 +229,27 @@ class Batch:
         )
 
 
-def _answers(given: Any, rows: int) -> Int[Tensor, "batch answer"]:
-    """Token ids per row as a tensor, filled with -1."""
-    try:
-        plain = given.tolist() if hasattr(given, "tolist") else list(given)
-        listed = [list(each) if isinstance(each, list | tuple) else [each] for each in plain]
-        widest = max(map(len, listed), default=0)
-        ids = torch.tensor([[*map(operator.index, row), *[-1] * (widest - len(row))] for row in listed])
-    except (TypeError, ValueError) as error:
-        raise MismatchError(
-            f"answers are token ids, one or several per prompt, such as [5, 7] or [[5, 6], [7, 8]]; got {given!r:.100}."
-        ) from error
+def _answers(given: Any, rows: int, model: Any) -> Int[Tensor, "batch answer"]:
+    """Answers per row as token ids, filled with -1."""
+    plain = given.tolist() if hasattr(given, "tolist") else given
+    listed = [list(each) if isinstance(each, list | tuple) else [each] for each in plain] if _is_list(plain) else []
     if len(listed) != rows or not all(listed):
-        raise MismatchError(f"{rows} prompts need {rows} answers each of at least one token id, got {given!r:.100}.")
-    return ids
+        raise MismatchError(
+            f"{rows} prompts need answers for each, one or several, such as [5, 7] or [[5, 6], [7, 8]]; got "
+            f"{given!r:.100}."
+        )
+    if model is None and any(not isinstance(each, int) or isinstance(each, bool) for row in listed for each in row):
+        raise MismatchError(
+            "answers are token ids; texts need the model that reads them: Batch.prompts(…, model=model). Got "
+            f"{given!r:.100}."
+        )
+    ids = [[id_of_answer(model, each) for each in row] for row in listed]
+    widest = max(map(len, ids))
+    return torch.tensor([[*row, *[-1] * (widest - len(row))] for row in ids])
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list | tuple)
 
 
 def _rows(tokens: Any, valid: Any) -> tuple[Int[Tensor, "batch pos"], Bool[Tensor, "batch pos"]]:

@@ -60,7 +60,7 @@ def test_an_image_model_answers_with_a_label():
     [
         ("return", {"answer": "a word of many tokens"}, "single token"),
         ("return", {"answer": 10**6}, "no class"),
-        ("return", {"answer": 1.5}, "its id"),
+        ("return", {"answer": 1.5}, "or ids"),
         ("return", {"top": 0}, "top=0"),
         (7, {}, "token ids"),
         ([], {}, "empty"),

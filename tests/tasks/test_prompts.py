@@ -3,11 +3,13 @@
 import pytest
 import torch
 
+import ablation_lens as al
 from ablation_lens.errors import MismatchError
 from ablation_lens.tasks.padding import Padding, PaddingWarning
 from ablation_lens.tasks.plans import Batch
 from tests.tiny_tokenizers import word_tokenizer
 
+VALID = torch.ones(2, 3, dtype=torch.bool)
 TOKENS = torch.tensor([[5, 6, 7], [0, 8, 9]])
 
 
@@ -41,6 +43,25 @@ def test_rows_and_devices_keep_answers() -> None:
 def test_answers_that_are_not_one_or_more_ids_per_prompt(answers: object) -> None:
     with pytest.raises(MismatchError, match="answers"):
         Batch.prompts(TOKENS, answers)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["tiny-opt", "tiny-roberta"])
+def test_texts_are_read_by_the_model_and_asked_where_it_answers(name: str) -> None:
+    model = al.load_model(name)
+    texts = ["def f(self, x)", "self"] if name == "tiny-opt" else ["def f(<mask>, x)", "<mask>."]
+    batch = Batch.prompts(texts, [" self", [5, 6]], model=model)
+    asked = batch.inputs[batch.scored].tolist()
+    last = [model.tokenizer(text)["input_ids"][-1] for text in texts]
+    assert asked == (last if name == "tiny-opt" else [model.tokenizer.mask_token_id] * 2)
+    assert batch.answers is not None
+    assert batch.labels[batch.scored].tolist() == batch.answers[:, 0].tolist()
+
+
+def test_texts_without_a_model() -> None:
+    with pytest.raises(MismatchError, match="model=model"):
+        Batch.prompts(["def f(self"], [5])
+    with pytest.raises(MismatchError, match="model=model"):
+        Batch.prompts(TOKENS, [",", ","], valid=VALID)
 
 
 def test_an_empty_prompt() -> None:
