@@ -8,7 +8,8 @@ from typing import Any, Protocol
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ablation_lens.sites import Site
+from ablation_lens.errors import MismatchError
+from ablation_lens.sites import Site, Weights
 
 
 def task_of(model: Any) -> str:
@@ -61,38 +62,64 @@ class CachedPositions:
         return self.length
 
 
-# ---------------------------------------------------------------------- what reads a site's neurons
+def require_site(model: Any, site: Site, *, replaced: bool = False) -> None:
+    """Raise `MismatchError` unless the model has this site in every block, and, if wanted, obeys what is put there.
+
+    >>> from ablation_lens import load_model
+    >>> require_site(load_model("tiny-vit"), Site.RESID_MID)
+    """
+    site.shape(model.cfg)  # has a sentence of its own for a model without MLPs
+    points = getattr(model, "hook_dict", None)
+    if points is None:  # a user's own wrapper: whether a hook exists is seen when it is used
+        return
+    missing = [name for name in site.hook_names(model.cfg) if name not in points]
+    if missing:
+        why = " (its attention and MLP run in parallel)" if getattr(model.cfg, "parallel_attn_mlp", False) else ""
+        has = [each.value for each in Site if each.hook_name(0) in points]
+        raise MismatchError(
+            f"this model{why if site is Site.RESID_MID else ''} has no {missing[0]}, so there are no neurons at "
+            f"{site.value!r}; it has {', '.join(has)}."
+        )
+    # In a `TransformerBridge` this is another name of the input of the MLP's norm, and the stream goes past it.
+    if replaced and site is Site.RESID_MID and str(getattr(points[site.hook_name(0)], "name", "")).endswith("hook_in"):
+        raise MismatchError(
+            "what is put at resid_mid of a TransformerBridge reaches the MLP alone, and not the residual stream, so "
+            "nothing can be ablated there; ablate attn_out, or use transformer-lens 3."
+        )
+
+
+# ---------------------------------------------------------------------- the weights that read neurons, or make them
 
 
 class Projection(Protocol):
-    """The matrix and bias through which the neurons of a site act, wherever a model keeps them."""
+    """A matrix and its bias, wherever a model keeps them. Neurons with heads count head by head."""
 
-    def weight(self) -> Float[Tensor, "neuron d_model"]:
-        """A row per neuron."""
+    def weight(self) -> Float[Tensor, "input output"]:
+        """A row per input, a column per output."""
 
-    def bias(self) -> Tensor | None:
-        """What is added whatever the neurons are; None where the family has no bias."""
+    def bias(self) -> Float[Tensor, " output"] | None:
+        """What is added whatever the input is; None where the family has no bias."""
 
-    def set(self, weight: Tensor, bias: Tensor) -> None:
+    def set(self, weight: Float[Tensor, "input output"], bias: Float[Tensor, " output"]) -> None:
         """Put new tensors in their place; the old ones stay as they are."""
 
 
-def output_projection(block: Any, site: Site | str) -> Projection:
-    """What reads the site's neurons: in the adapters, in a `TransformerBridge`, in a `HookedTransformer`.
+def projection(block: Any, weights: Weights) -> Projection:
+    """A block's weights: in the adapters, in a `TransformerBridge`, in a `HookedTransformer`.
 
     >>> from ablation_lens import load_model
-    >>> output_projection(load_model("tiny-vit").blocks[0], Site.Z).weight().shape
+    >>> projection(load_model("tiny-vit").blocks[0], Site.Z.weights).weight().shape
     torch.Size([96, 96])
     """
-    site = Site.of(site)
-    module = block.attn if site is Site.Z else block.mlp
-    own, bridged = ("out", "o") if site is Site.Z else ("linear_out", "out")
-    if isinstance(linear := getattr(module, own, None), nn.Linear):
+    module = getattr(block, weights.module)
+    if isinstance(linear := getattr(module, weights.linear, None), nn.Linear):
         return _Linear(linear)
-    bridge = getattr(getattr(module, bridged, None), "original_component", None)
+    bridge = getattr(getattr(module, weights.bridged, None), "original_component", None)
     if bridge is not None:
         return _Linear(bridge)
-    return _Parameters(module, *(("W_O", "b_O") if site is Site.Z else ("W_out", "b_out")))
+    # Under grouped heads, W_V is repeated for every head, and made of a parameter of that name.
+    grouped = hasattr(module, f"_{weights.matrix}")
+    return _Parameters(module, *(f"{'_' if grouped else ''}{name}" for name in (weights.matrix, weights.bias)))
 
 
 class _Linear:
@@ -101,38 +128,44 @@ class _Linear:
     def __init__(self, module: Any) -> None:
         self.module, self.transposed = module, isinstance(module, nn.Linear)
 
-    def weight(self) -> Float[Tensor, "neuron d_model"]:
+    def weight(self) -> Float[Tensor, "input output"]:
         weight: Tensor = self.module.weight
         return weight.T if self.transposed else weight
 
-    def bias(self) -> Tensor | None:
+    def bias(self) -> Float[Tensor, " output"] | None:
         found: Tensor | None = self.module.bias
         return found
 
-    def set(self, weight: Tensor, bias: Tensor) -> None:
+    def set(self, weight: Float[Tensor, "input output"], bias: Float[Tensor, " output"]) -> None:
         self.module.weight = _parameter(weight.T if self.transposed else weight)
         self.module.bias = _parameter(bias)
 
 
 class _Parameters:
-    """TransformerLens' own weights: `W_O [head dim d_model]` and `b_O`, or `W_out [d_mlp d_model]` and `b_out`."""
+    """TransformerLens' own: `W_O [head dim d_model]`, `W_out [d_mlp d_model]`, `W_V [head d_model dim]`, and biases.
+
+    Where outputs have heads, so has the bias: `b_V [head dim]`.
+    """
 
     def __init__(self, module: Any, weight: str, bias: str) -> None:
         self.module, self.names = module, (weight, bias)
 
-    def weight(self) -> Float[Tensor, "neuron d_model"]:
-        weight: Tensor = getattr(self.module, self.names[0])
-        # [head dim d_model] → [neuron d_model]; `W_out` has that shape already.
-        return weight.flatten(0, -2)
+    def weight(self) -> Float[Tensor, "input output"]:
+        weight, bias = (getattr(self.module, name) for name in self.names)
+        # Outputs with heads: their axis is the first.
+        return weight.transpose(0, 1).flatten(1) if bias.ndim == 2 else weight.flatten(0, -2)  # type: ignore[no-any-return]
 
-    def bias(self) -> Tensor | None:
+    def bias(self) -> Float[Tensor, " output"] | None:
         found: Tensor | None = getattr(self.module, self.names[1])
-        return found
+        return None if found is None else found.flatten()
 
-    def set(self, weight: Tensor, bias: Tensor) -> None:
-        old = getattr(self.module, self.names[0])
-        setattr(self.module, self.names[0], _parameter(weight.view(old.shape)))
-        setattr(self.module, self.names[1], _parameter(bias))
+    def set(self, weight: Float[Tensor, "input output"], bias: Float[Tensor, " output"]) -> None:
+        old, old_bias = (getattr(self.module, name) for name in self.names)
+        if old_bias.ndim == 2:
+            heads, inputs, dims = old.shape
+            weight = weight.view(inputs, heads, dims).transpose(0, 1)
+        setattr(self.module, self.names[0], _parameter(weight.reshape(old.shape)))
+        setattr(self.module, self.names[1], _parameter(bias.reshape(old_bias.shape)))
 
 
 def _parameter(tensor: Tensor) -> nn.Parameter:

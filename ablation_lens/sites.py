@@ -30,6 +30,14 @@ class Site(Enum):
 
     Z = "z"
     MLP = "mlp"
+    Q = "q"
+    K = "k"
+    V = "v"
+    ATTN_OUT = "attn_out"
+    MLP_OUT = "mlp_out"
+    RESID_PRE = "resid_pre"
+    RESID_MID = "resid_mid"
+    RESID_POST = "resid_post"
 
     @classmethod
     def of(cls, site: "Site | str") -> "Site":
@@ -37,9 +45,9 @@ class Site(Enum):
 
         >>> Site.of("mlp")
         <Site.MLP: 'mlp'>
-        >>> Site.of("mpl")
+        >>> Site.of("mpl")  # doctest: +ELLIPSIS
         Traceback (most recent call last):
-        ablation_lens.errors.MismatchError: there is no site 'mpl'; did you mean 'mlp'? Known: z, mlp.
+        ablation_lens.errors.MismatchError: there is no site 'mpl'; did you mean 'mlp'? Known: z, mlp, q, k, v, ...
         """
         if isinstance(site, Site):
             return site
@@ -60,11 +68,27 @@ class Site(Enum):
         return _PLACES[self].heads is not None
 
     def shape(self, cfg: Any) -> tuple[int, int, int]:
-        """`(layer, head, dim)` for a model's `cfg`."""
+        """`(layer, head, dim)` for a model's `cfg`; under grouped heads, keys and values have fewer."""
         place = _PLACES[self]
-        if self is Site.MLP and (getattr(cfg, "attn_only", False) or not cfg.d_mlp):
-            raise MismatchError("this model has attention only, and so no neurons at site 'mlp'; use site='z'.")
-        return cfg.n_layers, 1 if place.heads is None else getattr(cfg, place.heads), getattr(cfg, place.dims)
+        if self in (Site.MLP, Site.MLP_OUT) and (getattr(cfg, "attn_only", False) or not cfg.d_mlp):
+            raise MismatchError(f"this model has attention only, and so no neurons at {self.value!r}; use site='z'.")
+        # None, or not there at all, where every head has keys and values of its own.
+        heads = 1 if place.heads is None else getattr(cfg, place.heads, None) or cfg.n_heads
+        return cfg.n_layers, heads, getattr(cfg, place.dims)
+
+    def could_have(self, shape: tuple[int, ...], record: Any) -> bool:
+        """Whether neurons of the model with this record may have a shape.
+
+        A record does not say how many heads share keys and values.
+        """
+        expected = self.shape(record)
+        grouped = self in (Site.K, Site.V) and len(shape) == 3 and shape[1] > 0 and expected[1] % shape[1] == 0
+        return shape == (expected[0], shape[1] if grouped else expected[1], expected[2])
+
+    @property
+    def weights(self) -> "Weights | None":
+        """The weights an ablation can be baked into; None where that is not possible."""
+        return _PLACES[self].weights
 
     def to_heads(self, activation: Float[Tensor, "batch pos *site"]) -> Float[Tensor, "batch pos head dim"]:
         """A hook's activation with an explicit head axis (a view)."""
@@ -84,6 +108,26 @@ class Site(Enum):
 
 
 @dataclass(frozen=True)
+class Weights:
+    """The matrix that reads a site's neurons, or that makes them, under every name it has.
+
+    Attributes:
+        module: of a block.
+        linear: the `Linear` in the module of an adapter.
+        bridged: the component in the module of a `TransformerBridge`.
+        matrix: the parameter in the module of a `HookedTransformer`, and `bias` beside it.
+        made: whether the neurons are what this matrix gives, and not what it reads.
+    """
+
+    module: str
+    linear: str
+    bridged: str
+    matrix: str
+    bias: str
+    made: bool = False
+
+
+@dataclass(frozen=True)
 class _Place:
     """What is known about a site.
 
@@ -92,17 +136,34 @@ class _Place:
         heads: what a cfg calls the number of heads; None where neurons have none.
         dims: what it calls the number of dims.
         letter: before the number of a dim, in a neuron's name.
+        weights: where constants can be folded in.
     """
 
     hook: str
     heads: str | None
     dims: str
     letter: str = "D"
+    weights: Weights | None = None
 
+
+_OUT, _MLP_OUT = ("attn", "out", "o", "W_O", "b_O"), ("mlp", "linear_out", "out", "W_out", "b_out")
 
 _PLACES = {
-    Site.Z: _Place("attn.hook_z", "n_heads", "d_head"),
-    Site.MLP: _Place("mlp.hook_post", None, "d_mlp", letter="M"),
+    Site.Z: _Place("attn.hook_z", "n_heads", "d_head", weights=Weights(*_OUT)),
+    Site.MLP: _Place("mlp.hook_post", None, "d_mlp", "M", weights=Weights(*_MLP_OUT)),
+    # Before rotation, where a model rotates queries and keys.
+    Site.Q: _Place("attn.hook_q", "n_heads", "d_head"),
+    Site.K: _Place("attn.hook_k", "n_key_value_heads", "d_head"),
+    Site.V: _Place(
+        "attn.hook_v", "n_key_value_heads", "d_head", weights=Weights("attn", "value", "v", "W_V", "b_V", made=True)
+    ),
+    # What attention and MLP add to the residual stream.
+    Site.ATTN_OUT: _Place("hook_attn_out", None, "d_model", weights=Weights(*_OUT, made=True)),
+    Site.MLP_OUT: _Place("hook_mlp_out", None, "d_model", weights=Weights(*_MLP_OUT, made=True)),
+    # Before the block, between attention and MLP, after the block.
+    Site.RESID_PRE: _Place("hook_resid_pre", None, "d_model"),
+    Site.RESID_MID: _Place("hook_resid_mid", None, "d_model"),
+    Site.RESID_POST: _Place("hook_resid_post", None, "d_model"),
 }
 
 SCORE_HOOKS = ("hook_attn_scores", "hook_pattern")
@@ -111,7 +172,7 @@ SCORE_HOOKS = ("hook_attn_scores", "hook_pattern")
 
 def residual_after(layer: int) -> str:
     """The hook name of the residual stream after a block."""
-    return f"blocks.{layer}.hook_resid_post"
+    return Site.RESID_POST.hook_name(layer)
 
 
 # ---------------------------------------------------------------------- how people write neurons, heads and layers

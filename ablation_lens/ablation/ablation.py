@@ -16,7 +16,7 @@ from ablation_lens.ablation.baking import bake
 from ablation_lens.ablation.masks import as_mask
 from ablation_lens.errors import FileFormatError, MismatchError, NonFiniteError
 from ablation_lens.files import load_tensors, save_tensors
-from ablation_lens.hooked import CachedPositions
+from ablation_lens.hooked import CachedPositions, require_site
 from ablation_lens.records import ModelRecord, Record, record_of, stated_record
 from ablation_lens.sites import Hook, Site, neuron_name
 
@@ -152,6 +152,7 @@ class Ablation:
 
     def require_fits(self, model: Any) -> None:
         """Raise `MismatchError` unless the ablation's shape, and its source where known, are the model's."""
+        require_site(model, self.site, replaced=True)
         expected = self.site.shape(model.cfg)
         if tuple(self.mask.shape) != expected:
             raise MismatchError(

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ablation_lens.hooked import require_site
 from ablation_lens.sites import Hook, Site, residual_after
 from ablation_lens.tasks.plans import Batch
 
@@ -56,6 +57,7 @@ def watch(
     """Run the model, and show `see(layer, values)` what the site holds, layer by layer as it is computed."""
 
     where = Site.of(site)
+    require_site(model, where)
 
     def hook_for(layer: int) -> Callable[[Tensor, Any], None]:
         # `see` returns None, so the activation stays; anything else would replace it.

@@ -136,8 +136,9 @@ def _require_values(values: Tensor, header: ResampledHeader) -> Float[Tensor, "l
     if values.ndim != 4 or not values.numel() or not values.is_floating_point() or not bool(values.isfinite().all()):
         raise FileFormatError("its values are not finite numbers [layer pos head dim]")
     shape = (values.shape[0], *values.shape[2:])
-    if header.model is not None and shape != (expected := Site(header.site).shape(header.model)):
-        raise FileFormatError(f"its values are of {shape} neurons, and its model has {expected}")
+    site = Site(header.site)
+    if header.model is not None and not site.could_have(shape, header.model):
+        raise FileFormatError(f"its values are of {shape} neurons, and its model has {site.shape(header.model)}")
     return values
 
 
