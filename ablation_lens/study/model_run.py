@@ -6,7 +6,7 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ from ablation_lens import zoo
 from ablation_lens.ablation.ablation import Ablation
 from ablation_lens.ablation.masks import random_neurons
 from ablation_lens.corpora import CorpusSizeWarning
-from ablation_lens.errors import CorpusError, FileFormatError, MismatchError
+from ablation_lens.errors import CorpusError, FileFormatError, MismatchError, ModelError
 from ablation_lens.files import CannotWrite
 from ablation_lens.hooked import task_of, tokenizer_of
 from ablation_lens.measure import resampling
@@ -29,13 +29,15 @@ from ablation_lens.models.load import load_model
 from ablation_lens.neurons import centers
 from ablation_lens.neurons.statistics import ActivationStatistics
 from ablation_lens.progress import CellProgress
-from ablation_lens.records import Versions
+from ablation_lens.records import ModelRecord, Versions, record_of
 from ablation_lens.runs.folder import keeping, key_of
 from ablation_lens.sites import Site
 from ablation_lens.study import paper
 from ablation_lens.study.cells import Cell, StudyFolder
 from ablation_lens.study.methods import Method
+from ablation_lens.study.own import SIDES
 from ablation_lens.study.records import CellRecord, GroupRecord, InputRecord, statistics_key
+from ablation_lens.tasks.freezing import freeze, require_disjoint
 from ablation_lens.tasks.plans import BatchPlan, TextItem
 from ablation_lens.tasks.tasks import Task, task_for
 
@@ -44,19 +46,41 @@ if TYPE_CHECKING:
 
 
 def load_model_run(study: "Study", name: str, folder: StudyFolder, *, patience: float | None = None) -> "ModelRun":
-    """Load a model of the study, and fix what it reads."""
-    model = load_model(name, device=study.device, dtype=study.dtype_of(name))
+    """Load a model of the study, unless it was given, and fix what it reads."""
+    given = study.named_models[name]
+    loaded = isinstance(given, str)
+    model = load_model(given, device=study.device, dtype=study.dtype_of(given)) if loaded else given
+    record = model.record if loaded else _record_of_ones_own(model, name)
+    collected, scored = _plans(study, given, model)
+    # run.py asks this before anything is loaded, but cannot for models on the hub: their task is known only now.
+    if not any(Method.parse(method).suits(scored.task) for method in study.methods):
+        raise MismatchError(f"{', '.join(study.methods)} cannot be applied to {name}, a model for {scored.task}.")
+    return ModelRun(study, name, folder, model, record, collected, scored, patience)
+
+
+def _record_of_ones_own(model: Any, name: str) -> ModelRecord:
+    """By what it is called in the study. What makes it this model is a checksum of its weights."""
+    record = record_of(model)
+    if record.checksum is None:
+        raise ModelError(
+            f"{name} is not a torch module, and what its weights are cannot be told; give a study the module itself."
+        )
+    return replace(record, name=name)
+
+
+def _plans(study: "Study", given: Any, model: Any) -> tuple[BatchPlan, BatchPlan]:
+    """What statistics and scores are of."""
+    own = study.batches_of(given)
+    if own is not None:
+        plans = tuple(freeze(model, own[side], split=side, scored=side == "evaluate") for side in SIDES)
+        require_disjoint(*plans)
+        return plans[0], plans[1]
     image = task_of(model) == "image-classification"
     options = {"labels": study.labels} if image and study.labels else {}
     corpus = study.corpora.get("image" if image else "text")
     task = task_for(model, corpus, context=None if image else study.context, **options)
     sizes = (study.collect_images, study.evaluate_images) if image else (study.collect_tokens, study.evaluate_tokens)
-    collected = _plan(study, task, "collect", sizes[0], "all")
-    scored = _plan(study, task, "evaluate", sizes[1], study.count)
-    # run.py asks this before anything is loaded, but cannot for models on the hub: their task is known only now.
-    if not any(Method.parse(method).suits(task.name) for method in study.methods):
-        raise MismatchError(f"{', '.join(study.methods)} cannot be applied to {name}, a model for {task.name}.")
-    return ModelRun(study, name, folder, model, task, collected, scored, patience)
+    return _plan(study, task, "collect", sizes[0], "all"), _plan(study, task, "evaluate", sizes[1], study.count)
 
 
 def _plan(study: "Study", task: Task, split: str, size: int | None, count: str) -> BatchPlan:
@@ -88,7 +112,7 @@ class ModelRun:
     name: str
     folder: StudyFolder
     model: Any
-    task: Task
+    record: ModelRecord
     collected: BatchPlan
     scored: BatchPlan
     patience: float | None = None
@@ -100,6 +124,11 @@ class ModelRun:
     """Seconds that a piece of work has taken."""
 
     @property
+    def task(self) -> str:
+        """What the model is scored on."""
+        return self.scored.task
+
+    @property
     def site(self) -> Site:
         """Where the neurons are."""
         return Site(self.study.site)
@@ -107,7 +136,7 @@ class ModelRun:
     @cached_property
     def cells(self) -> list[Cell]:
         """The study's cells of a model of this task."""
-        return self.study.cells(self.task.name)
+        return self.study.cells(self.task)
 
     # ------------------------------------------------------------------ keys
 
@@ -132,7 +161,7 @@ class ModelRun:
     def _first_facts(self) -> dict[str, Any]:
         study = self.study
         facts = {
-            "model": self.model.record.identity,
+            "model": self._identity,
             "evaluate": self.scored.digest,
             "collect": self.collected.digest,
             "bins": study.bins,
@@ -141,7 +170,7 @@ class ModelRun:
             # A shared input is the first seed's: with other seeds it is another one.
             "shared_input": study.seeds[0] if study.shared_input else None,
             # A causal model writes its own text: its cells do not depend on the generator.
-            "generator": study.generator if self.task.name == "masked-lm" else None,
+            "generator": study.generator if self.task == "masked-lm" else None,
             # Without its number, so that cuda:1 goes on with what cuda:0 began.
             "device": torch.device(self.model.cfg.device).type,
             # Python itself changes no number, and what it brings along is in the plans' digests.
@@ -164,9 +193,15 @@ class ModelRun:
         }
 
     @property
+    def _identity(self) -> dict[str, Any]:
+        named = isinstance(self.study.named_models[self.name], str)
+        # What a model of one's own is called may depend on the others that it stands beside: it is its weights.
+        return self.record.identity | ({} if named else {"name": None, "revision": None})
+
+    @property
     def _further_facts(self) -> dict[str, Any]:
         """What can be changed beside equal weights and equal documents."""
-        facts = {"context": self.task.context, **identity_of(self.model)}
+        facts = {"context": self.scored.context, **identity_of(self.model, self.record)}
         if not self.study.include_bos:
             # The plan's digest is without them, as no score depends on them; these statistics do.
             special = [item.special for item in self.collected.items if isinstance(item, TextItem)]
@@ -195,7 +230,7 @@ class ModelRun:
 
     def _generator_facts(self, method: Method) -> dict[str, Any]:
         """What tells texts apart that a masked model reads from generators of one name."""
-        if method.name != "resample-generated" or self.task.name != "masked-lm":
+        if method.name != "resample-generated" or self.task != "masked-lm":
             return {}
         # Which one of the zoo it was, the version of this package says; cells of old groups say no more.
         if self._is_old and self.study.generator in zoo.NAMES:
@@ -211,8 +246,8 @@ class ModelRun:
     def _group_record(self) -> GroupRecord:
         return GroupRecord(
             facts=self.facts,
-            model=self.model.record,
-            task=self.task.name,
+            model=self.record,
+            task=self.task,
             evaluate=self.scored.corpus,
             collect=self.collected.corpus,
             context=self.scored.context,
@@ -377,10 +412,10 @@ class ModelRun:
 
     def _drawn_anew(self, method: Method, kind: str, seed: int) -> tuple[Tensor, dict[str, Any]]:
         generator = None
-        if kind == "generated" and self.task.name == "masked-lm":
+        if kind == "generated" and self.task == "masked-lm":
             generator = load_model(self.study.generator, device=self.study.device)
         drawn = resampling.resample(
-            self.model, kind, seed=seed, positions=self.task.context, site=self.site, generator=generator
+            self.model, kind, seed=seed, positions=self.scored.context, site=self.site, generator=generator
         )
         record = InputRecord(
             group=self.group,
@@ -396,13 +431,31 @@ class ModelRun:
         return drawn.values, {"input": drawn.digest}
 
 
-def identity_of(model: Any) -> dict[str, Any]:
+def identity_of(model: Any, record: ModelRecord | None = None) -> dict[str, Any]:
     """What a model computes and reads, besides its shape and the digest of its weights."""
+    # Made from a config of TransformerLens, a model has none of Hugging Face.
+    config = getattr(model, "hf_config", None)
     return {
-        "checksum": model.record.checksum,
-        "config": _digest(_telling(model.hf_config.to_dict())),
+        "checksum": (record or model.record).checksum,
+        "config": _digest(_own_settings(model.cfg) if config is None else _telling(config.to_dict())),
         "reader": _digest(_reader(model)),
     }
+
+
+def _own_settings(cfg: Any) -> dict[str, str]:
+    """The settings of a TransformerLens config that may change a number, as text: another process gives the same."""
+    plain = {name: value for name, value in getattr(cfg, "__dict__", {}).items() if name not in _CHANGES_NOTHING}
+    return {
+        name: str(value)
+        for name, value in plain.items()
+        if value is None or isinstance(value, bool | int | float | str | list | tuple | torch.dtype)
+    }
+
+
+_CHANGES_NOTHING = frozenset(
+    ("device", "n_devices", "seed", "init_mode", "init_weights", "initializer_range", "model_name", "tokenizer_name")
+)
+"""Where a model lies, how its weights came about, and what it is called."""
 
 
 # Where it is from, what wrote it, what a class is called; the dtype is in the model's record.
@@ -423,6 +476,8 @@ def _reader(model: Any) -> Any:
     if (processor := getattr(model, "image_processor", None)) is not None:
         return _telling(processor.to_dict())
     tokenizer = tokenizer_of(model)
+    if tokenizer is None:
+        return None
     backend = getattr(tokenizer, "backend_tokenizer", None)
     whole = {"vocabulary": tokenizer.get_vocab()} if backend is None else json.loads(backend.to_str())
     # Every call sets padding and truncation anew.

@@ -252,6 +252,16 @@ class StudyRecord(Record):
     labels: str | None = None
     dtype: str | dict[str, str] | None = None
     device: str | None = None
+    given: dict[str, str] = field(default_factory=dict)
+    """What was given in Python and has no name, described; empty for a study that a file can say."""
+
+    def require_named(self) -> None:
+        """Refuse to write down, as TOML or a command, a study of what has no name."""
+        if self.given:
+            raise MismatchError(
+                f"this study was given in Python what no settings file can name ({', '.join(self.given)}); run it from "
+                "Python again."
+            )
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,12 @@
 """How a study is measured: model by model, each cell kept as soon as it is done."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ablation_lens.corpora import open_corpus
 from ablation_lens.errors import AblationLensError, MismatchError
 from ablation_lens.files import CannotWrite
+from ablation_lens.hooked import task_of
 from ablation_lens.models.checkpoints import find_checkpoint
 from ablation_lens.models.load import task_of_checkpoint
 from ablation_lens.progress import progress_over_cells
@@ -48,7 +49,7 @@ def _run_in(
     tasks: set[str] = set()
     own: set[str] = set()
     with progress_over_cells(progress) as shown:
-        for place, name in enumerate(study.models):
+        for place, name in enumerate(study.named_models):
             shown.describe(f"{name}: loading")
             facts = {"model": name}
             key = key_of(facts)  # until it can be measured, by whatever settings
@@ -62,7 +63,7 @@ def _run_in(
                 expected[place] = 0
                 continue
             kept.forget_failure(key)
-            tasks.add(model_run.task.name)
+            tasks.add(model_run.task)
             expected[place] = len(model_run.cells)
             shown.expect(sum(expected))
             failed |= model_run.measure(shown)
@@ -83,7 +84,7 @@ def _run_in(
 
 def _require_possible(study: "Study") -> None:
     """What can be known to be wrong before anything is loaded."""
-    tasks = {name: _task_of(name) for name in study.models}
+    tasks = {name: _task_of(model) for name, model in study.named_models.items()}
     written = "resample-generated" in study.methods and "masked-lm" in tasks.values()
     writer = _task_of(study.generator) if written else None
     if writer not in ("causal-lm", None):
@@ -93,12 +94,15 @@ def _require_possible(study: "Study") -> None:
         if task is not None and not any(method.suits(task) for method in methods):
             raise MismatchError(f"{', '.join(study.methods)} cannot be applied to {name}, a model for {task}.")
     for kind in ("text", "image"):
-        if kind in study.corpora and not _may_be_on_the_hub(study.corpora[kind]):
-            open_corpus(study.corpora[kind], kind=kind)
+        corpus: Any = study.corpora.get(kind)
+        if isinstance(corpus, str) and not _may_be_on_the_hub(corpus):
+            open_corpus(corpus, kind=kind)
 
 
-def _task_of(name: str) -> str | None:
+def _task_of(name: Any) -> str | None:
     """What a model is for; None where only the hub knows."""
+    if not isinstance(name, str):
+        return task_of(name)
     return None if _may_be_on_the_hub(name) else task_of_checkpoint(find_checkpoint(name))
 
 

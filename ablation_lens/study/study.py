@@ -14,7 +14,7 @@ from ablation_lens.files import read_text
 from ablation_lens.measure.metrics import Given, Metric, metrics_of
 from ablation_lens.names import require_known
 from ablation_lens.sites import Site
-from ablation_lens.study import paper
+from ablation_lens.study import own, paper
 from ablation_lens.study.cells import Cell, plain_share
 from ablation_lens.study.methods import Method
 from ablation_lens.tasks.tasks import COUNTS
@@ -28,11 +28,13 @@ class Study:
     """Every method at every fraction with every seed, for every model.
 
     Attributes:
-        models: zoo names, hub ids or folders.
+        models: zoo names, hub ids or folders; or hooked models, which stay as they are.
         methods: centers and resamplings, such as "peak", "peak bins=64", "resample-tokens".
         fractions: shares of every layer's neurons that are ablated.
         seeds: draw the neurons, and the random inputs of resampling.
-        corpora: what "text" and "image" models read.
+        corpora: what "text" and "image" models read: a name or a path; or a list of texts, or a `Dataset`.
+        batches: what models read instead of a corpus: `{"collect": …, "evaluate": …}`, each whatever `al.collect`
+            takes; or such a pair for each model, by its name or by itself.
         collect_tokens: size of the corpus that statistics are of; None for the paper's 100,000 tokens, or all there is.
         evaluate_tokens: size of the corpus that scores are of; likewise.
         collect_images: as collect_tokens, for image models; None for 1,000, or all there is.
@@ -65,11 +67,11 @@ class Study:
     [['none', 0.0, 233], ['zero', 0.5, 233], ['peak', 0.5, 233]]
     """
 
-    models: Sequence[str]
+    models: Sequence[Any]
     methods: Sequence[str] = ("zero", "mean", "peak")
     fractions: Sequence[float] = paper.FRACTIONS
     seeds: Sequence[int] = paper.SEEDS
-    corpora: Mapping[str, str] = field(default_factory=lambda: {"text": "stdlib", "image": "digits"})
+    corpora: Mapping[str, Any] = field(default_factory=lambda: {"text": "stdlib", "image": "digits"})
     collect_tokens: int | None = None
     evaluate_tokens: int | None = None
     collect_images: int | None = None
@@ -87,6 +89,7 @@ class Study:
     labels: str | None = None
     dtype: str | Mapping[str, str] | None = None
     device: str | None = None
+    batches: Mapping[Any, Any] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         for name, (possible, wanted) in _LISTS.items():
@@ -99,7 +102,10 @@ class Study:
             for value in given:
                 if not possible(value):
                     raise MismatchError(f"{name.removesuffix('s')} {value!r} is not possible; give {wanted}.")
-            object.__setattr__(self, name, tuple(dict.fromkeys(map(_PLAIN.get(name, str), given))))
+            # Without what is there twice; a model need not have a hash.
+            plain = list(map(_PLAIN.get(name, str), given))
+            kept = [value for place, value in enumerate(plain) if value not in plain[:place]]
+            object.__setattr__(self, name, tuple(kept))
         for name, (possible, wanted) in _VALUES.items():
             if not possible(value := getattr(self, name)):
                 raise MismatchError(f"{name}={value!r} is not possible; give {wanted}.")
@@ -113,20 +119,53 @@ class Study:
         require_known(self.site, [site.value for site in Site], "site")
         if isinstance(self.dtype, Mapping):
             for model in self.dtype:
-                require_known(model, self.models, "model in dtype")
+                require_known(model, [name for name in self.models if isinstance(name, str)] or [""], "model in dtype")
         methods = [Method.parse(method) for method in self.methods]
         for method in methods:
             method.require_possible(self.bins)
+        if self.batches is not None:
+            self._require_nothing_idle(own.kept_batches(self.batches, self.models))
         # By label: "peak  bins=64" and "peak bins=64" are one method with one set of cells.
         object.__setattr__(self, "methods", tuple(dict.fromkeys(method.label for method in methods)))
 
+    def _require_nothing_idle(self, kept: Sequence[tuple[Any, Mapping[str, Any]]]) -> None:
+        """Keep the batches, and refuse settings that would say nothing beside them."""
+        if kept[0][0] is None:
+            idle = [name for name in (*_SIZES, "labels") if getattr(self, name) is not None]
+            idle += ["count"] if self.count != "all" else []
+            if idle:
+                raise MismatchError(
+                    f"{idle[0]}={getattr(self, idle[0])!r} is about reading a corpus, and batches are read as they are "
+                    "given; leave it out."
+                )
+        object.__setattr__(self, "batches", dict(kept) if kept[0][0] is not None else kept[0][1])
+
+    @property
+    def named_models(self) -> dict[str, Any]:
+        """The models by what they are called: names, and hooked models that were given."""
+        return dict(zip(own.names_of(self.models), self.models, strict=True))
+
+    def batches_of(self, model: Any) -> Mapping[str, Any] | None:
+        """What a model collects and evaluates instead of a corpus; None where it reads one."""
+        if self.batches is None or set(self.batches) == set(own.SIDES):
+            return self.batches
+        return next((both for known, both in self.batches.items() if known is model or known == model), None)
+
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        """Plain JSON values; of what was given in Python, a description."""
+        pairs = [] if self.batches is None else own.kept_batches(self.batches, self.models)
+        given = own.description(self.models, pairs, self.corpora)
+        values = {
+            field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "batches"
+        }
+        values["models"] = own.names_of(self.models)
+        values["corpora"] = {kind: own.corpus_name(corpus) for kind, corpus in self.corpora.items()}
         # Names alone: a function is no JSON. Absent, as in the settings of studies before, if there are none.
         values["metrics"] = tuple(metrics_of(self.metrics))
         if not values["metrics"]:
             del values["metrics"]
+        if given:
+            values["given"] = given
         plain = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
         return {name: dict(value) if isinstance(value, Mapping) else value for name, value in plain.items()}
 
@@ -166,6 +205,8 @@ class Study:
         if "dtype" not in changes and isinstance(settings["models"], Sequence):
             dtypes = paper.PRESETS[name].get("dtype", {})
             settings["dtype"] = {model: dtypes[model] for model in dtypes if model in settings["models"]} or None
+        if changes.get("batches") is not None:  # of which the preset's sizes would say nothing
+            settings = {name: value for name, value in settings.items() if name in changes or name not in _SIZES}
         study = cls(**settings)
         # Merged only after cls() has refused what is not a table; a change of one kind keeps the preset's other.
         return study.with_corpora({**paper.PRESETS[name].get("corpora", {}), **study.corpora})
@@ -196,7 +237,7 @@ class Study:
             raise MismatchError(f'{path} names no models; add for example models = ["tiny-opt"].')
         return cls(**settings)
 
-    def with_corpora(self, corpora: Mapping[str, str]) -> Self:
+    def with_corpora(self, corpora: Mapping[str, Any]) -> Self:
         """The same study on other documents, such as `{"text": "wikitext"}`."""
         return dataclasses.replace(self, corpora={**self.corpora, **corpora})
 
@@ -266,6 +307,20 @@ def _is_flag(value: Any) -> bool:
     return isinstance(value, bool)
 
 
+def _is_model(value: Any) -> bool:
+    return _is_text(value) or own.is_model(value)
+
+
+def _are_corpora(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(
+        _is_text(kind) and (_is_text(corpus) or own.is_corpus(corpus)) for kind, corpus in value.items()
+    )
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
 def _is_text_by_name(value: Any) -> bool:
     return isinstance(value, Mapping) and all(_is_text(part) for pair in value.items() for part in pair)
 
@@ -275,18 +330,18 @@ _SETTINGS_BYTES = 2**20
 _Check = tuple[Callable[[Any], bool], str]
 
 _LISTS: dict[str, _Check] = {
-    "models": (_is_text, "names in UTF-8"),
+    "models": (_is_model, "names in UTF-8, or models with TransformerLens hooks"),
     "methods": (_is_text, "names in UTF-8"),
     "fractions": (_is_share, "numbers from 0 to 1"),
     "seeds": (_is_whole, "whole numbers"),
 }
-_PLAIN: dict[str, Callable[[Any], Any]] = {"fractions": plain_share, "seeds": int}
+_PLAIN: dict[str, Callable[[Any], Any]] = {"models": _same, "fractions": plain_share, "seeds": int}
 _SIZES = ("collect_tokens", "evaluate_tokens", "collect_images", "evaluate_images", "context", "batch_size")
 _VALUES: dict[str, _Check] = {
     **dict.fromkeys(_SIZES, (_is_size, "a positive whole number")),
     **dict.fromkeys(("include_bos", "shared_input"), (_is_flag, "true or false")),
     **dict.fromkeys(("labels", "device"), (lambda value: value is None or _is_text(value), "text in UTF-8")),
-    "corpora": (_is_text_by_name, 'a table such as {text = "stdlib"}, in UTF-8'),
+    "corpora": (_are_corpora, 'a table such as {text = "stdlib"}, in UTF-8, or lists of texts and Datasets'),
     "bins": (lambda value: _is_whole(value) and 2 <= value <= 2**16, "a whole number from 2 to 65536"),
     "mask_seed": (_is_whole, "a whole number"),
     "generator": (_is_text, "a model's name in UTF-8"),
