@@ -5,13 +5,13 @@ shows, changes or writes. Names that come from outside (models, corpora) appear 
 
 - `distributions`: a neuron, or a layer of them; `maps`: heat maps of a model, of its statistics or its damage.
 - `scatter`: one center against another; `results`: what ablation costs; `paper`: the paper's Figure 1.
-- `template`: the look that all share.
+- `metrics`: how what was measured is written; `template`: the look that all share.
 """
 
 from ablation_lens.plots.distributions import layer_distribution, neuron_distribution
 from ablation_lens.plots.maps import MEASURES, damage_map, head_map, neuron_map
 from ablation_lens.plots.paper import figure_1
-from ablation_lens.plots.results import figure_2
+from ablation_lens.plots.results import differences_to_best, figure_2
 from ablation_lens.plots.scatter import centers_scatter
 from ablation_lens.plots.template import LENS_TEMPLATE
 
@@ -20,6 +20,7 @@ __all__ = [
     "MEASURES",
     "centers_scatter",
     "damage_map",
+    "differences_to_best",
     "figure_1",
     "figure_2",
     "head_map",

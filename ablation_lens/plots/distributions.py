@@ -1,6 +1,7 @@
 """How a neuron, or a layer of neurons, is distributed."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import plotly.graph_objects as go
@@ -26,11 +27,18 @@ from ablation_lens.plots.template import (
     line_of,
     linear_or_log,
     model_name,
-    neuron_at,
+    name_of,
+    neurons_at,
 )
-from ablation_lens.sites import neuron_name
 
 Place = tuple[int, int, int]
+Named = str | Place
+
+MOST_OVERLAID, MOST_PANELS = 4, 64
+"""More histograms than four in one panel cannot be told apart, and more panels cannot be read."""
+
+_ABOVE, _ROW = 105, 190
+"""Pixels: of the title and the buttons, and of a row of panels."""
 
 CENTERS = ("zero", "mean", "median", "peak")
 """The centers that distributions show unless others are asked for."""
@@ -42,28 +50,25 @@ otherwise leave a needle. A double click shows everything."""
 
 def neuron_distribution(
     stats: ActivationStatistics | Mapping[str, ActivationStatistics],
-    layer: int,
-    head: int,
-    dim: int,
+    layer: int | Named | Iterable[Named],
+    head: int | None = None,
+    dim: int | None = None,
     *,
-    also: Iterable[str | Place] = (),
-    centers: Sequence[str] = CENTERS,
+    also: Named | Iterable[Named] = (),
+    centers: str | Sequence[str] = CENTERS,
     bins: int = PEAK_BINS,
     log: bool = False,
     template: Any = LENS_TEMPLATE,
 ) -> go.Figure:
-    """The histogram of a neuron, with a line per center and buttons for a linear or logarithmic density.
+    """The histogram of a neuron (layer, head, dim), or of several by their names, with a line per center.
 
-    `also` overlays further neurons, "L3.H5.D17" or `(3, 5, 17)`. A mapping name → statistics of one model overlays
-    what each has seen, such as two corpora. The density of a bin is count / (values · ε). Bins are merged to at most
-    `bins` per neuron; 128 are those whose fullest the `peak` is. The axis ends where all but 0.1 % of the values at
-    either end are in view, or at the furthest center; a double click shows all.
+    Up to four lie over each other, more have a panel each. A mapping name → statistics overlays what each has seen.
+    The first view leaves out 0.1 % of the values at either end; a double click shows all.
 
     >>> import ablation_lens as al
     >>> stats = al.collect(model := al.load_model("tiny-vit"), al.task_for(model).batches(split="collect", images=20))
-    >>> figure = neuron_distribution(stats, 0, 1, 2, also=["L0.H1.D3"])
-    >>> [trace.name for trace in figure.data], figure.layout.yaxis.type
-    (['L0.H1.D2', 'L0.H1.D3'], 'linear')
+    >>> [trace.name for trace in neuron_distribution(stats, ["L0.H1.D2", "L0.H1.D3"]).data]
+    ['L0.H1.D2', 'L0.H1.D3']
     """
     several = dict(stats) if isinstance(stats, Mapping) else {"": stats}
     if not several:
@@ -75,55 +80,173 @@ def neuron_distribution(
             raise MismatchError(
                 f"statistics of unlike sites cannot be overlaid: {first!r} and {other!r}; give those of one model."
             )
-    places = [neuron_at((layer, head, dim), first), *(neuron_at(place, first) for place in also)]
     # Asked for twice, drawn once; a set would lose the order, and with it the colours.
-    series = [(name, one, place) for name, one in several.items() for place in dict.fromkeys(places)]
-    overlaid = len(series) > 1
-    figure, views = go.Figure(), []
-    # Before the loop: a center is computed for all neurons at once.
-    lines = {name: {center: one.center(center) for center in centers} for name, one in several.items()}
+    places = list(dict.fromkeys([*_places(layer, head, dim, first), *_places(also, None, None, first)]))
+    if not 0 < len(places) <= MOST_PANELS:
+        raise MismatchError(
+            f"{len(places)} neurons are asked for; a figure shows 1 to {MOST_PANELS}. `explore` shows all of a model."
+        )
+    series = [_Series(name, one, place) for name, one in several.items() for place in places]
+    names = (centers,) if isinstance(centers, str) else tuple(centers)
+    # Before the loops: a center is computed for all neurons at once.
+    values = {name: {center: one.center(center) for center in names} for name, one in several.items()}
     histograms = {name: coarse(one, bins) for name, one in several.items()}
-    for number, (name, one, place) in enumerate(series):
-        label = " · ".join([*([for_plotly(name, 24)] if name else []), neuron_name(*place, first.site)])
+    figure = go.Figure()
+    if len(series) <= MOST_OVERLAID:
+        _overlay(figure, series, histograms, values)
+        axes, rows = ["yaxis"], 0
+    else:
+        rows = _panels(figure, series, histograms, values)
+        axes = [f"yaxis{number or ''}" for number in (0, *range(2, len(places) + 1))]
+    add_frame(
+        figure,
+        _title([name_of(place, first) for place in places]),
+        " · ".join([*dict.fromkeys(map(model_name, several.values())), _counted(series, histograms)]),
+        template,
+        # In pixels, so that panels are as high in any number of rows.
+        height=_ABOVE + 70 + _ROW * rows if rows else 520 if len(series) > 1 else 440,
+        barmode="overlay",
+        bargap=0,
+        showlegend=True,
+        margin={"t": _ABOVE, **({"b": 70} if rows else {})},
+        legend=BELOW,
+        updatemenus=linear_or_log(axes, log, above=26 if rows else 6),
+    )
+    for axis in axes:
+        figure.layout[axis].update(density_axis(log))
+    return figure
+
+
+@dataclass(frozen=True)
+class _Series:
+    """A neuron, and the statistics it is drawn of; `name` is what the caller calls these."""
+
+    name: str
+    stats: ActivationStatistics
+    place: Place
+
+    @property
+    def neuron(self) -> str:
+        return name_of(self.place, self.stats)
+
+    @property
+    def label(self) -> str:
+        return " · ".join([*([for_plotly(self.name, 24)] if self.name else []), self.neuron])
+
+
+Centers = Mapping[str, Mapping[str, Float64[Tensor, "layer head dim"]]]
+
+
+def _places(
+    given: int | Named | Iterable[Named], head: int | None, dim: int | None, stats: ActivationStatistics
+) -> list[Place]:
+    """The neurons that a caller means by (layer, head, dim), a name, or several of either; a head is all of its."""
+    numbers = [number for number in (head, dim) if number is not None]
+    if len(numbers) == 2 and not isinstance(given, str):
+        return neurons_at((given, *numbers), stats)  # type: ignore[arg-type]
+    if numbers or not isinstance(given, Iterable):
+        raise MismatchError(
+            f"a neuron is a layer, a head and a dim, or a name such as L3.H5.D17; got {given!r}"
+            + "".join(f", {name}={value}" for name, value in (("head", head), ("dim", dim)) if value is not None)
+            + "."
+        )
+    if isinstance(given, str):
+        return neurons_at(given, stats)
+    listed = list(given)
+    # (3, 5, 17) is a neuron, and ["L3.H5.D17"] a list of them; an empty list is a list.
+    if listed and not any(isinstance(one, str | Iterable) for one in listed):
+        return neurons_at(listed, stats)  # type: ignore[arg-type]
+    return [neuron for one in listed for neuron in neurons_at(one, stats)]  # type: ignore[arg-type]
+
+
+def _title(names: Sequence[str]) -> str:
+    if len(names) <= 2:
+        return " against ".join(names)
+    return f"{', '.join(names[:-1])} and {names[-1]}" if len(names) <= 3 else f"{len(names)} neurons"
+
+
+def _overlay(
+    figure: go.Figure, series: Sequence[_Series], histograms: Mapping[str, NeuronHistogram], values: Centers
+) -> None:
+    """All in one panel, each with its centers beside it in the legend."""
+    views, overlaid = [], len(series) > 1
+    for number, one in enumerate(series):
         group = str(number) if overlaid else None  # one column of the legend
-        bars = histogram_bars(histograms[name], place, label, SERIES[number % len(SERIES)], 0.6 if overlaid else 1)
+        opacity = (1, 1, 0.6, 0.5, 0.45)[len(series)]
+        bars = histogram_bars(histograms[one.name], one.place, one.label, SERIES[number], opacity)
         figure.add_trace(bars.update(legendgroup=group))
-        for center, values in lines[name].items():
+        for center, of_all in values[one.name].items():
             if center == "zero" and number:
                 continue  # it is the same line for all
-            value = float(values[place])
+            value = float(of_all[one.place])
             figure.add_vline(
                 value,
-                line=line_of(center) | ({"width": 1.5} if overlaid and number else {}),
+                line=line_of(center) | ({"width": 1.5} if number else {}),
                 name=f"{for_plotly(center)} {value:.3g}",
                 showlegend=True,
                 legendgroup=group,
             )
-        views.append(view_of(one.histogram, place, [float(values[place]) for values in lines[name].values()]))
-    add_frame(
-        figure,
-        " against ".join(dict.fromkeys(neuron_name(*place, first.site) for _, _, place in series)),
-        " · ".join([*dict.fromkeys(map(model_name, several.values())), _counted(series, histograms)]),
-        template,
-        height=520 if overlaid else 440,
-        barmode="overlay",
-        bargap=0,
-        showlegend=True,
-        margin={"t": 105},
-        legend=BELOW,
-        updatemenus=linear_or_log(["yaxis"], log),
+        views.append(_view(one, values))
+    figure.update_xaxes(title_text=activation_title(series[0].stats), range=hull(views))
+    figure.update_yaxes(title_text=DENSITY_TITLE)
+
+
+def _panels(
+    figure: go.Figure, series: Sequence[_Series], histograms: Mapping[str, NeuronHistogram], values: Centers
+) -> int:
+    """A panel per neuron, with all statistics in it; returns how many rows there are."""
+    places = list(dict.fromkeys(one.place for one in series))
+    columns = 3 if len(places) <= 9 else 4
+    rows = -(-len(places) // columns)
+    figure.set_subplots(
+        rows=rows,
+        cols=columns,
+        subplot_titles=[name_of(place, series[0].stats) for place in places],
+        horizontal_spacing=0.18 / columns,
+        vertical_spacing=56 / (_ROW * rows) if rows > 1 else None,
     )
-    figure.update_xaxes(title_text=activation_title(first), range=hull(views))
-    figure.update_yaxes(title_text=DENSITY_TITLE, **density_axis(log))
-    return figure
+    figure.update_annotations(font_size=13)
+    sources = list(values)
+    for number, place in enumerate(places):
+        row, col = number // columns + 1, number % columns + 1
+        here = [one for one in series if one.place == place]
+        for one in here:
+            source = sources.index(one.name)
+            # Panels have the neurons' names above them; colours tell statistics apart.
+            bars = histogram_bars(
+                histograms[one.name], place, one.label, SERIES[source % len(SERIES)], 0.6 if len(here) > 1 else 1
+            ).update(legendgroup=f"of {source}", showlegend=number == 0 and len(here) > 1)
+            if len(here) > 1:
+                bars.name = for_plotly(one.name, 24)
+            figure.add_trace(bars, row, col)
+            for center, of_all in values[one.name].items():
+                figure.add_vline(
+                    float(of_all[place]),
+                    line=line_of(center) | {"width": 1.5},
+                    name=for_plotly(center),
+                    showlegend=number == 0 and source == 0,
+                    legendgroup=center,
+                    row=row,
+                    col=col,
+                )
+        figure.update_xaxes(range=hull([_view(one, values) for one in here]), nticks=5, row=row, col=col)
+    # Below the lowest panel of each column, and beside the first of each row.
+    for col in range(1, columns + 1):
+        last = (len(places) - col) // columns + 1
+        if last:
+            figure.update_xaxes(title_text=activation_title(series[0].stats), row=last, col=col)
+    figure.update_yaxes(title_text="density", col=1)
+    return rows
 
 
-def _counted(
-    series: Sequence[tuple[str, ActivationStatistics, Place]], histograms: Mapping[str, NeuronHistogram]
-) -> str:
+def _view(one: _Series, values: Centers) -> tuple[float, float]:
+    return view_of(one.stats.histogram, one.place, [float(of[one.place]) for of in values[one.name].values()])
+
+
+def _counted(series: Sequence[_Series], histograms: Mapping[str, NeuronHistogram]) -> str:
     """How many values, and how wide the bins: both a range when they differ."""
-    values = sorted({int(one.count[place]) for _, one, place in series})
-    widths = sorted({float(histograms[name].epsilon[place]) for name, _, place in series})
+    values = sorted({int(one.stats.count[one.place]) for one in series})
+    widths = sorted({float(histograms[one.name].epsilon[one.place]) for one in series})
     many = "–".join(f"{end:,}" for end in dict.fromkeys((values[0], values[-1])))
     wide = "–".join(f"{end:.3g}" for end in dict.fromkeys((widths[0], widths[-1])))
     return f"{many} values in bins of ε = {wide}"
@@ -178,7 +301,7 @@ def hull(views: Iterable[tuple[float, float]]) -> tuple[float, float]:
 
 def layer_distribution(
     stats: ActivationStatistics,
-    layer: int,
+    layer: int | str,
     *,
     quantiles: tuple[float, float] = (0.05, 0.95),
     log: bool = False,
@@ -186,14 +309,13 @@ def layer_distribution(
 ) -> go.Figure:
     """The average density of a layer's neurons, and at every value the band that a share of the neurons lies in.
 
-    Neurons have bins of unlike width; they are brought onto one grid as if the values of a bin lay evenly in it.
-
     >>> import ablation_lens as al
     >>> stats = al.collect(model := al.load_model("tiny-vit"), al.task_for(model).batches(split="collect", images=20))
     >>> [trace.name for trace in layer_distribution(stats, 3).data]
     ['5 % of neurons', '5–95 % of neurons', 'average of 96 neurons']
     """
-    traces, view = layer_traces(stats, layer_at(layer, stats), quantiles)
+    layer = layer_at(layer, stats)
+    traces, view = layer_traces(stats, layer, quantiles)
     figure = go.Figure(traces)
     figure.add_vline(0, line=line_of("zero"), name="zero", showlegend=True)
     add_frame(
@@ -217,6 +339,7 @@ def layer_traces(
 ) -> tuple[list[go.Scatter], tuple[float, float]]:
     """Lower edge, band and average of a layer's densities, and the range they are over."""
     require_values(stats.histogram)
+    # Bins are of unlike width, so they are brought onto one grid, as if the values of a bin lay evenly in it.
     below = _shares_below(stats, layer)
     low, high = (_pooled_quantile(stats, layer, below, q) for q in (_SHOWN_SHARE, 1 - _SHOWN_SHARE))
     if low == high:

@@ -24,6 +24,7 @@ from ablation_lens.plots.template import (
     add_frame,
     capitalise,
     model_name,
+    name_of,
 )
 
 
@@ -74,10 +75,9 @@ SUMMARIES = {
 def neuron_map(
     stats: ActivationStatistics, measure: str = "peak_over_sigma", *, template: Any = LENS_TEMPLATE
 ) -> go.Figure:
-    """A heat map of layer × (head, dim): one cell per neuron, coloured by a measure of its shape.
+    """A heat map of layer × (head, dim) by a measure of shape: "|peak|/σ", "|mean−peak|/σ", "skew", "kurtosis", …
 
-    `measure` is a key of `MEASURES`, or as people write it: "|peak|/σ", "|mean−peak|/σ", "skew", "kurtosis". Colours
-    end where all but 0.5 % of the neurons are within; hover tells the number itself. Constant neurons stay blank.
+    Colours end where all but 0.5 % of the neurons are within. Constant neurons stay blank.
 
     >>> import ablation_lens as al
     >>> stats = al.collect(model := al.load_model("tiny-vit"), al.task_for(model).batches(split="collect", images=20))
@@ -93,7 +93,7 @@ def neuron_map(
         go.Heatmap(
             # Plotly writes an array in its own dtype, so float32 halves the figure.
             z=rearrange(values, "layer head dim -> layer (head dim)").float().numpy(),
-            x=[f"H{head}.D{dim}" for head in range(heads) for dim in range(dims)],
+            x=[name_of((0, head, dim), stats).removeprefix("L0.") for head in range(heads) for dim in range(dims)],
             y=[f"L{layer}" for layer in range(layers)],
             hovertemplate=f"<b>%{{y}}.%{{x}}</b><br>{wanted.title} %{{z:.4~g}}<extra></extra>",
             hoverongaps=False,
@@ -104,7 +104,7 @@ def neuron_map(
     if heads > 1:
         ticks = {head * dims + dims // 2: f"H{head}" for head in range(0, heads, -(-heads // 16))}
     else:
-        ticks = {dim: f"D{dim}" for dim in range(0, dims, -(-dims // 8))}
+        ticks = {dim: name_of((0, 0, dim), stats).removeprefix("L0.H0.").removeprefix("L0.") for dim in range(0, dims, -(-dims // 8))}
     figure.update_xaxes(
         # On a category axis a number is a place: ticks stand on cells, lines between two of them at a half.
         type="category",

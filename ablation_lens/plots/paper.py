@@ -26,22 +26,20 @@ from ablation_lens.plots.template import (
     line_of,
     linear_or_log,
     model_name,
+    name_of,
 )
-from ablation_lens.sites import neuron_name
 
 _TYPICAL_L_KURTOSIS = (0.1226, 0.2357)
 """From a normal to a Laplace distribution; both have L-skewness 0."""
 
 
 def figure_1(
-    stats: ActivationStatistics, *, layer: int | None = None, log: bool = False, template: Any = LENS_TEMPLATE
+    stats: ActivationStatistics, *, layer: int | str | None = None, log: bool = False, template: Any = LENS_TEMPLATE
 ) -> go.Figure:
-    """The paper's Figure 1: the average of a layer's neurons, a bi-modal neuron, and an atypical one.
+    """The paper's Figure 1: the average of a layer (the middle one), a bi-modal neuron, and an atypical one.
 
-    The layer is the middle one unless given. The bi-modal neuron has exactly two peaks, both off zero (by half a σ),
-    and of those the deepest valley between them, as a share of the higher peak; triangles mark the peaks. The
-    atypical one is the off-zero, skewed, flat or multi-modal neuron whose L-skewness and L-kurtosis are the furthest
-    from those of normal and Laplace distributions. Where a model has no such neuron, the panel says so.
+    Neurons are found by shape: the deepest valley between two peaks off zero, and the L-moments furthest from those
+    of normal and Laplace distributions. Where a model has no such neuron, the panel says so.
 
     >>> import ablation_lens as al
     >>> stats = al.collect(model := al.load_model("tiny-vit"), al.task_for(model).batches(split="collect", images=20))
@@ -57,7 +55,7 @@ def figure_1(
         ("Atypical", atypical, "No such neuron:<br>all that are resolved have<br>one peak, at zero, and<br>even tails"),
     )
     titles = [f"Layer {layer}: average of {stats.shape[1] * stats.shape[2]:,} neurons"]
-    titles += [f"{what}: {neuron_name(*place, stats.site)}" if place else f"{what}: none" for what, place, _ in panels]
+    titles += [f"{what}: {name_of(place, stats)}" if place else f"{what}: none" for what, place, _ in panels]
     figure = make_subplots(rows=1, cols=3, subplot_titles=titles, horizontal_spacing=0.09)
     # The titles of panels are annotations, and so far the only ones.
     figure.update_annotations(font_size=13)
@@ -75,7 +73,7 @@ def figure_1(
             _say(figure, col, absent)
             continue
         values = {name: float(center[place]) for name, center in centers.items()}
-        bars = histogram_bars(histogram, place, neuron_name(*place, stats.site), SERIES[0]).update(showlegend=False)
+        bars = histogram_bars(histogram, place, name_of(place, stats), SERIES[0]).update(showlegend=False)
         figure.add_trace(bars, 1, col)
         if place is bimodal:
             figure.add_trace(_peak_marks(stats, shapes, place), 1, col)
@@ -117,7 +115,7 @@ def _say(figure: go.Figure, col: int, words: str) -> None:
 
 
 def _bimodal(stats: ActivationStatistics, shapes: Shapes) -> tuple[Place | None, str]:
-    """The clearest neuron with exactly two peaks, both off zero; or none, and why."""
+    """The neuron with exactly two peaks, both off zero by half a σ, and the deepest valley; or none, and why."""
     sigma = stats.std
     nearer = torch.minimum(shapes.main_peak.abs(), shapes.second_peak.abs()) / sigma
     two = shapes.having("multi-modal") & (shapes.peaks == 2)
@@ -157,7 +155,7 @@ def _peak_marks(stats: ActivationStatistics, shapes: Shapes, place: Place) -> go
         mode="markers",
         marker={"symbol": "triangle-down", "size": 12, "color": "white", "line": {"color": INK, "width": 1.5}},
         name="peaks of the smoothed histogram",
-        hovertemplate=f"<b>{neuron_name(*place, stats.site)}</b><br>peak of the smoothed histogram<br>value %{{x:.4~g}}"
+        hovertemplate=f"<b>{name_of(place, stats)}</b><br>peak of the smoothed histogram<br>value %{{x:.4~g}}"
         "<br>density %{y:.4~g}<extra></extra>",
     )
 

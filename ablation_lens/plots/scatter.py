@@ -1,5 +1,6 @@
 """One center against another, of all neurons."""
 
+import re
 from typing import Any
 
 import plotly.graph_objects as go
@@ -15,6 +16,7 @@ from ablation_lens.plots.template import (
     add_frame,
     capitalise,
     model_name,
+    name_of,
 )
 
 _LOOKS = {
@@ -38,9 +40,9 @@ def centers_scatter(
     over_sigma: bool = False,
     template: Any = LENS_TEMPLATE,
 ) -> go.Figure:
-    """One center of every neuron against another, the mean against the peak; on the diagonal they agree.
+    """One center of every neuron against another; on the diagonal they agree. Colours and symbols tell shapes apart.
 
-    Colours and symbols tell shapes apart. `over_sigma` divides both by the neuron's σ and leaves out constant ones.
+    `over_sigma` divides both by the neuron's σ, and leaves out constant ones.
 
     >>> import ablation_lens as al
     >>> stats = al.collect(model := al.load_model("tiny-vit"), al.task_for(model).batches(split="collect", images=20))
@@ -55,6 +57,8 @@ def centers_scatter(
     # Plotly writes arrays in their own dtype: as int64 the places would outweigh the values.
     small = torch.uint8 if max(stats.shape) <= 256 else torch.int16 if max(stats.shape) < 2**15 else torch.int32
     place = torch.cartesian_prod(*(torch.arange(size, dtype=small) for size in (layers, heads, dims)))
+    # As a neuron is written, with a field of Plotly's in place of each number.
+    written = re.sub(r"\d", lambda number: f"%{{customdata[{number[0]}]}}", name_of((0, 1, 2), stats))
     figure = go.Figure()
     for name, (color, symbol) in _LOOKS.items():
         having = (words == SHAPE_WORDS.index(name)) & across.isfinite() & up.isfinite()
@@ -68,7 +72,7 @@ def centers_scatter(
                     mode="markers",
                     name=f"{name} ({int(having.sum()):,})",
                     marker={"color": color, "symbol": symbol, "size": 6 if len(words) <= 5000 else 4, "opacity": 0.75},
-                    hovertemplate="<b>L%{customdata[0]}.H%{customdata[1]}.D%{customdata[2]}</b>"
+                    hovertemplate=f"<b>{written}</b>"
                     f"<br>{for_plotly(x)} %{{x:.4~g}}<br>{for_plotly(y)} %{{y:.4~g}}<extra>{name}</extra>",
                 )
             )

@@ -1,8 +1,11 @@
 """The look that all figures share, and the words on them."""
 
+import itertools
 import textwrap
 import zlib
 from collections.abc import Sequence
+from contextlib import suppress
+from operator import index
 from typing import Any
 
 import plotly.graph_objects as go
@@ -11,7 +14,7 @@ from ablation_lens.errors import MismatchError
 from ablation_lens.escaping import for_plotly
 from ablation_lens.neurons.statistics import ActivationStatistics
 from ablation_lens.palette import METHOD_COLORS, color_of
-from ablation_lens.sites import neuron_name, parse_neuron
+from ablation_lens.sites import neuron_name, parse_place
 
 INK, FAINT, GRID = "#1F2933", "#52606D", "#E4E7EB"
 
@@ -32,7 +35,15 @@ _AXIS = {
     "title": {"standoff": 8},
 }
 
-LENS_TEMPLATE = go.layout.Template(
+
+class _LensTemplate(go.layout.Template):  # type: ignore[misc]
+    """A template that `help` shows by its name: as a default it would fill a screen in every signature."""
+
+    def __repr__(self) -> str:
+        return "LENS_TEMPLATE"
+
+
+LENS_TEMPLATE = _LensTemplate(
     layout={
         "font": {
             "family": "system-ui, -apple-system, Segoe UI, Helvetica, Arial, sans-serif",
@@ -105,20 +116,33 @@ def lines(name: object, width: int, most: int = 6) -> str:
     return "<br>".join(for_plotly(line, width) for line in kept)
 
 
-def neuron_at(place: str | tuple[int, int, int], statistics: ActivationStatistics) -> tuple[int, int, int]:
-    """A neuron given by name or numbers, if these statistics have it."""
-    # Numbers by way of the name, which cannot be negative: a tensor would count -1 from the end.
-    site = statistics.site
-    return parse_neuron(place if isinstance(place, str) else neuron_name(*place, site), statistics.shape, site)
+def name_of(place: Sequence[int], statistics: ActivationStatistics) -> str:
+    """How people write a neuron of these statistics."""
+    layer, head, dim = place
+    return neuron_name(layer, head, dim, statistics.site)
 
 
-def layer_at(layer: int, statistics: ActivationStatistics) -> int:
-    """A layer, if these statistics have it."""
-    if not 0 <= layer < statistics.shape[0]:
-        raise MismatchError(
-            f"layer {layer} does not exist: this model has {statistics.shape[0]} layers, counted from 0."
-        )
-    return int(layer)
+def neurons_at(place: str | Sequence[int], statistics: ActivationStatistics) -> list[tuple[int, int, int]]:
+    """The neuron, or all of the head or layer, that a name or numbers give, if these statistics have it."""
+    if not isinstance(place, str):
+        # NumPy's numbers, and tensors of one, are numbers here.
+        with suppress(TypeError):
+            place = tuple(map(index, place))
+    found = parse_place(place, statistics.shape, statistics.site)
+    ranges = [[number] for number in found] + [list(range(size)) for size in statistics.shape[len(found) :]]
+    return list(itertools.product(*ranges))
+
+
+def layer_at(layer: int | str, statistics: ActivationStatistics) -> int:
+    """A layer, given by number or as "L3", if these statistics have it."""
+    with suppress(TypeError):
+        layer = index(layer)  # type: ignore[arg-type]
+    # As itself where it is no number, and refused there.
+    given = (layer,) if isinstance(layer, int) else layer
+    place = parse_place(given, statistics.shape, statistics.site)
+    if len(place) > 1:
+        raise MismatchError(f"{layer!r} is not a layer; give its number, or write it like L3.")
+    return place[0]
 
 
 def model_name(statistics: ActivationStatistics) -> str:

@@ -258,6 +258,7 @@ class ModelRun:
             padding=self.scored.padding,
             statistics=(statistics_key(self.facts, 1), statistics_key(self.facts, 2)),
             versions=Versions.current(),
+            outputs=int(self.model.cfg.d_vocab_out),
         )
 
     # ------------------------------------------------------------------ measuring

@@ -150,7 +150,10 @@ _VALUES, _WEIGHTS = "values of ", "weights of "
 
 @dataclass(frozen=True)
 class GroupRecord(Record):
-    """What the cells of a group share. `facts` made the group's key; the rest says it for people."""
+    """What the cells of a group share. `facts` made the group's key; the rest says it for people.
+
+    `outputs` is between how many tokens or classes the model chooses; files of before do not say so.
+    """
 
     facts: dict[str, Any]
     model: ModelRecord
@@ -165,10 +168,12 @@ class GroupRecord(Record):
     padding: float
     statistics: tuple[str, str]
     versions: Versions
+    outputs: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _require(0 < self.predictions < _MOST, f"there are {self.predictions} predictions")
+        _require(self.outputs is None or 0 < self.outputs < _MOST, f"there are {self.outputs} outputs")
         _require(min(self.context, self.batch_size) > 0, "a document or a batch is empty")
         _require(0 <= self.padding < 1, f"the share of padding is {self.padding}")
         _require(_is_seed(self.mask_seed), f"the seed of the masks is {self.mask_seed}")

@@ -1,4 +1,5 @@
 import json
+import pydoc
 import subprocess
 import sys
 from dataclasses import replace
@@ -348,7 +349,7 @@ def test_every_neuron_is_a_point_of_the_scatter(stats, over_sigma):
 def test_a_layers_mlp_is_a_head_of_many_neurons():
     stats = collected(torch.randn(50, 2, 1, 300), site="mlp")
     figure = plots.neuron_map(stats)
-    assert (figure.data[0].x[299], figure.data[0].y[1]) == ("H0.D299", "L1")
+    assert (figure.data[0].x[299], figure.data[0].y[1]) == ("M299", "L1")
     assert len(figure.layout.xaxis.ticktext) == 8
     assert plots.neuron_distribution(stats, 1, 0, 299).layout.xaxis.title.text.startswith("mlp")
     assert sum(len(trace.x) for trace in plots.centers_scatter(stats).data) == 600
@@ -372,6 +373,88 @@ def test_fifty_thousand_neurons_stay_small(monkeypatch):
     # Nothing draws thousands of SVG elements.
     for figure in figures.values():
         assert all(len(trace.x) < 1000 for trace in figure.data if isinstance(trace, go.Scatter | go.Bar))
+
+
+# ------------------------------------------------------------------ several neurons
+
+
+def test_neurons_are_named_as_everywhere(stats):
+    by_numbers = said(plots.neuron_distribution(stats, 1, 0, 2))
+    for given in ("L1.H0.D2", ["L1.H0.D2"], (1, 0, 2), [(1, 0, 2)], np.array([1, 0, 2]), pd.Index(["L1.H0.D2"])):
+        assert said(plots.neuron_distribution(stats, given)) == by_numbers
+    head = plots.neuron_distribution(stats, "L1.H0")
+    assert [bars.name for bars in head.data] == [f"L1.H0.D{dim}" for dim in range(4)]
+    named = stats.table().index[:3]
+    assert [bars.name for bars in plots.neuron_distribution(stats, named).data] == list(named)
+    assert said(plots.layer_distribution(stats, "L2")) == said(plots.layer_distribution(stats, 2))
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (("L1.H0.D",), "L3.H5.D17"),
+        ((1, 0), "a layer, a head and a dim"),
+        (("L1.H0.D2", 0, 1), "a layer, a head and a dim"),
+        ((1.5, 0, 2), "is not a neuron"),
+        ((None,), "a layer, a head and a dim"),
+        (([],), "0 neurons"),
+        (([(1, 0)],), "not a neuron"),
+        (("L9.H0.D0",), "does not exist"),
+    ],
+)
+def test_what_is_no_neuron_is_answered_in_a_sentence(stats, given, words):
+    with pytest.raises(MismatchError, match=words):
+        plots.neuron_distribution(stats, *given)
+    with pytest.raises(MismatchError):
+        plots.layer_distribution(stats, "third")
+
+
+def test_mlp_neurons_are_written_without_a_head():
+    stats = collected(torch.randn(50, 2, 1, 30), site="mlp")
+    for given in (["L1.M7"], ["L1.H0.D7"], [1, 0, 7], [[1, 0, 7]]):
+        (bars,) = plots.neuron_distribution(stats, *([given] if len(given) < 3 else given)).data
+        assert bars.name == "L1.M7"
+    heat = plots.neuron_map(stats).data[0]
+    assert (heat.x[7], heat.y[1]) == ("M7", "L1")
+    assert all("L%{customdata[0]}.M%{customdata[2]}" in trace.hovertemplate for trace in plots.centers_scatter(stats).data)
+
+
+def test_more_than_four_neurons_have_a_panel_each(stats):
+    names = list(stats.table().index)
+    overlaid = plots.neuron_distribution(stats, names[:4])
+    assert len({axis for trace in overlaid.data for axis in [trace.xaxis]}) == 1
+    assert len({trace.marker.color for trace in overlaid.data}) == 4
+    figure = plots.neuron_distribution(stats, names[:7])
+    assert [note.text for note in figure.layout.annotations] == names[:7]
+    assert len({trace.xaxis for trace in figure.data}) == 7
+    legend = [shape.name for shape in figure.layout.shapes if shape.showlegend]
+    assert sorted(legend) == ["mean", "median", "peak", "zero"]
+    for name, trace in zip(names, figure.data, strict=False):
+        (peak,) = [
+            shape for shape in figure.layout.shapes if shape.name == "peak" and shape.xref == (trace.xaxis or "x")
+        ]
+        assert peak.x0 == pytest.approx(stats.table().loc[name, "peak"])
+    (menu,) = figure.layout.updatemenus
+    assert {key.split(".")[0] for key in menu.buttons[1].args[0]} == {"yaxis", *(f"yaxis{n}" for n in range(2, 8))}
+
+
+def test_too_many_neurons_are_refused_with_what_shows_them():
+    wide = collected(torch.randn(20, 2, 2, 20))
+    with pytest.raises(MismatchError, match=r"80 neurons .* 1 to 64"):
+        plots.neuron_distribution(wide, wide.table().index)
+
+
+def test_titles_fit_on_a_telephone(stats):
+    names = list(stats.table().index)
+    for count in range(1, 9):
+        assert len(plots.neuron_distribution(stats, names[:count]).layout.title.text) <= 34
+
+
+def test_help_reads_in_ten_lines():
+    for name in plots.__all__:
+        if callable(function := getattr(plots, name)):
+            shown = pydoc.render_doc(function, renderer=pydoc.plaintext).splitlines()[2:]
+            assert len(shown) <= 10, (name, shown)
 
 
 # ------------------------------------------------------------------ Figures 2 and 3
@@ -464,6 +547,66 @@ def test_a_row_of_panels_per_model_or_the_one_asked_for():
     ]
     with pytest.raises(MismatchError, match="no model 'tiny-op'; did you mean 'tiny-opt'"):
         plots.figure_2(cells(), model="tiny-op")
+
+
+def test_seeds_are_lines_from_the_baseline_to_where_all_meet():
+    figure = plots.figure_2(cells(), seeds=True)
+    top1, _ = drawn(figure, "peak, by seed")
+    assert top1.x == (0, 50, 100, None) * 3
+    np.testing.assert_allclose([y for y in top1.y if y is not None], [60, 47.5, 10, 60, 46.5, 10, 60, 45.5, 10])
+    assert top1.customdata[4:8] == ("seed 1",) * 4
+    assert not drawn(figure, "peak ± sd")
+    assert "3 seeds" in figure.layout.title.subtitle.text
+
+
+def test_a_metric_of_ones_own_has_a_panel_of_its_own():
+    own = cells().assign(**{HOSTILE: 0.25, f"baseline_{HOSTILE}": 0.75})
+    own.loc[own["seed"] == 2, HOSTILE] = np.nan  # of a cell that was measured before the metric was there
+    figure = plots.figure_2(own)
+    assert [note.text.split(": ", 1)[1][:7] for note in figure.layout.annotations] == ["top-1", "cross-e", "&lt;img"]
+    assert "<img" not in said(figure)
+    third = drawn(figure, "peak")[2]
+    assert list(third.y) == [0.75, 0.25, 0.25]
+    (alone,) = drawn(plots.figure_2(own, metrics=["top1"]), "peak")
+    assert alone.y[0] == 60
+    with pytest.raises(MismatchError, match="no metric 'top2'; did you mean 'top1'"):
+        plots.figure_2(own, metrics=["top2"])
+
+
+def compared(group="tiny-opt"):
+    """A summary: peak is the best, mean cannot be told from it, zero can, resampling is far off."""
+    rows = []
+    for fraction in (0.5, 1.0):
+        for method, gap, alike in (("zero", 0.2, False), ("mean", 0.01, True), ("peak", 0.0, True)):
+            rows.append((group, group, fraction, method, gap, gap - 0.05, gap + 0.02, alike))
+        rows.append((group, group, fraction, "resample-tokens", 5.0, 4.0, 6.0, False))
+    columns = ["group", "model", "fraction", "method"]
+    return pd.DataFrame(
+        rows, columns=[*columns, *(f"cross_entropy_{end}" for end in ("to_best", "low", "high", "as_best"))]
+    )
+
+
+def test_differences_have_their_intervals_and_say_who_is_as_good_as_the_best():
+    figure = plots.differences_to_best(pd.concat([compared("a"), compared("b")]))
+    assert [note.text for note in figure.layout.annotations] == ["a: cross-entropy", "b: cross-entropy"]
+    zero = drawn(figure, "zero")[0]
+    np.testing.assert_allclose(zero.y, [0.2, 0.2])
+    np.testing.assert_allclose(zero.error_y.array, [0.02, 0.02])
+    np.testing.assert_allclose(zero.error_y.arrayminus, [0.05, 0.05])
+    assert all(symbol.endswith("-open") for symbol in zero.marker.symbol)
+    assert not any(symbol.endswith("-open") for symbol in drawn(figure, "mean")[0].marker.symbol)
+    # Side by side, in the order of methods, and each nearer to its own fraction than to another.
+    places = [drawn(figure, name)[0].x[0] for name in ("zero", "mean", "peak", "resample-tokens")]
+    assert places == sorted(set(places))
+    assert max(abs(place - 50) for place in places) < 25
+
+
+def test_constants_can_be_told_apart_beside_resampling():
+    axis = plots.differences_to_best(compared()).layout.yaxis
+    assert -0.1 < axis.range[0] < -0.05
+    assert 0.22 < axis.range[1] < 0.25
+    with pytest.raises(MismatchError, match="nothing to compare"):
+        plots.differences_to_best(compared().iloc[:0])
 
 
 def test_results_that_are_none():
