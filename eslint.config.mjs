@@ -7,12 +7,13 @@ export default [
   { ignores: [".venv*/**", "build/**", "node_modules/**", "runs/**"] },
   js.configs.recommended,
   {
-    files: ["ablation_lens/explorer/assets/*.js"],
+    files: ["ablation_lens/explorer/assets/*.js", "ablation_lens/report/*.js"],
     languageOptions: {
       sourceType: "script",
       globals: names(
         "document location history matchMedia getComputedStyle addEventListener setTimeout " +
-          "requestAnimationFrame ResizeObserver Blob URL URLSearchParams Response DecompressionStream atob",
+          "requestAnimationFrame ResizeObserver Blob URL URLSearchParams Response DecompressionStream atob " +
+          "Plotly",
       ),
     },
     rules: {

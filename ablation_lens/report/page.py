@@ -1,18 +1,46 @@
-"""A page of headings, paragraphs, tables and figures, as self-contained HTML and as Markdown."""
+"""A page of headings, paragraphs, tables, figures and files, as self-contained HTML and as Markdown.
 
+Outside text enters as escaped text, JSON or base64. A content security policy lets nothing run but the two scripts
+written here, each known by its hash, and nothing load.
+"""
+
+import base64
+import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
+from json import dumps
 from pathlib import Path
 from typing import Any
 
 from ablation_lens.escaping import for_html, for_markdown
 from ablation_lens.files import write_text, writing
+from ablation_lens.palette import DARK_METHOD_COLORS, METHOD_COLORS
 
-# Inline scripts are allowed, as Plotly's `to_html` writes one for every figure.
-_POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
-"""What the page may load: nothing, from nowhere."""
+_DARK = {
+    "white": "#14181D",
+    "#ffffff": "#14181D",
+    "rgb(255,255,255)": "rgb(20,24,29)",
+    "#1f2933": "#E6EAEE",
+    "#52606d": "#A3AFBC",
+    "#e4e7eb": "#343C45",
+    **{
+        light.lower(): DARK_METHOD_COLORS[method]
+        for method, light in METHOD_COLORS.items()
+        if light != DARK_METHOD_COLORS[method]
+    },
+    "rgb(0,0,0)": "rgb(187,187,187)",  # what fills the band of zero
+    # The darkest of the palette, which would be lost.
+    "#0072b2": "#3B9BDC",
+    "#666633": "#9A9A5C",
+    "#8c564b": "#B98276",
+    "#332288": "#9A8CE8",
+    "#882255": "#CF6A9B",
+    "#117733": "#43A565",
+    "ink_of_menus": "#1F2933",
+}
+"""Colour of a figure → what it is on a dark page, where that differs; what else there is can be read on both."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +86,37 @@ class Figure:
     caption: str
 
 
-Block = Heading | Paragraph | Notes | Table | Figure
+@dataclass(frozen=True)
+class Code:
+    """What one copies as it is."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Links:
+    """Pages beside this one: (text, address), the address relative and quoted."""
+
+    items: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class File:
+    """A text that the page hands out under a name of ours."""
+
+    name: str
+    kind: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Files:
+    """Files that are in the page."""
+
+    files: tuple[File, ...]
+
+
+Block = Heading | Paragraph | Notes | Table | Figure | Code | Links | Files
 
 
 @dataclass
@@ -85,16 +143,37 @@ class Page:
 
     def html(self) -> str:
         """One file that needs nothing else: Plotly is in it, once, if there is a figure."""
-        from plotly.offline import get_plotlyjs
+        style, own = (
+            (files("ablation_lens.report") / name).read_text(encoding="utf-8") for name in ("page.css", "page.js")
+        )
+        scripts = [own]
+        if any(isinstance(block, Figure) for block in self.blocks):
+            from plotly.offline import get_plotlyjs
 
-        style = (files("ablation_lens.report") / "page.css").read_text(encoding="utf-8")
-        script = f"<script>{get_plotlyjs()}</script>" if any(isinstance(b, Figure) for b in self.blocks) else ""
+            scripts.insert(0, get_plotlyjs())
+        # The parser turns CR LF into LF before the browser takes the hash.
+        scripts = [script.replace("\r\n", "\n") for script in scripts]
+        policy = (
+            # Styles may be inline, as Plotly sets them while it draws.
+            f"default-src 'none'; script-src {' '.join(map(_hash, scripts))}; style-src 'unsafe-inline'; "
+            "img-src data: blob:; base-uri 'none'; form-action 'none'"
+        )
+        contents = "".join(
+            f'<li><a href="#part-{number}">{for_html(block.text)}</a></li>'
+            for number, block in enumerate(self.blocks)
+            if isinstance(block, Heading)
+        )
         return (
             '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
             '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-            f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
-            f"<title>{for_html(self.title)}</title>\n<style>{style}</style>\n{script}\n</head>\n<body>\n<main>\n"
-            f"<h1>{for_html(self.title)}</h1>\n" + "\n".join(map(_html, self.blocks)) + "\n</main>\n</body>\n</html>\n"
+            f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
+            f"<title>{for_html(self.title)}</title>\n<style>{style}</style>\n</head>\n<body>\n<main>\n"
+            f'<header><h1>{for_html(self.title)}</h1><button type="button" id="theme" hidden></button></header>\n'
+            + (f'<nav aria-label="Contents"><ol>{contents}</ol></nav>\n' if contents else "")
+            + "\n".join(_html(block, number) for number, block in enumerate(self.blocks))
+            + f"\n</main>\n{_data('dark-colors', 'application/json', dumps(_DARK))}\n"
+            + "\n".join(f"<script>{script}</script>" for script in scripts)
+            + "\n</body>\n</html>\n"
         )
 
     def markdown(self) -> str:
@@ -111,23 +190,46 @@ class Page:
         return html_path, markdown_path
 
 
-def _html(block: Block) -> str:
+def _hash(script: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode('ascii')}'"
+
+
+def _data(name: str, kind: str, text: str) -> str:
+    """Text for our script to read: of this type it does not run, and needs no hash."""
+    return f'<script type="{kind}" id="{name}">{text}</script>'
+
+
+def _json(figure: Any) -> str:
+    # In JSON these letters stand inside strings alone, where they may be written so.
+    text: str = figure.to_json()
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _html(block: Block, number: int) -> str:
     if isinstance(block, Heading):
-        return f"<h2>{for_html(block.text)}</h2>"
+        return f'<h2 id="part-{number}">{for_html(block.text)}</h2>'
     if isinstance(block, Paragraph):
         return f"<p>{for_html(block.text)}</p>"
     if isinstance(block, Notes):
         return "\n".join(f'<p class="note">{for_html(line)}</p>' for line in block.lines)
+    if isinstance(block, Code):
+        # What scrolls must be reached by the keyboard, here and below.
+        return f'<pre tabindex="0"><code>{for_html(block.text)}</code></pre>'
+    if isinstance(block, Links):
+        items = "".join(f'<li><a href="{for_html(href)}">{for_html(text)}</a></li>' for text, href in block.items)
+        return f'<ul class="links">{items}</ul>'
+    if isinstance(block, Files):
+        return f'<div class="files">{"".join(map(_file, block.files))}</div>'
     if isinstance(block, Figure):
-        drawn = block.figure.to_html(
-            full_html=False,
-            # It stands in the head once; in every figure it would be several megabytes each.
-            include_plotlyjs=False,
-            div_id=re.sub(r"[^\w-]", "-", block.name, flags=re.ASCII),  # it stands in a tag and in a script
-            default_width="100%",
-            config={"responsive": True, "displaylogo": False},
+        anchor = re.sub(r"[^\w-]", "-", block.name, flags=re.ASCII)
+        height = int(block.figure.layout.height or 450)
+        return (
+            f'<figure id="{anchor}"><div class="plot" tabindex="0" role="region" '
+            f'aria-label="{for_html(block.caption)}">'
+            f'<div data-figure="data-{number}" style="height:{height}px"></div></div>'
+            f"<figcaption>{for_html(block.caption)}</figcaption>"
+            f"{_data(f'data-{number}', 'application/json', _json(block.figure))}</figure>"
         )
-        return f"<figure>{drawn}<figcaption>{for_html(block.caption)}</figcaption></figure>"
     kinds = [' class="n"' if block.is_number(column) else "" for column in range(len(block.heads))]
     heads = "".join(
         f'<th scope="col"{kind}>{for_html(head)}</th>' for kind, head in zip(kinds, block.heads, strict=True)
@@ -136,7 +238,21 @@ def _html(block: Block) -> str:
         "<tr>" + "".join(f"<td{kind}>{_cell(text)}</td>" for kind, text in zip(kinds, row, strict=True)) + "</tr>"
         for row in block.rows
     )
-    return f'<div class="wide"><table>\n<thead><tr>{heads}</tr></thead>\n<tbody>\n{rows}\n</tbody></table></div>'
+    return (
+        '<div class="wide" tabindex="0"><table>\n'
+        f"<thead><tr>{heads}</tr></thead>\n<tbody>\n{rows}\n</tbody></table></div>"
+    )
+
+
+def _file(file: File) -> str:
+    content = file.text.encode()
+    anchor = "file-" + re.sub(r"[^\w-]", "-", file.name, flags=re.ASCII)
+    return (
+        f'<button type="button" data-file="{anchor}" data-name="{for_html(file.name)}" data-type="{file.kind}">'
+        f"{for_html(file.name)} ({max(1, len(content) // 1000):,} kB)</button>"
+        # As base64 it can end no element, whatever names are in it.
+        + _data(anchor, "text/plain", base64.b64encode(content).decode("ascii"))
+    )
 
 
 def _bold(text: str) -> tuple[str, str, str]:
@@ -161,6 +277,14 @@ def _markdown(block: Block) -> str:
         return "\n".join(f"{for_markdown(line)}  " for line in block.lines) + "\n"
     if isinstance(block, Figure):
         return f"*{for_markdown(block.caption)} The figure is in report.html.*\n"
+    if isinstance(block, Code):
+        # A fence must be longer than any row of backticks inside it.
+        fence = "`" * max(3, *(len(row) + 1 for row in re.findall("`+", block.text) or [""]))
+        return f"{fence}\n{block.text}\n{fence}\n"
+    if isinstance(block, Links):
+        return "\n".join(f"- [{for_markdown(text)}](<{href}>)" for text, href in block.items) + "\n"
+    if isinstance(block, Files):
+        return f"*report.html hands out {', '.join(for_markdown(file.name) for file in block.files)}.*\n"
     rules = ("---:" if block.is_number(column) else "---" for column in range(len(block.heads)))
     lines = [" | ".join(map(for_markdown, block.heads)), " | ".join(rules)]
     for row in block.rows:

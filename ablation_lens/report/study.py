@@ -1,41 +1,74 @@
-"""A finished study as one page: what was run, what came out, and how the models' neurons are distributed.
+"""A finished study as one page: what was run, what came out, how neurons are distributed, and how to do it again.
 
 `make_report(folder)` gathers; `page.py` writes it as HTML and as Markdown. Nothing is in it that was not measured.
 """
 
+import json
 import math
+import os
+import shlex
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from datetime import UTC, date, datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import quote
 
 from ablation_lens import plots
+from ablation_lens.escaping import as_unicode, on_one_line
 from ablation_lens.neurons.shapes import SHAPE_WORDS
-from ablation_lens.records import CorpusRecord
-from ablation_lens.report.page import Figure, Heading, Notes, Page, Paragraph, Table
+from ablation_lens.plots.metrics import metrics_of
+from ablation_lens.records import CorpusRecord, Versions
+from ablation_lens.report.again import SETTINGS, command_for, toml_of
+from ablation_lens.report.page import Code, Figure, File, Files, Heading, Links, Notes, Page, Paragraph, Table
 from ablation_lens.study.methods import BASELINE
 from ablation_lens.study.paper import is_of_the_paper
-from ablation_lens.study.results import Results
+from ablation_lens.study.records import StudyRecord
+from ablation_lens.study.results import METRICS, Results, csv_of
 from ablation_lens.study.table2 import fractions_shown, make_table2
+
+if TYPE_CHECKING:
+    import pandas
 
 _Read = TypeVar("_Read")
 
 SEEDS_OF_INPUTS = 3
 """How many random inputs of each kind are shown; all of them are in the folder."""
 
+CITATION = """\
+@inproceedings{pochinkov2024peak,
+  title = {Investigating Neuron Ablation in Attention Heads: The Case for Peak Activation Centering},
+  author = {Pochinkov, Nicholas and Pasero, Ben and Shibayama, Skylar},
+  booktitle = {The 2nd World Conference on eXplainable Artificial Intelligence},
+  year = {2024}
+}"""
 
-def make_report(folder: str | Path | Results) -> Page:
-    """Everything a person wants to know of a run folder; `.html()` and `.markdown()` write it."""
+
+def make_report(folder: str | Path | Results, *, beside: str | Path | None = None) -> Page:
+    """Everything a person wants to know of a run folder; `.html()` and `.markdown()` write it.
+
+    `beside` is the folder that the page will lie in, as links are relative; it is the run folder unless given.
+    """
     results = folder if isinstance(folder, Results) else Results.load(folder)
+    summary = results.summary()
+    studies = _readable(results, results.folder.study, lambda: results.folder.names("studies"))
     page = Page("What attention neurons are set to when they are ablated, and what is lost")
     page.add(Paragraph(_summary(results)))
-    _add_outcome(page, results)
-    page.add(Heading("Top-1 and cross-entropy as neurons go (Figures 2 and 3 of the paper)"))
-    page.add(Figure("figure-2", plots.figure_2(results), "Lines: mean over seeds; bands: one standard deviation."))
-    for group, label in results.groups.items():
-        _add_neurons(page, results, group, label)
+    page.add(Paragraph(_dates(results)))
+    page.add(Files(tuple(_files(results, summary, studies))))
+    _add_outcome(page, results, summary)
+    _add_curves(page, results)
+    readable = [group for group, label in results.groups.items() if _add_neurons(page, results, group, label)]
+    _add_explorer(page, results, readable, results.folder.path if beside is None else Path(beside))
     _add_inputs(page, results)
     _add_settings(page, results)
+    _add_again(page, results, studies)
+    page.add(Heading("To cite"))
+    page.add(
+        Paragraph("The method is of the paper below; the numbers are of ablation-lens, in the version given above.")
+    )
+    page.add(Code(CITATION))
+    _add_flaws(page, results)
     return page
 
 
@@ -51,12 +84,58 @@ def _summary(results: Results) -> str:
     )
 
 
-def _add_outcome(page: Page, results: Results) -> None:
+def _dates(results: Results) -> str:
+    changed = []
+    for key in results.frame.index:
+        # A folder that is shared may lose a file between two looks.
+        try:
+            changed.append(results.folder.file("cells", str(key)).stat().st_mtime)
+        except OSError:
+            continue
+    days = (
+        [datetime.fromtimestamp(end, UTC).date().isoformat() for end in (min(changed), max(changed))] if changed else []
+    )
+    spread = f" The files of its cells are of {' to '.join(dict.fromkeys(days))} (UTC)." if days else ""
+    return (
+        f"Written on {_today().isoformat()} by ablation-lens {Versions.current().ablation_lens}, from "
+        f"{as_unicode(str(results.folder.path))}.{spread}"
+    )
+
+
+def _today() -> date:
+    return datetime.now(UTC).date()
+
+
+def _files(results: Results, summary: "pandas.DataFrame", studies: Iterable[StudyRecord]) -> Iterable[File]:
+    """What the page hands out: a row per cell, a row per method and fraction, and all of it as JSON."""
+    labelled = summary.assign(group=summary["group"].map(results.groups))
+    yield File("cells.csv", "text/csv", csv_of(results.frame, index=True))
+    yield File("summary.csv", "text/csv", csv_of(labelled, index=False))
+    everything = {
+        "groups": {group: results.facts(group) | {"label": label} for group, label in results.groups.items()},
+        "studies": [study.to_dict() for study in studies],
+        "cells": _records(results.frame.reset_index()),
+        "summary": _records(summary),
+    }
+    yield File("results.json", "application/json", json.dumps(everything, indent=1, allow_nan=False))
+    for number, study in enumerate(studies, 1):
+        name = SETTINGS if number == 1 else SETTINGS.replace(".", f"-{number}.")
+        yield File(name, "application/toml", toml_of(study))
+
+
+def _records(frame: "pandas.DataFrame") -> list[dict[str, Any]]:
+    """A dict per row; what is missing is None, as JSON knows no NaN."""
+    plain = frame.astype(object)
+    rows: list[dict[str, Any]] = plain.where(plain.notna(), None).to_dict("records")
+    return rows
+
+
+def _add_outcome(page: Page, results: Results, summary: "pandas.DataFrame") -> None:
     fractions = fractions_shown(results)
     page.add(Heading("In short"))
-    summary = results.summary(fractions)
     rows = []
-    for _, here in summary.groupby(["group", "fraction"], sort=False):
+    shown = summary[summary["fraction"].isin(fractions)]
+    for _, here in shown.groupby(["group", "fraction"], sort=False):
         ranked = here.sort_values("cross_entropy", kind="stable")  # of equals, the first is the summary's best
         best, alike = ranked.iloc[0], ranked[ranked["cross_entropy_as_best"]]["method"].tolist()[1:]
         worse = ranked[~ranked["cross_entropy_as_best"]]
@@ -73,6 +152,18 @@ def _add_outcome(page: Page, results: Results) -> None:
         )
     heads = ("model", "ablated", "least harm (change of CE)", "cannot be told from it", "most harm")
     page.add(Table(heads, tuple(rows)))
+    page.add(Heading("Against the best method"))
+    labelled = summary.assign(group=summary["group"].map(results.groups))
+    page.add(
+        Figure(
+            "differences",
+            plots.differences_to_best(labelled),
+            "Every method against the best one of its model, metric and fraction: mean and 95 % interval of the paired "
+            "difference"
+            + (", given the masks that were drawn" if summary["conditional"].any() else "")
+            + ". A filled mark cannot be told from the best. Axes show the constants; a double click shows all.",
+        )
+    )
     page.add(Heading("Table 2"))
     made = make_table2(results, fractions)
     page.add(
@@ -87,26 +178,49 @@ def _add_outcome(page: Page, results: Results) -> None:
         page.add(Paragraph("None of these models is one of the paper's four, so its figures do not stand beside ours."))
 
 
+def _add_curves(page: Page, results: Results) -> None:
+    page.add(Heading("Top-1 and cross-entropy as neurons go (Figures 2 and 3 of the paper)"))
+    chance = any(results.record(group).outputs for group in results.groups)
+    said = "Lines: mean over seeds; thin lines: each seed." + (
+        " Chance is every output alike, which is no limit: a model that is sure and wrong is worse." if chance else ""
+    )
+    page.add(Figure("figure-2", plots.figure_2(results, metrics=METRICS, seeds=True), said))
+    own = [metric.column for metric in metrics_of(results) if metric.column not in METRICS]
+    if own:
+        page.add(Heading("Metrics of your own"))
+    # Two to a figure, as the two above: more in a row could not be read.
+    for first in range(0, len(own), 2):
+        chosen = own[first : first + 2]
+        page.add(
+            Figure(
+                f"metrics-{first // 2 + 1}",
+                plots.figure_2(results, metrics=chosen, seeds=True),
+                f"{' and '.join(chosen)}. Lines: mean over seeds; thin lines: each seed.",
+            )
+        )
+
+
 def _change(row: Any) -> str:
     change = row["cross_entropy"] - row["baseline_cross_entropy"]
     # As in Table 2: where the baseline failed, there is nothing that it changed from.
     return f"{change:+.2f} nats" if math.isfinite(change) else "baseline failed"
 
 
-def _add_neurons(page: Page, results: Results, group: str, label: str) -> None:
+def _add_neurons(page: Page, results: Results, group: str, label: str) -> bool:
+    """What a model's neurons are like; whether its statistics are there and can be read."""
     page.add(Heading(f"Neurons of {label}"))
     record = results.record(group)
     found = [passes for passes in (1, 2) if results.folder.has("statistics", record.statistics[passes - 1])]
     if not found:
         page.add(Paragraph("No statistics were collected."))
-        return
+        return False
     statistics = None
     with results.leaving_out():
         # Of two passes, where they were made: that file holds all that one pass gives.
         statistics = results.folder.read_statistics(record, found[-1])
     if statistics is None:
         page.add(Paragraph("The statistics cannot be read; what is missing is listed at the end."))
-        return
+        return False
     shapes = statistics.shapes()
     total = shapes.word.numel()
     counts = Counter(SHAPE_WORDS[code] for code in shapes.word.flatten().tolist())
@@ -132,6 +246,40 @@ def _add_neurons(page: Page, results: Results, group: str, label: str) -> None:
         (name, f"{counts[name]:,}", f"{100 * counts[name] / total:.1f} %") for name in SHAPE_WORDS if counts[name]
     ]
     page.add(Table(("shape", "neurons", "share"), tuple(shares), numbers=2))
+    return True
+
+
+def _add_explorer(page: Page, results: Results, readable: Iterable[str], beside: Path) -> None:
+    """Links to the explorer's pages that lie in the run folder, and how to make one of each model."""
+    folder = results.folder.path
+    page.add(Heading("Every neuron"))
+    found = sorted(path for path in folder.glob("explorer*.html") if path.is_file())
+    if found:
+        page.add(Links(tuple((as_unicode(path.name), _address(path, beside)) for path in found)))
+    commands = []
+    for group in readable:
+        # Of two passes, where they were made.
+        key = next(key for key in reversed(results.record(group).statistics) if results.folder.has("statistics", key))
+        name = "".join(letter if letter.isalnum() and letter.isascii() else "-" for letter in results.groups[group])
+        parts = (results.folder.statistics(key), "--results", folder, "--html", folder / f"explorer-{name}.html")
+        commands.append(" ".join(["ablation-lens explore", *(shlex.quote(str(part)) for part in parts)]))
+    if commands:
+        page.add(
+            Paragraph(
+                f"To make a page {'' if len(commands) == 1 else 'of each model '}with all its neurons, their centers "
+                "and the damage, which the next report links to:"
+            )
+        )
+        page.add(Code("\n".join(on_one_line(as_unicode(command)) for command in commands)))
+    elif not found:
+        page.add(Paragraph("The folder holds no statistics that a page of neurons could be made from."))
+
+
+def _address(path: Path, beside: Path) -> str:
+    """A relative address that no name can turn into another kind of link."""
+    # As bytes, because a file's name need not be UTF-8. The dot keeps a colon from ending a scheme.
+    parts = Path(os.path.relpath(path.resolve(), beside.resolve())).parts
+    return "./" + "/".join(quote(os.fsencode(part), safe="") for part in parts)
 
 
 def _add_inputs(page: Page, results: Results) -> None:
@@ -183,7 +331,8 @@ def _add_settings(page: Page, results: Results) -> None:
             (
                 label,
                 f"{model.architecture}, {model.n_layers} layers × {model.n_heads} heads × {model.d_head} dims, "
-                f"{model.dtype}, weights {(model.weights or 'unknown')[:12]}",
+                + (f"{record.outputs:,} outputs, " if record.outputs else "")
+                + f"{model.dtype}, weights {(model.weights or 'unknown')[:12]}",
                 _corpus(record.collect),
                 _corpus(record.evaluate) + ("" if record.count == "all" else f", {record.count}"),
                 f"{record.predictions:,}",
@@ -208,13 +357,35 @@ def _add_settings(page: Page, results: Results) -> None:
     splits = int(results.frame["splits"].sum())
     if splits:
         page.add(Paragraph(f"Memory ran out {splits} times and a batch was split; such scores agree to 1e-6."))
+
+
+def _add_again(page: Page, results: Results, studies: Iterable[StudyRecord]) -> None:
+    """The seeds in full, and every study's settings with the command that takes them."""
+    page.add(Heading("To do it again"))
+    seeds = sorted(int(seed) for seed in results.frame["seed"].dropna().unique())
+    masks = {results.record(group).mask_seed for group in results.groups} - {None}
+    page.add(
+        Paragraph(
+            (f"Seeds of the cells: {', '.join(map(str, seeds))}. " if seeds else "No cell depends on a seed. ")
+            + (f"Masked tokens: seed {', '.join(map(str, sorted(masks, key=str)))}. " if masks else "")
+            + "With equal versions, device and number of threads the numbers are the same."
+        )
+    )
+    for study in studies:
+        page.add(Code(command_for(study)))
+        page.add(Paragraph(f"with these settings as {SETTINGS}:" if SETTINGS in command_for(study) else "which is:"))
+        page.add(Code(toml_of(study).rstrip()))
+
+
+def _add_flaws(page: Page, results: Results) -> None:
+    """What failed, and what cannot be read; last, as all that could be read has been read by now."""
     failures = _readable(results, results.folder.failure, results.folder.failed)
     if failures:
         page.add(Heading("What failed"))
         # A model that could not be loaded has failed without a cell.
         rows_failed = [(found.model, found.cell or "–", f"{found.error}: {found.message}") for found in failures]
         page.add(Table(("model", "cell", "error"), tuple(rows_failed)))
-    if results.unreadable:  # last, as all that could be read has been read by now
+    if results.unreadable:
         page.add(Heading("What is missing"))
         page.add(Notes(tuple(results.unreadable)))
 
@@ -241,4 +412,4 @@ def write_report(folder: str | Path | Results, out: str | Path | None = None) ->
     """Write report.html and report.md, into the run folder unless told otherwise."""
     results = folder if isinstance(folder, Results) else Results.load(folder)
     target = results.folder.path if out is None else Path(out)
-    return make_report(results).write(target / "report.html", target / "report.md")
+    return make_report(results, beside=target).write(target / "report.html", target / "report.md")

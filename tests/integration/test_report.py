@@ -1,5 +1,9 @@
 """A report says what was measured, nothing else, and what is foreign in it stays text."""
 
+import csv
+import datetime
+import io
+import json
 import re
 import shutil
 
@@ -8,7 +12,7 @@ import pytest
 import ablation_lens as al
 from ablation_lens.errors import AblationLensError
 from ablation_lens.files import load_json, save_json
-from ablation_lens.report.page import Figure, Heading, Notes, Paragraph, Table
+from ablation_lens.report.page import Code, Figure, Files, Heading, Links, Notes, Paragraph, Table
 from ablation_lens.report.study import SEEDS_OF_INPUTS, make_report, write_report
 from ablation_lens.study.cells import StudyFolder
 from ablation_lens.study.results import UnreadableFile
@@ -108,6 +112,77 @@ def test_what_was_run_names_corpora_with_digests_and_versions(page, folder):
         assert row[4] == f"{facts['predictions']:,}"
     text = " ".join(block.text for block in found if isinstance(block, Paragraph))
     assert f"torch {facts['versions']['torch']}" in text
+
+
+def test_zero_mean_and_peak_can_be_read_from_a_panel_per_model_with_intervals(page, folder):
+    (block,) = [block for block in under(page, "Against the best method") if isinstance(block, Figure)]
+    results = al.Results.load(folder)
+    titles = [note.text for note in block.figure.layout.annotations]
+    assert titles == [f"{name}: {what}" for name in results.groups.values() for what in ("top-1", "cross-entropy")]
+    summary = results.summary([0.5])
+    row = summary[(summary["model"] == "tiny-opt") & (summary["method"] == "zero")].iloc[0]
+    panel = titles.index("tiny-opt: cross-entropy") + 1
+    (zero,) = [trace for trace in block.figure.data if trace.name == "zero" and trace.yaxis == f"y{panel}"]
+    assert zero.y[0] == pytest.approx(row["cross_entropy_to_best"])
+    assert zero.y[0] + zero.error_y.array[0] == pytest.approx(row["cross_entropy_high"])
+
+
+def test_every_seed_is_a_line_and_chance_is_another(page):
+    figure = next(block.figure for block in blocks(page, Figure) if block.name == "figure-2")
+    names = {trace.name for trace in figure.data}
+    assert {"peak, by seed", "chance"} <= names
+    levels = {round(float(trace.y[0]), 3) for trace in figure.data if trace.name == "chance"}
+    assert {10.0, 2.303} <= levels  # of ten digits; ln 10
+
+
+def test_the_page_says_when_and_how_and_with_which_seeds(page, folder):
+    text = " ".join(block.text for block in blocks(page, Paragraph))
+    assert datetime.datetime.now(datetime.UTC).date().isoformat() in text
+    assert str(folder) in text
+    assert "Seeds of the cells: 1, 2, 3, 4." in text
+    code = [block.text for block in under(page, "To do it again") if isinstance(block, Code)]
+    assert code[0] == "ablation-lens study study.toml --out runs/again"
+    assert "seeds = [1, 2, 3, 4]" in code[1]
+    (citation,) = [block.text for block in under(page, "To cite") if isinstance(block, Code)]
+    for word in ("Pochinkov", "Pasero", "Shibayama", "2024", "Peak Activation Centering"):
+        assert word in citation
+
+
+def test_the_page_hands_out_its_numbers(page, folder):
+    (block,) = blocks(page, Files)
+    files = {file.name: file.text for file in block.files}
+    frame = al.Results.load(folder).frame
+    cells = list(csv.DictReader(io.StringIO(files["cells.csv"])))
+    assert [float(row["top1"]) for row in cells] == frame["top1"].tolist()
+    assert {"cross_entropy_low", "cross_entropy_high"} <= set(next(csv.reader(io.StringIO(files["summary.csv"]))))
+    everything = json.loads(files["results.json"])
+    assert [row["cross_entropy"] for row in everything["cells"]] == frame["cross_entropy"].tolist()
+    assert everything["cells"][0]["seed"] is None
+    (tmp := folder.parent / "study.toml").write_text(files["study.toml"], encoding="utf-8")
+    assert al.Study.from_toml(tmp).seeds == (1, 2, 3, 4)
+
+
+def test_explorer_pages_in_the_folder_are_linked_and_others_can_be_made(folder, tmp_path):
+    copied = shutil.copytree(folder, tmp_path / "run")
+    name = 'explorer javascript:"<img>.html'
+    (copied / name).write_text("a page")
+    (copied / "somebody else.html").write_text("not ours")
+    found = under(make_report(copied, beside=tmp_path / "elsewhere"), "Every neuron")
+    (links,) = [block for block in found if isinstance(block, Links)]
+    assert links.items == ((name, "./../run/explorer%20javascript%3A%22%3Cimg%3E.html"),)
+    (commands,) = [block.text for block in found if isinstance(block, Code)]
+    for line, label in zip(commands.splitlines(), al.Results.load(copied).groups.values(), strict=True):
+        assert line.startswith(f"ablation-lens explore {copied}/statistics/")
+        assert line.endswith(f"explorer-{label}.html")
+
+
+def test_a_command_of_the_page_makes_what_the_next_report_links_to(folder, tmp_path, command):
+    copied = shutil.copytree(folder, tmp_path / "run")
+    (commands,) = [block.text for block in under(make_report(copied), "Every neuron") if isinstance(block, Code)]
+    code, _, _ = command(*commands.splitlines()[0].split()[1:])
+    assert code == 0
+    (links,) = [block for block in under(make_report(copied), "Every neuron") if isinstance(block, Links)]
+    assert [text for text, _ in links.items] == [path.name for path in copied.glob("explorer*.html")]
 
 
 def test_what_failed_and_foreign_names_are_shown_as_text(folder, tmp_path):

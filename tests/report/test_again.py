@@ -1,0 +1,41 @@
+"""The settings that a report gives are those of the study, whatever is in them."""
+
+import pytest
+
+from ablation_lens.report.again import command_for, toml_of
+from ablation_lens.study.paper import PRESETS
+from ablation_lens.study.records import StudyRecord
+from ablation_lens.study.study import Study
+
+HOSTILE = 'm\n"\x1b[31m\\u0041\x7f\u202e😀\u2028]'
+
+
+def record(study):
+    return StudyRecord.from_dict(study.to_dict())
+
+
+@pytest.mark.parametrize(
+    "study",
+    [
+        *map(Study.preset, PRESETS),
+        Study(models=["tiny-vit"]),
+        Study(models=[HOSTILE], corpora={"text": HOSTILE}, dtype={HOSTILE: "float16"}, labels=HOSTILE),
+        Study(models=["a"], fractions=[1e-05, 1], seeds=[-(2**62)], include_bos=False, shared_input=True, bins=64),
+    ],
+    ids=[*PRESETS, "defaults", "hostile", "all kinds"],
+)
+def test_settings_are_read_back_as_they_were(study, tmp_path):
+    text = toml_of(record(study))
+    assert text.replace("\n", "").isprintable()
+    (tmp_path / "study.toml").write_text(text, encoding="utf-8")
+    assert Study.from_toml(tmp_path / "study.toml") == study
+
+
+def test_a_preset_is_given_by_its_name_and_a_changed_one_by_its_settings():
+    assert "--preset paper " in command_for(record(Study.preset("paper")))
+    assert " study.toml " in command_for(record(Study.preset("paper", seeds=[1])))
+
+
+def test_settings_of_before_there_were_more_are_read_as_far_as_they_go(tmp_path):
+    text = toml_of(StudyRecord(("tiny-opt",), ("zero",)))
+    assert text.splitlines() == ['models = ["tiny-opt"]', 'methods = ["zero"]']
