@@ -3,6 +3,7 @@
 import inspect
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -28,15 +29,37 @@ from ablation_lens.sites import neuron_name
 _Center = TypeVar("_Center", bound=Callable[..., Tensor])
 
 _CENTERS: dict[str, Callable[..., Tensor]] = {}
-_VERSIONS: dict[str, int] = {}
 
 
-def register(name: str, *, version: int = 1) -> Callable[[_Center], _Center]:
+@dataclass(frozen=True)
+class About:
+    """What people are told of a center.
+
+    Attributes:
+        name: how it is asked for.
+        estimates: what it is, in a line.
+        resolution: how finely; ε is the width of a neuron's bins. Empty where nobody has said.
+        passes: over the corpus, that its statistics need; 0 where nothing but their shape is read.
+        version: of its numbers.
+    """
+
+    name: str
+    estimates: str
+    resolution: str = ""
+    passes: int = 1
+    version: int = 1
+
+
+_ABOUT: dict[str, About] = {}
+
+
+def register(name: str, *, version: int = 1, resolution: str = "", passes: int = 1) -> Callable[[_Center], _Center]:
     """Make a function a center: everything that takes a center's name knows it from then on.
 
     The function takes statistics, then keyword parameters with defaults, and returns a float `[layer head dim]`
-    tensor. Its docstring says what it estimates, and how finely. `version` is for those of this package: it is raised
-    when their numbers change, and a study then measures them anew. (Of others it compares the values themselves.)
+    tensor. Its docstring says what it estimates, and how finely; the first line and `resolution` are shown in lists.
+    `passes` is 2 where it reads `statistics.trimmed`. `version` is for those of this package: it is raised when their
+    numbers change, and a study then measures them anew. (Of others it compares the values themselves.)
 
     >>> @register("first-quartile")
     ... def first_quartile(statistics):
@@ -54,7 +77,8 @@ def register(name: str, *, version: int = 1) -> Callable[[_Center], _Center]:
             raise MismatchError(
                 f"center {name!r} exists already, as {known.__module__}.{known.__qualname__}; choose another name."
             )
-        _CENTERS[name], _VERSIONS[name] = function, version
+        first, *_ = (inspect.getdoc(function) or "").splitlines() or [""]
+        _CENTERS[name], _ABOUT[name] = function, About(name, first, resolution, passes, version)
         return function
 
     return add
@@ -63,7 +87,7 @@ def register(name: str, *, version: int = 1) -> Callable[[_Center], _Center]:
 def unregister(name: str) -> None:
     """Forget a center again."""
     _CENTERS.pop(name, None)
-    _VERSIONS.pop(name, None)
+    _ABOUT.pop(name, None)
 
 
 def is_ours(name: str) -> bool:
@@ -73,7 +97,17 @@ def is_ours(name: str) -> bool:
 
 def version_of(name: str) -> int:
     """How often the numbers that a center gives have changed, plus one."""
-    return _VERSIONS.get(name, 1)
+    return _ABOUT[name].version if name in _ABOUT else 1
+
+
+def about(name: str) -> About:
+    """A center in a line: what it estimates, how finely, and in how many passes.
+
+    >>> about("peak-trimmed").passes, about("median").resolution
+    (2, '± ε')
+    """
+    _find(name)
+    return _ABOUT[name]
 
 
 def names() -> tuple[str, ...]:
@@ -176,19 +210,19 @@ def _bins(histogram_bins: int, bins: int | None) -> int:
 # ---------------------------------------------------------------------- the centers
 
 
-@register("zero")
+@register("zero", resolution="exact", passes=0)
 def zero(statistics: NeuronStatistics) -> Float64[Tensor, "layer head dim"]:
     """Zero: what most ablations use. Exact."""
     return torch.zeros(statistics.histogram.shape, dtype=torch.float64)
 
 
-@register("mean")
+@register("mean", resolution="exact")
 def mean(statistics: NeuronStatistics) -> Float64[Tensor, "layer head dim"]:
     """The mean of all values. Exact to float64 rounding, as it comes from sums, not from the histogram."""
     return statistics.mean
 
 
-@register("median")
+@register("median", resolution="± ε")
 def median(statistics: NeuronStatistics) -> Float64[Tensor, "layer head dim"]:
     """The value half of all values lies below, from the histogram: within one ε of the values' own median.
 
@@ -197,7 +231,7 @@ def median(statistics: NeuronStatistics) -> Float64[Tensor, "layer head dim"]:
     return statistics.histogram.quantile(0.5)
 
 
-@register("peak")
+@register("peak", resolution="± ε/2, ≤ 128 bins")
 def peak(
     statistics: NeuronStatistics, *, bins: int | None = None, epsilon: float | None = None
 ) -> Float64[Tensor, "layer head dim"]:
@@ -218,7 +252,7 @@ def peak(
     return naive_peak(statistics.histogram, _bins(statistics.histogram.bins, bins), width)
 
 
-@register("peak-smooth")
+@register("peak-smooth", resolution="± ε/2")
 def peak_smooth(statistics: NeuronStatistics, *, sigma: float = 2.0) -> Float64[Tensor, "layer head dim"]:
     """The highest bin once counts are averaged under a Gaussian of `sigma` bins, normalised at the range's ends.
 
@@ -235,7 +269,7 @@ def peak_smooth(statistics: NeuronStatistics, *, sigma: float = 2.0) -> Float64[
     return at_bins(histogram, torch.stack(layers)).masked_fill(zeros_lead_in(histogram), 0.0)
 
 
-@register("peak-kde")
+@register("peak-kde", resolution="finer than ε")
 def peak_kde(statistics: NeuronStatistics, *, bandwidth: float | None = None) -> Float64[Tensor, "layer head dim"]:
     """The mode of a kernel density estimate over the bins, whose width follows from σ, IQR and the number of values.
 
@@ -267,7 +301,7 @@ def peak_kde(statistics: NeuronStatistics, *, bandwidth: float | None = None) ->
     return values.masked_fill(zeros_lead_in(histogram), 0.0)
 
 
-@register("half-sample")
+@register("half-sample", resolution="± ε/2")
 def half_sample(statistics: NeuronStatistics) -> Float64[Tensor, "layer head dim"]:
     """The half-sample mode: the shortest stretch with half of the values, of those again the half, to a single bin.
 
@@ -301,7 +335,7 @@ def _densest_bin(counts: Int64[Tensor, "head dim bin"]) -> Int64[Tensor, "head d
     return first.view(shape)
 
 
-@register("peak-trimmed")
+@register("peak-trimmed", resolution="± ε/2 of the trimmed range", passes=2)
 def peak_trimmed(statistics: NeuronStatistics, *, bins: int | None = None) -> Float64[Tensor, "layer head dim"]:
     """The paper's peak among the middle 99.8 % of a neuron's values, whose bins far values cannot widen.
 

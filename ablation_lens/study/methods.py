@@ -121,7 +121,7 @@ were collected. Collect with more to see finer.
     @property
     def passes(self) -> int:
         """Passes over the corpus that its statistics need."""
-        return 2 if self.name == "peak-trimmed" else 1
+        return 1 if self.draws else max(1, centers.about(self.name).passes)
 
     def suits(self, task: str) -> bool:
         """Whether it can be applied to a model of this task (`causal-lm`, …)."""

@@ -213,7 +213,7 @@ def test_a_center_of_ones_own_is_keyed_by_the_values_it_gives(place, registry):
 
 def test_a_center_of_this_package_is_keyed_by_its_version(place, monkeypatch):
     before = keys(place, "vit", methods=["peak", "zero"])
-    monkeypatch.setitem(centers._VERSIONS, "peak", 2)
+    monkeypatch.setitem(centers._ABOUT, "peak", dataclasses.replace(centers.about("peak"), version=2))
     after = keys(place, "vit", methods=["peak", "zero"])
     assert {method for method in before if before[method] != after[method]} == {"peak"}
     assert SimpleNamespace(**before).zero == after["zero"]

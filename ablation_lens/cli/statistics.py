@@ -1,0 +1,292 @@
+"""The commands about statistics files: `collect` makes one, `merge`, `neurons`, `explore` and `centers` use them."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ablation_lens.cli import options
+from ablation_lens.cli.terminal import INTERRUPTED, announce, cell, complain, say, say_json, show
+from ablation_lens.errors import AblationLensError
+from ablation_lens.names import choose
+
+
+def collect(
+    model: options.Model,
+    out: Annotated[Path, typer.Option(help="Where the statistics go, such as stats.safetensors.")],
+    corpus: options.Corpus = None,
+    tokens: options.Tokens = None,
+    images: options.Images = None,
+    split: Annotated[str, typer.Option(help="Which split of the corpus.")] = "collect",
+    site: options.Site = "z",
+    bins: Annotated[int, typer.Option(help="Most bins per neuron.")] = 256,
+    passes: Annotated[int, typer.Option(help="2 adds a histogram without the outermost 0.1 % at either end.")] = 1,
+    include_bos: Annotated[
+        bool, typer.Option("--bos/--no-bos", help="Whether BOS, CLS and EOS positions count.")
+    ] = True,
+    labels: options.Labels = None,
+    context: options.Context = None,
+    batch_size: options.BatchSize = None,
+    dtype: options.Dtype = None,
+    device: options.Device = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Measure how every neuron of a model is distributed, and save it.
+
+    Ctrl-C saves what was collected so far beside --out, to be merged later.
+    """
+    announce(f"loading {model}")
+    from ablation_lens.files import require_target, write_beside, write_result
+    from ablation_lens.measure import collection
+    from ablation_lens.models.load import load_model
+    from ablation_lens.sites import Site
+    from ablation_lens.tasks.tasks import task_for
+
+    # Wrong names and paths are refused before the model is loaded, which takes long.
+    where = choose(site, {member.value: member for member in Site}, "site")
+    # A hub id is not a path here, so it is passed over.
+    require_target(out, *(Path(given).expanduser() for given in (model, corpus, labels) if given is not None))
+    loaded = load_model(model, dtype=dtype, device=device)
+    further: dict[str, Any] = {} if labels is None else {"labels": labels}
+    task = task_for(loaded, corpus, context=context, **further)
+    announce(f"reading {task.corpus.name}")
+    plan = task.batches(split=split, tokens=tokens, images=images, batch_size=batch_size)
+    try:
+        statistics = collection.collect(loaded, plan, site=where, bins=bins, passes=passes, include_bos=include_bos)
+    except collection.CollectionInterrupted as interruption:
+        if interruption.statistics is None:
+            complain("interrupted within a batch; nothing is saved.")
+        else:
+            # Not `out` itself: an earlier run may have saved a whole file there.
+            place = write_beside(out, "partial", interruption.statistics.save)
+            complain(f"interrupted; {interruption.statistics!r} is in {place}")
+        raise typer.Exit(INTERRUPTED) from None
+    write_result(out, statistics.save)
+    _tell_of(statistics, out, as_json)
+
+
+def merge(
+    statistics: Annotated[list[Path], typer.Argument(help="Files that `ablation-lens collect` wrote.")],
+    out: Annotated[Path, typer.Option(help="Where the merged statistics go.")],
+    as_json: options.AsJson = False,
+) -> None:
+    """Merge statistics of one model over several corpora, or several parts of one, into a file as of one pass.
+
+    Run folders need no merging: copy one into the other (`cp -r one/. other`).
+    """
+    announce(f"reading {len(statistics)} files")
+    from ablation_lens.files import require_target, write_result
+    from ablation_lens.neurons.statistics import ActivationStatistics
+
+    for place in statistics:
+        if place.is_dir():
+            raise AblationLensError(
+                f"{place} is a folder; give statistics files. Run folders are merged by copying one into the other "
+                f"(cp -r one/. other)."
+            )
+    if len(statistics) < 2:
+        raise AblationLensError(f"{statistics[0]} is one file; give two or more to merge.")
+    twice = next((place for number, place in enumerate(statistics) if _is_among(place, statistics[:number])), None)
+    if twice is not None:
+        raise AblationLensError(f"{twice} is given twice, and all in it would count twice; give every file once.")
+    require_target(out, *statistics)
+    whole = ActivationStatistics.load(statistics[0])
+    for place in statistics[1:]:
+        whole = whole.merge(ActivationStatistics.load(place))
+    write_result(out, whole.save)
+    _tell_of(whole, out, as_json)
+
+
+def _is_among(place: Path, others: list[Path]) -> bool:
+    return place.exists() and any(other.exists() and other.samefile(place) for other in others)
+
+
+def _tell_of(statistics: Any, place: Path, as_json: bool) -> None:
+    """Say which statistics were written, and where."""
+    if not as_json:
+        say(f"{statistics!r} → {place}")
+        return
+    source = statistics.provenance
+    say_json(
+        "statistics",
+        {
+            "file": place,
+            "model": source.model.name,
+            "site": source.site,
+            "shape": dict(zip(("layers", "heads", "dims"), statistics.shape, strict=True)),
+            "positions": source.tokens,
+            "bins": statistics.histogram.bins,
+            "passes": 1 if statistics.trimmed is None else 2,
+            "corpora": [corpus.to_dict() for corpus in source.corpora],
+        },
+    )
+
+
+HEADINGS = {
+    "mean": "mean μ",
+    "std": "σ",
+    "peak": "peak",
+    "peak_over_sigma": "|peak|/σ",
+    "mean_to_peak_over_sigma": "|μ−peak|/σ",
+}
+"""Columns that are always shown, and what stands above them."""
+
+_NEURON = ["layer", "head", "dim"]
+_SORTABLE = {
+    **{heading: column for column, heading in HEADINGS.items()},
+    "neuron": "neuron",
+    "peak/σ": "peak_over_sigma",
+    "mean-peak/σ": "mean_to_peak_over_sigma",
+    "|mean-peak|/σ": "mean_to_peak_over_sigma",
+    "|mean−peak|/σ": "mean_to_peak_over_sigma",
+    "|μ-peak|/σ": "mean_to_peak_over_sigma",
+    "μ": "mean",
+    "ε/σ": "epsilon_over_sigma",
+    "kurtosis": "excess_kurtosis",
+}
+"""Ways of writing a column, beside its own name: headings, those of figures, and what is easy to type."""
+
+
+def neurons(
+    statistics: options.StatisticsOrRun,
+    sort: Annotated[
+        str,
+        typer.Option(
+            help="A column by its heading or name, such as σ, peak/σ or skew.",
+            autocompletion=options.completing((*HEADINGS.values(), "skew", "shape", "neuron")),
+        ),
+    ] = "peak/σ",
+    top: Annotated[int, typer.Option(help="How many rows.", min=1)] = 20,
+    shape: Annotated[str | None, typer.Option(help="Only neurons of this shape, such as off-zero.")] = None,
+    ascending: Annotated[
+        bool | None,
+        typer.Option(
+            "--ascending/--descending", help="Which end comes first. Left out: the largest number, or A.", show_default=False
+        ),
+    ] = None,
+    csv: Annotated[Path | None, typer.Option(help="Write every column of all chosen neurons to this file.")] = None,
+    model: options.RunModel = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """List neurons: mean, σ, peak and shape, sorted by any column."""
+    announce(f"reading {statistics}")
+    from ablation_lens.files import require_target, write_atomically, writing
+    from ablation_lens.neurons.shapes import SHAPE_WORDS
+    from ablation_lens.neurons.statistics import ActivationStatistics
+
+    place = options.statistics_file(statistics, model)
+    if csv is not None:
+        require_target(csv, statistics)
+    loaded = ActivationStatistics.load(place)
+    frame = loaded.table()
+    column = choose(sort, {name: name for name in frame.columns} | _SORTABLE, "column")
+    if shape is not None:
+        frame = frame[frame["shape"] == choose(shape, {word: word for word in SHAPE_WORDS}, "shape")]
+    of_words = column in ("neuron", "shape")
+    frame = frame.sort_values(
+        _NEURON if column == "neuron" else column,  # type: ignore[arg-type]
+        ascending=of_words if ascending is None else ascending,
+        kind="stable",
+    )
+    if csv is not None:
+        with writing(csv.parent):
+            write_atomically(csv, frame.to_csv)
+    if as_json:
+        rows = [] if csv is not None else frame.head(top).reset_index().to_dict("records")
+        say_json(
+            "neurons",
+            {
+                "file": place,
+                "model": loaded.provenance.model.name,
+                "site": loaded.provenance.site,
+                "sort": column,
+                "found": len(frame),
+                "csv": csv,
+                "neurons": rows,
+            },
+        )
+    elif csv is not None:
+        say(f"{len(frame)} neurons → {csv}")
+    else:
+        _show_neurons(frame, top, sort, column)
+
+
+def _show_neurons(frame: Any, top: int, sort: str, column: str) -> None:
+    from rich.table import Table
+
+    table = Table(title=cell(f"{min(top, len(frame))} of {len(frame)} neurons by {sort}"))
+    table.add_column("neuron")
+    extra = {} if column in (*HEADINGS, "neuron", "shape") else {column: column}
+    for title in (HEADINGS | extra).values():
+        table.add_column(title, justify="right")
+    table.add_column("shape")
+    for name, row in frame.head(top).iterrows():
+        numbers = [f"{row[key]:.4g}" for key in HEADINGS | extra]
+        table.add_row(*map(cell, (name, *numbers, row["shape"])))
+    show(table)
+
+
+def explore(
+    statistics: options.StatisticsOrRun,
+    html: Annotated[Path, typer.Option(help="The page to write, such as page.html.")],
+    compare: Annotated[Path | None, typer.Option(help="Statistics of the same neurons, drawn over the first.")] = None,
+    results: Annotated[
+        Path | None, typer.Option(help="A run folder: what each method costs this model. Left out: that of the statistics.")
+    ] = None,
+    examples: Annotated[
+        int, typer.Option(help="Load the model and gather contexts for so many of the most striking neurons.", min=0)
+    ] = 0,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="Whose statistics of a run folder; and the model that --examples runs. Left out: the one of the zoo "
+            "that the file names.",
+            autocompletion=options.models,
+        ),
+    ] = None,
+    corpus: Annotated[
+        str | None, typer.Option(help="The documents of --examples. Left out: stdlib or digits, as the file says.")
+    ] = None,
+    labels: options.Labels = None,
+    device: Annotated[str | None, typer.Option(help="Where the model for --examples runs, such as cuda.")] = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Write one self-contained HTML page to look through all neurons in a browser."""
+    announce(f"reading {statistics}")
+    from ablation_lens.explorer.files import explore_files
+
+    made = explore_files(
+        statistics,
+        html,
+        compare=compare,
+        results=results,
+        examples=examples,
+        model=model,
+        corpus=corpus,
+        labels=labels,
+        device=device,
+    )
+    size = html.stat().st_size
+    if as_json:
+        say_json("page", {"file": html, "bytes": size, "neurons": made})
+    else:
+        say(f"{made} neurons → {html} ({size / 1e6:.1f} MB)")
+
+
+def centers(as_json: options.AsJson = False) -> None:
+    """List what neurons can be set to: what each center estimates, how finely, and what it takes to collect."""
+    announce("loading the centers")
+    from rich.table import Table
+
+    from ablation_lens.neurons import centers as registry
+
+    known = [registry.about(name) for name in registry.names()]
+    if as_json:
+        say_json("centers", {"centers": [vars(about) for about in known]})
+        return
+    table = Table(box=None, pad_edge=False)
+    for title in ("center", "what it estimates", "resolution", "passes"):
+        table.add_column(title, overflow="fold", justify="right" if title == "passes" else "left")
+    for about in known:
+        table.add_row(*map(cell, (about.name, about.estimates, about.resolution, about.passes)))
+    show(table)
