@@ -11,6 +11,7 @@ from ablation_lens.hooked import tokenizer_of
 from ablation_lens.measure.contexts import collected_plan, gather_striking
 from ablation_lens.neurons.statistics import ActivationStatistics
 from ablation_lens.records import record_of
+from ablation_lens.study.cells import StudyFolder
 from ablation_lens.study.results import Results
 
 
@@ -28,13 +29,17 @@ def explore_files(
 ) -> int:
     """Write the page of a statistics file; returns how many neurons it shows.
 
+    `statistics` may be a run folder: those of `model` there, beside its results.
     `examples` loads the model and looks through the documents it was collected over. Those that ship with the package
     are found by the names in the file; of others `model`, `corpus` and `labels` say where they are.
     """
     given = [None if place is None else Path(place).expanduser() for place in (model, corpus, labels)]
     require_target(html, statistics, compare, results, *given)
-    if not examples and any(given):
+    run = StudyFolder(statistics) if statistics.is_dir() else None
+    if not examples and any(given if run is None else given[1:]):
         raise MismatchError("a model, a corpus and labels are where examples come from; say how many of those, too.")
+    if run is not None:
+        statistics = run.find_statistics(model)
     loaded = ActivationStatistics.load(statistics)
     second = None if compare is None else ActivationStatistics.load(compare)
     options: dict[str, Any] = {}
@@ -42,6 +47,10 @@ def explore_files(
         options |= {"compare": second, "labels": _names(statistics, compare)}
     if results is not None:
         options["results"] = Results.load(results)
+    elif run is not None and run.keys("cells"):
+        found = Results.load(run)
+        if loaded.provenance.model.name in set(found.ablated["model"]):
+            options["results"] = found
     plan = None
     if examples:
         hooked = _model_of(loaded, model, device)
@@ -63,7 +72,7 @@ def _model_of(statistics: ActivationStatistics, name: str | None, device: str | 
     if name is None and record.name not in zoo.NAMES:
         raise MismatchError(
             f"these statistics say that they are of {record.name!r}, and what a file names is not loaded; say yourself "
-            "where the model is (--model)."
+            "where the model is (model=…)."
         )
     hooked = load_model(name or record.name, dtype=record.dtype, device=device)
     # Here, before the documents are read; gathering would say it after that.

@@ -229,7 +229,7 @@ def collected_plan(
     if corpus is None and record.name not in EMBEDDED:
         raise CorpusError(
             f"these statistics say that they were collected over {record.name!r}, and what a file names is not opened; "
-            "say yourself where the documents are (--corpus, or corpus=…)."
+            "say yourself where the documents are (corpus=…)."
         )
     options: dict[str, Any] = {} if labels is None else {"labels": labels}
     task = task_for(model, record.name if corpus is None else corpus, **options)

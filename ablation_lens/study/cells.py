@@ -8,10 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ablation_lens.errors import FileFormatError
+from ablation_lens.errors import AblationLensError, FileFormatError
 from ablation_lens.measure.score import Score
+from ablation_lens.names import require_known
 from ablation_lens.neurons.statistics import ActivationStatistics
 from ablation_lens.runs.folder import FAILURE, RunFolder, checking, key_of, mending
+from ablation_lens.study.group_labels import label_groups
 from ablation_lens.study.methods import BASELINE, Method
 from ablation_lens.study.records import CellRecord, FailureRecord, GroupRecord, InputRecord, StudyRecord, score_of
 
@@ -139,6 +141,29 @@ class StudyFolder(RunFolder):
     def statistics(self, key: Any) -> Path:
         """The file of a model's statistics."""
         return self.file("statistics", key)
+
+    def find_statistics(self, model: str | None = None) -> Path:
+        """The file of a model's statistics, by the model's name, or by the label of a group that needs one.
+
+        The file of two passes where there is one, as it holds the first one's numbers, too.
+        """
+        found: dict[str, tuple[str, Path]] = {}
+        groups = {str(name): self.group(name) for name in self.names("groups")}
+        for name, label in label_groups({name: group.to_dict() for name, group in groups.items()}).items():
+            paths = [self.statistics(key) for key in reversed(groups[name].statistics)]
+            if there := next((path for path in paths if path.exists()), None):
+                found[label] = (groups[name].model.name, there)
+        if not found:
+            raise AblationLensError(f"{self.path} holds no statistics; give it a study of a center, such as peak.")
+        chosen = [path for label, (name, path) in found.items() if model in (None, name, label)]
+        if not chosen:
+            require_known(str(model), list(found), f"model with statistics in {self.path},")
+        if len(set(chosen)) > 1:
+            labels = ", ".join(repr(label) for label, (name, _) in found.items() if model in (None, name))
+            raise AblationLensError(
+                f"{self.path} holds statistics of several models or settings; say which by model=…, one of {labels}."
+            )
+        return chosen[0]
 
     def read_statistics(self, group: GroupRecord, passes: int) -> ActivationStatistics:
         """The statistics that a group's values are from; those of another collection are refused."""

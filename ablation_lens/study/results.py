@@ -345,7 +345,8 @@ class Results:
                     rows.append(row)
         if not rows:
             asked = ", ".join(f"{100 * fraction:g} %" for fraction in wanted) or "any fraction"
-            raise MismatchError(f"{self.folder.path} holds no cell that was measured at {asked}.")
+            measured = ", ".join(f"{100 * fraction:g} %" for fraction in sorted(set(frame["fraction"]))) or "nothing"
+            raise MismatchError(f"{self.folder.path} holds no cell that was measured at {asked}; there is {measured}.")
         return pd.DataFrame(rows)
 
     def _best(self, methods: Mapping[str, pd.DataFrame]) -> dict[str, str]:

@@ -94,16 +94,22 @@ class Table2:
         ]
         return csv_of(pd.DataFrame(rows), index=False)
 
-    def rich(self, width: int = 80) -> list["Table"]:
-        """For a terminal: the four models of the paper, or of the zoo, fit in 80 columns; more go below."""
+    def rich(self, width: int = 80, mark: str = "") -> list["Table"]:
+        """For a terminal: the four models of the paper, or of the zoo, fit in 80 columns; more go below.
+
+        The best are bold; where that is not seen, `mark` stands after them.
+        """
         from rich.box import SIMPLE_HEAD
         from rich.table import Table
+
+        def aligned(text: str) -> str:
+            return text + " " * len(mark) if mark and mark not in text else text
 
         short = {TITLES["top1"]: "Top-1 (%)", TITLES["cross_entropy"]: "CE (nats)"}
         rows = [
             (for_terminal(short.get(section, section).removesuffix(" ablated")),
-             for_terminal(name), [text.replace(" ± ", "±") for text in texts])
-            for section, name, texts in self.texts(lambda text: f"[bold]{text}[/bold]")
+             for_terminal(name), [aligned(text.replace(" ± ", "±")) for text in texts])
+            for section, name, texts in self.texts(lambda text: f"{text}{mark}" if mark else f"[bold]{text}[/bold]")
         ]  # fmt: skip
         labels = [on_one_line(label) for label in self.groups.values()]
         first, second, *figures = map(_widest, zip(*[(*names, *texts) for *names, texts in rows], strict=True))
@@ -122,6 +128,10 @@ class Table2:
                 table.add_row(section, name, *texts[columns])
             tables.append(table)
         return tables
+
+    def notes_with(self, mark: str) -> tuple[str, ...]:
+        """The notes, where `mark` stands for bold."""
+        return tuple(note.replace("Bold: ", f"{mark}: ") if mark else note for note in self.notes)
 
     def texts(
         self, bold: Callable[[str], str] = lambda text: f"**{text}**", plus_minus: str = "±"
