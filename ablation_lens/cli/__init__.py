@@ -1,7 +1,8 @@
 """The `ablation-lens` command.
 
-- `app`: the commands about models and neurons, and what turns an error into one sentence.
-- `studies`: the commands about run folders; `demonstration`: what `ablation-lens demo` shows.
+- `app`: the command itself, and what turns an error into one sentence; `options`: what several commands take, and how
+  errors name it.
+- `models`, `statistics`, `studies`: the commands, by what they are about; `demonstration`: what `demo` shows.
 - `terminal`: what is printed, and how.
 """
 

@@ -1,5 +1,6 @@
-"""The commands that run a model as it is asked for: `info` and `evaluate`."""
+"""The commands that run a model as they are asked to: `info` and `evaluate`."""
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +14,11 @@ if TYPE_CHECKING:
     from ablation_lens.ablation.ablation import Ablation
     from ablation_lens.measure.intervals import Interval
     from ablation_lens.measure.score import Score
+    from ablation_lens.tasks.plans import BatchPlan
+    from ablation_lens.tasks.tasks import Task
+
+SEED = 42
+"""Draws the neurons where nobody says otherwise."""
 
 
 def info(
@@ -40,33 +46,33 @@ def info(
 def evaluate(
     model: options.Model,
     ablation: Annotated[
-        Path | None, typer.Option(help="An ablation that `Ablation.save` wrote; instead of the five options below.")
+        Path | None, typer.Option(help="A file that `Ablation.save` wrote, instead of the next five options.")
     ] = None,
     center: Annotated[
         str | None,
         typer.Option(
-            help="What the neurons are set to (`ablation-lens centers` lists them).",
+            help="What the neurons are set to, such as peak or 'peak bins=64'; `ablation-lens centers` lists them.",
             autocompletion=options.completing(options.CENTERS),
         ),
     ] = None,
-    fraction: Annotated[float | None, typer.Option(help="The share of every layer's neurons, from 0 to 1.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Draws the neurons of --fraction; 42 when left out.")] = None,
+    fraction: Annotated[float | None, typer.Option(help="Ablate this share of every layer's neurons.")] = None,
+    seed: Annotated[int | None, typer.Option(help=f"Draws the neurons of --fraction; {SEED} when left out.")] = None,
     neurons: Annotated[
         list[str] | None,
-        typer.Option("--neuron", help="A neuron, a head or a layer: L2.H1.D3, L2.H1, L2; repeat. Instead of --fraction."),
+        typer.Option("--neuron", help="A neuron, head or layer, instead of --fraction: L2.H1.D3, L2.H1, L2; repeat."),
     ] = None,
     statistics: Annotated[
         Path | None,
-        typer.Option(help="Where the center comes from: a statistics file or a run folder. Left out: collected first."),
+        typer.Option(help="Where the center is from: a statistics file or a run folder. Left out: collected now."),
     ] = None,
-    site: options.Site = "z",
+    site: Annotated[str | None, typer.Option(help="Which neurons: z (attention), mlp, …; z when left out.")] = None,
     corpus: options.Corpus = None,
     split: Annotated[str, typer.Option(help="Which split of the corpus is scored.")] = "evaluate",
     tokens: Annotated[
-        int | None, typer.Option(help="How many tokens are scored, and collected. Left out: 100,000, or all there is.")
+        int | None, typer.Option(help="Tokens to score, and to collect. Left out: 100,000, or all there is.")
     ] = None,
     images: Annotated[
-        int | None, typer.Option(help="How many images are, for an image model. Left out: 1,000, or all there is.")
+        int | None, typer.Option(help="Likewise, for an image model. Left out: 1,000, or all there is.")
     ] = None,
     labels: options.Labels = None,
     context: options.Context = None,
@@ -75,56 +81,85 @@ def evaluate(
     device: options.Device = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Score a model with and without one ablation: top-1 and cross-entropy, and how much they differ.
+    """Score a model with and without one ablation: top-1, cross-entropy, and how sure the difference is.
 
-    The neurons are those of a file (--ablation), drawn (--fraction and --seed) or named (--neuron).
+    The ablation is that of a file (--ablation), or a center for neurons that are drawn (--fraction) or named
+    (--neuron).
     """
     announce(f"loading {model}")
-    _require_one_ablation(ablation, center, fraction, seed, neurons, statistics)
+    _require_one_ablation(ablation, center, fraction, seed, neurons, statistics, site)
     from ablation_lens.ablation.ablation import Ablation
+    from ablation_lens.ablation.masks import named_neurons, random_neurons
+    from ablation_lens.measure.collection import collect
     from ablation_lens.models.load import load_model
+    from ablation_lens.neurons import centers
+    from ablation_lens.neurons.statistics import ActivationStatistics
+    from ablation_lens.sites import Site
+    from ablation_lens.study.methods import split_label
     from ablation_lens.tasks.tasks import task_for
 
+    # What is wrong is said as early as can be: before the model is loaded, before a corpus is read, before it is run.
     made = None if ablation is None else Ablation.load(ablation)
+    name, parameters = split_label(center or "zero")
+    centers.require_parameters(name, parameters)
+    known = None
+    if statistics is not None:
+        known = ActivationStatistics.load(options.statistics_file(statistics, model if statistics.is_dir() else None))
+    where = Site.of(site or (Site.Z if known is None else known.site))
+    if known is not None and known.site is not where:
+        raise AblationLensError(f"{statistics} is of site {known.site.value!r}; leave --site out, or give others.")
     loaded = load_model(model, dtype=dtype, device=device)
+    shape = where.shape(loaded.cfg)
+    if made is not None:
+        made.require_fits(loaded)
+        mask = made.mask
+    elif neurons:
+        mask = named_neurons(neurons, shape, site=where)
+    else:
+        mask = random_neurons(shape, fraction or 0.0, SEED if seed is None else seed)
     further: dict[str, Any] = {} if labels is None else {"labels": labels}
     task = task_for(loaded, corpus, context=context, **further)
-    size = {"tokens": tokens, "images": images}
     announce(f"reading {task.corpus.name}")
-    plan = _planned(task, split, size, batch_size)
+    plan = _planned(task, split, tokens, images, batch_size)
     if made is None:
-        known = _known_statistics(statistics, loaded, task, size, batch_size, site)
-        made = known.ablation(_mask(known, fraction, seed, neurons), str(center))
-    as_it_is, ablated = _scores(loaded, plan, made)
-    change = _changes(as_it_is, ablated)
-    if as_json:
-        scores = {"model": _plain(as_it_is), "ablated": _plain(ablated)}
-        say_json(
-            "evaluation",
-            {
-                "model": loaded.record.name,
-                "corpus": plan.corpus.to_dict(),
-                "predictions": as_it_is.predictions,
-                "documents": len(as_it_is.documents),
-                "ablation": {
-                    "center": made.center,
-                    "site": made.site.value,
-                    "neurons": int(made.mask.sum()),
-                    "of": made.mask.numel(),
-                    "file": ablation,
-                    "fraction": fraction,
-                    "seed": _seed(seed) if fraction is not None else None,
-                    "named": neurons or None,
-                },
-                "scores": scores,
-                "difference": {
-                    name: {"value": interval.difference, "low": interval.low, "high": interval.high}
-                    for name, interval in change.items()
-                },
-            },
-        )
+        passes = centers.about(name).passes
+        if known is None and passes:
+            known = collect(loaded, _planned(task, "collect", tokens, images, batch_size), site=where, passes=passes)
+        if known is None:  # of which only the shape is read
+            import torch
+
+            known = ActivationStatistics.of_values(torch.zeros(1, *shape), site=where, model=loaded.record)
+        made = known.ablation(mask, name, **parameters)
+    as_it_is, ablated = _scored(loaded, plan, made)
+    changes = _changes(as_it_is, ablated)
+    if not as_json:
+        _show_scores(loaded.record.name, plan, made, as_it_is, ablated, changes)
         return
-    _show_scores(f"{loaded.record.name} on {plan.corpus.name}, {as_it_is.predictions:,} predictions", as_it_is, ablated, change)
+    say_json(
+        "evaluation",
+        {
+            "model": loaded.record.name,
+            "corpus": plan.corpus.to_dict(),
+            "documents": len(as_it_is.documents),
+            "predictions": as_it_is.predictions,
+            "ablation": {
+                "file": ablation,
+                "center": center or made.center,
+                "site": made.site.value,
+                "neurons": int(made.mask.sum()),
+                "of": made.mask.numel(),
+                "fraction": fraction,
+                "seed": None if fraction is None else SEED if seed is None else seed,
+                "named": neurons or None,
+            },
+            "before": {"top1": as_it_is.top1, "cross_entropy": as_it_is.cross_entropy},
+            "after": {"top1": ablated.top1, "cross_entropy": ablated.cross_entropy},
+            "difference": {
+                metric: {"value": change.difference, "low": change.low, "high": change.high}
+                for metric, change in changes.items()
+            },
+        },
+    )
 
 
 def _require_one_ablation(
@@ -134,53 +169,90 @@ def _require_one_ablation(
     seed: int | None,
     neurons: list[str] | None,
     statistics: Path | None,
+    site: str | None,
 ) -> None:
     """Raise unless it is said once, and wholly, which neurons are set to what."""
-    named = {"--center": center, "--fraction": fraction, "--seed": seed, "--statistics": statistics}
-    given = [name for name, value in named.items() if value is not None] + (["--neuron"] if neurons else [])
+    named = {"center": center, "fraction": fraction, "seed": seed, "statistics": statistics, "site": site}
+    given = [f"--{name}" for name, value in named.items() if value is not None] + (["--neuron"] if neurons else [])
     if ablation is not None:
         if given:
-            raise AblationLensError(f"--ablation is a whole ablation, so {given[0]} has nothing to say; give one of them.")
-        return
-    if not given:
+            raise AblationLensError(f"--ablation and {given[0]} both say what to ablate; give one of them.")
+    elif not given:
         raise AblationLensError(
             "say what to ablate: --ablation FILE, or --center peak with --fraction 0.5 or --neuron L2.H1."
         )
-    if center is None:
-        raise AblationLensError("say what the neurons are set to: --center zero, mean, peak, …")
-    if (fraction is None) == (not neurons):
+    elif center is None:
+        raise AblationLensError("say what the neurons are set to, such as --center peak.")
+    elif (fraction is None) == (not neurons):
         raise AblationLensError("say which neurons, and once: --fraction 0.5 draws some, --neuron L2.H1 names some.")
-    if seed is not None and fraction is None:
-        raise AblationLensError("--seed draws the neurons of --fraction; named ones need none.")
+    elif seed is not None and neurons:
+        raise AblationLensError("--seed draws the neurons of --fraction, and --neuron names them; leave --seed out.")
+    elif fraction is not None and not 0 <= fraction <= 1:
+        raise AblationLensError(f"fraction={fraction:g} is not possible; give a number from 0 to 1.")
 
 
-def _planned(task: "Task", split: str, size: Mapping[str, int | None], batch_size: int | None) -> "BatchPlan":
+def _planned(task: "Task", split: str, tokens: int | None, images: int | None, batch_size: int | None) -> "BatchPlan":
     """The plan of so many tokens or images; as many as the paper's where nobody says, or all there is."""
     from ablation_lens.corpora import CorpusSizeWarning
     from ablation_lens.study.paper import SIZES
 
-    if any(size.values()):
-        return task.batches(split=split, **size, batch_size=batch_size)
+    if tokens is not None or images is not None:
+        return task.batches(split=split, tokens=tokens, images=images, batch_size=batch_size)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", CorpusSizeWarning)
-        return task.batches(split=split, **{task.unit: SIZES[task.unit]}, batch_size=batch_size)
+        sizes: dict[str, Any] = {task.unit: SIZES[task.unit]}
+        return task.batches(split=split, batch_size=batch_size, **sizes)
 
 
-def _known_statistics(
-    given: Path | None,
-    model: Any,
-    task: "Task",
-    size: Mapping[str, int | None],
-    batch_size: int | None,
-    site: str,
-    center: str,
-) -> "ActivationStatistics":
-    """Those of a file, or of a run folder; else they are collected."""
-    from ablation_lens.measure.collection import collect
-    from ablation_lens.neurons import centers
-    from ablation_lens.neurons.statistics import ActivationStatistics
+def _scored(model: Any, plan: "BatchPlan", ablation: "Ablation") -> "tuple[Score, Score]":
+    """Without and with the ablation."""
+    from ablation_lens.measure.evaluation import evaluate as score_of
+    from ablation_lens.progress import progress_over
 
-    passes = centers.about(center).passes
-    if given is None:
-        return collect(model, _planned(task, "collect", size, batch_size), site=Site.of(site), passes=passes)
-    return ActivationStatistics.load(options.statistics_file(given, model.record.name if given.is_dir() else None))
+    with progress_over("evaluating", 2 * len(plan.items), shown=True, unit="documents") as advance:
+        as_it_is = score_of(model, plan, on_batch=advance)
+        return as_it_is, score_of(model, plan, ablation, on_batch=advance)
+
+
+def _changes(as_it_is: "Score", ablated: "Score") -> "dict[str, Interval]":
+    """What the ablation changes, paired by document."""
+    from ablation_lens.measure.intervals import difference
+
+    predictions = as_it_is.predictions_per_document.numpy()
+    sums = {"top1": (ablated.correct, as_it_is.correct), "cross_entropy": (ablated.loss, as_it_is.loss)}
+    return {
+        metric: difference(after.double().numpy()[None], before.double().numpy()[None], predictions)
+        for metric, (after, before) in sums.items()
+    }
+
+
+def _show_scores(
+    name: str,
+    plan: "BatchPlan",
+    ablation: "Ablation",
+    as_it_is: "Score",
+    ablated: "Score",
+    changes: "dict[str, Interval]",
+) -> None:
+    from rich.table import Table
+
+    size = f"{plan.size:,} {plan.corpus.unit}, {as_it_is.predictions:,} predictions"
+    table = Table(box=None, pad_edge=False)
+    for title in ("", "top-1 (%)", "cross-entropy (nats)"):
+        table.add_column(title, justify="right" if title else "left")
+    for row, score in (("as it is", as_it_is), ("ablated", ablated)):
+        table.add_row(row, f"{100 * score.top1:.2f}", f"{score.cross_entropy:.3f}")
+    right, nats = changes["top1"], changes["cross_entropy"]
+    table.add_row("change", f"{100 * right.difference:+.2f}", f"{nats.difference:+.3f}")
+    table.add_row(
+        "95 % interval",
+        f"{100 * right.low:+.2f} to {100 * right.high:+.2f}",
+        f"{nats.low:+.3f} to {nats.high:+.3f}",
+    )
+    documents = len(as_it_is.documents)
+    show(
+        cell(f"{name} on {plan.corpus.name} ({plan.corpus.split}): {size}"),
+        cell(repr(ablation)),
+        table,
+        cell(f"The interval is over the {documents:,} document{'' if documents == 1 else 's'}."),
+    )

@@ -14,7 +14,6 @@ from ablation_lens import zoo
 from ablation_lens.errors import AblationLensError
 from ablation_lens.palette import METHOD_COLORS
 
-FORMATS = ("text", "markdown", "latex", "csv")
 METHODS = tuple(METHOD_COLORS)
 """Centers and resamplings of this package: each has a color of its own, and colors need no torch to be listed."""
 CENTERS = tuple(name for name in METHODS if not name.startswith("resample-"))
@@ -49,17 +48,13 @@ Context = Annotated[int | None, typer.Option(help="Positions that a document is 
 BatchSize = Annotated[int | None, typer.Option(help="Documents per batch.")]
 Dtype = Annotated[
     str | None,
-    typer.Option(
-        help="Such as float32 or bfloat16.", autocompletion=completing(("float32", "bfloat16", "float16"))
-    ),
+    typer.Option(help="Such as float32 or bfloat16.", autocompletion=completing(("float32", "bfloat16", "float16"))),
 ]
 Device = Annotated[str | None, typer.Option(help="Such as cpu or cuda.", autocompletion=completing(("cpu", "cuda")))]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON, for programs.")]
 
 Run = Annotated[Path, typer.Argument(help="A run folder.")]
-StatisticsOrRun = Annotated[
-    Path, typer.Argument(help="A file that `ablation-lens collect` wrote, or a run folder.")
-]
+StatisticsOrRun = Annotated[Path, typer.Argument(help="A file that `ablation-lens collect` wrote, or a run folder.")]
 
 
 def statistics_file(place: Path, model: str | None) -> Path:

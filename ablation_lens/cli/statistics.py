@@ -161,7 +161,9 @@ def neurons(
     ascending: Annotated[
         bool | None,
         typer.Option(
-            "--ascending/--descending", help="Which end comes first. Left out: the largest number, or A.", show_default=False
+            "--ascending/--descending",
+            help="Which end comes first. Left out: the largest number, or A.",
+            show_default=False,
         ),
     ] = None,
     csv: Annotated[Path | None, typer.Option(help="Write every column of all chosen neurons to this file.")] = None,
@@ -231,7 +233,8 @@ def explore(
     html: Annotated[Path, typer.Option(help="The page to write, such as page.html.")],
     compare: Annotated[Path | None, typer.Option(help="Statistics of the same neurons, drawn over the first.")] = None,
     results: Annotated[
-        Path | None, typer.Option(help="A run folder: what each method costs this model. Left out: that of the statistics.")
+        Path | None,
+        typer.Option(help="A run folder: what each method costs this model. Left out: that of the statistics."),
     ] = None,
     examples: Annotated[
         int, typer.Option(help="Load the model and gather contexts for so many of the most striking neurons.", min=0)
@@ -289,4 +292,8 @@ def centers(as_json: options.AsJson = False) -> None:
         table.add_column(title, overflow="fold", justify="right" if title == "passes" else "left")
     for about in known:
         table.add_row(*map(cell, (about.name, about.estimates, about.resolution, about.passes)))
-    show(table)
+    show(
+        table,
+        cell(""),
+        cell("ε: the width of a neuron's bins; half of the bins (256 at most), or more, cover its range."),
+    )

@@ -1,17 +1,30 @@
-"""The commands around studies: `study`, `table`, `export`, `report`."""
+"""The commands around studies: `study`, `status`, `table`, `export`, `report`."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ablation_lens.cli.terminal import INTERRUPTED, cell, complain, say, say_lines, show, width
+from ablation_lens.cli import options
+from ablation_lens.cli.terminal import (
+    INTERRUPTED,
+    announce,
+    cell,
+    complain,
+    say,
+    say_json,
+    say_lines,
+    show,
+    shows_bold,
+    width,
+)
 from ablation_lens.errors import AblationLensError
 from ablation_lens.names import require_known
-from ablation_lens.study.paper import TABLE_FRACTIONS
+from ablation_lens.study.paper import PRESETS
 
 if TYPE_CHECKING:
     from ablation_lens.study.results import Results
+    from ablation_lens.study.table2 import Table2
 
 FORMATS = ("text", "markdown", "latex", "csv")
 
@@ -19,30 +32,45 @@ FORMATS = ("text", "markdown", "latex", "csv")
 def study(
     out: Annotated[Path, typer.Option(help="The run folder; an unfinished one is gone on with.")],
     config: Annotated[Path | None, typer.Argument(help="A TOML file with a study's settings.")] = None,
-    preset: Annotated[str | None, typer.Option(help="paper, tiny or quick.")] = None,
-    models: Annotated[list[str] | None, typer.Option("--model", help="A model; may be repeated.")] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(help="paper, tiny or quick.", autocompletion=options.completing(tuple(PRESETS))),
+    ] = None,
+    models: Annotated[
+        list[str] | None, typer.Option("--model", help="A model; may be repeated.", autocompletion=options.models)
+    ] = None,
     methods: Annotated[
-        list[str] | None, typer.Option("--method", help="Such as peak, 'peak bins=64' or resample-tokens; repeat.")
+        list[str] | None,
+        typer.Option(
+            "--method",
+            help="Such as peak, 'peak bins=64' or resample-tokens; repeat.",
+            autocompletion=options.completing(options.METHODS),
+        ),
     ] = None,
     fractions: Annotated[str | None, typer.Option(help="Shares of the neurons, such as 0.1,0.5,1.")] = None,
     seeds: Annotated[str | None, typer.Option(help="Such as 42,123,456.")] = None,
+    site: Annotated[str | None, typer.Option(help="Which neurons: z (attention), mlp, ….")] = None,
     text: Annotated[str | None, typer.Option(help="The corpus of text models.")] = None,
     image: Annotated[str | None, typer.Option(help="The corpus of image models.")] = None,
     collect_tokens: Annotated[int | None, typer.Option(help="Tokens that statistics are of.")] = None,
     evaluate_tokens: Annotated[int | None, typer.Option(help="Tokens that scores are of.")] = None,
     collect_images: Annotated[int | None, typer.Option(help="Images that statistics are of.")] = None,
     evaluate_images: Annotated[int | None, typer.Option(help="Images that scores are of.")] = None,
+    bins: Annotated[int | None, typer.Option(help="Most bins per neuron.")] = None,
     count: Annotated[str | None, typer.Option(help="all, or skip-common.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Documents per batch.")] = None,
+    context: options.Context = None,
+    batch_size: options.BatchSize = None,
     labels: Annotated[str | None, typer.Option(help="A CSV file,label for a folder of images.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="Such as float32 or bfloat16.")] = None,
-    device: Annotated[str | None, typer.Option(help="Such as cpu or cuda.")] = None,
+    dtype: options.Dtype = None,
+    device: options.Device = None,
+    as_json: options.AsJson = False,
 ) -> None:
     """Ablate 10 % to 100 % of the neurons by every method, and measure what is lost.
 
     Start from a preset or a TOML file, and change single settings by options. Run the same command again to go on
     after Ctrl-C, or at the same time elsewhere to share the work.
     """
+    announce(f"starting in {out}")
     from ablation_lens.study.study import Study
 
     changes: dict[str, Any] = {
@@ -51,6 +79,9 @@ def study(
         "methods": methods or None,
         "fractions": None if fractions is None else _numbers(fractions, "fractions", float),
         "seeds": None if seeds is None else _numbers(seeds, "seeds", int),
+        "site": site,
+        "bins": bins,
+        "context": context,
         "collect_tokens": collect_tokens,
         "evaluate_tokens": evaluate_tokens,
         "collect_images": collect_images,
@@ -82,7 +113,10 @@ def study(
         # Ctrl-C before the first model, or after the last cell, is a plain KeyboardInterrupt without a text.
         complain(str(interruption) or f"interrupted: what is done is in {out}. Run the same again to go on.")
         raise typer.Exit(INTERRUPTED) from None
-    if (results.frame["fraction"] > 0).any():
+    if as_json:
+        values = {"folder": out, "cells": len(results.frame), "failed": results.failed, "left_out": results.left_out}
+        say_json("study", values | _table_of(results))
+    elif (results.frame["fraction"] > 0).any():
         print_table(results)
     else:
         for _, row in results.frame.iterrows():
@@ -98,26 +132,70 @@ def study(
     _exit_1_if_cells_are_missing(results)
 
 
+def status(folder: options.Run, as_json: options.AsJson = False) -> None:
+    """Say what of a study is done, what is left and what failed, by model and method; nothing is run."""
+    announce(f"reading {folder}")
+    from rich.table import Table
+
+    from ablation_lens.study.status import status_of
+
+    found = status_of(folder)
+    if as_json:
+        say_json("status", {"folder": folder, **found.to_dict()})
+    else:
+        table = Table(box=None, pad_edge=False)
+        for title in ("model", "method", "done", "left", "failed"):
+            table.add_column(title, overflow="fold", justify="left" if title in ("model", "method") else "right")
+        before = None
+        for row in found.rows:
+            shown = "" if row.model == before else row.model
+            method = "baseline" if row.method == "none" else row.method
+            table.add_row(*map(cell, (shown, method, row.done, row.left, row.failed or "")))
+            before = row.model
+        show(table)
+        for failure in found.failures[:5]:
+            complain(f"failed: {failure.model}: {failure.cell or 'loading'}: {failure.message}", alarming=True)
+        if len(found.failures) > 5:
+            complain(f"{len(found.failures) - 5} more failures are in {folder / 'failures'}")
+        done, left = (sum(getattr(row, name) for row in found.rows) for name in ("done", "left"))
+        say(f"{done:,} cells done, {left:,} left" + (f", {len(found.failures):,} failed" if found.failures else ""))
+    if found.unreadable:
+        for text in found.unreadable[:5]:
+            complain(text)
+        raise typer.Exit(1)
+
+
 def table(
-    folder: Annotated[Path, typer.Argument(help="A run folder.")],
-    fractions: Annotated[str, typer.Option(help="Shares of the neurons.")] = ",".join(map(str, TABLE_FRACTIONS)),
-    form: Annotated[str, typer.Option("--format", help="text, markdown, latex or csv.")] = "text",
+    folder: options.Run,
+    fractions: Annotated[
+        str | None,
+        typer.Option(help="Shares of the neurons, such as 0.5,0.9. Left out: those two, or all that were measured."),
+    ] = None,
+    form: Annotated[
+        str | None,
+        typer.Option("--format", help="text, markdown, latex or csv.", autocompletion=options.completing(FORMATS)),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Write it to this file.")] = None,
+    as_json: options.AsJson = False,
 ) -> None:
     """Print Table 2 of the paper for what a run folder holds."""
+    announce(f"reading {folder}")
+    options.require_one_form(as_json, format=form, out=out)
     from ablation_lens.files import require_target, write_text, writing
     from ablation_lens.study.results import Results
-    from ablation_lens.study.table2 import make_table2
 
+    form = form or "text"
     require_known(form, FORMATS, "format")
-    wanted = _numbers(fractions, "fractions", float)
+    wanted = None if fractions is None else _numbers(fractions, "fractions", float)
     if out is not None:
         require_target(out)
     results = Results.load(folder)
-    if form == "text" and out is None:
+    if as_json:
+        say_json("table", {"folder": folder} | _table_of(results, wanted))
+    elif form == "text" and out is None:
         print_table(results, wanted)
     else:
-        made = make_table2(results, wanted)
+        made = _made(results, wanted)
         # A file has no width to fit a table into, so it gets Markdown. The other formats are Table2's methods.
         content = made.markdown() if form == "text" else getattr(made, form)()
         if out is None:
@@ -130,42 +208,84 @@ def table(
 
 
 def export(
-    folder: Annotated[Path, typer.Argument(help="A run folder.")],
+    folder: options.Run,
     out: Annotated[Path, typer.Argument(help="A .csv or .parquet file.")],
+    as_json: options.AsJson = False,
 ) -> None:
     """Write a row per cell: model, method, fraction, seed, top-1, cross-entropy."""
+    announce(f"reading {folder}")
     from ablation_lens.files import require_target
     from ablation_lens.study.results import Results
 
     require_target(out)
     results = Results.load(folder)
     results.export(out)
-    say(f"{len(results.frame)} cells → {out}")
+    if as_json:
+        say_json("export", {"folder": folder, "file": out, "cells": len(results.frame), "columns": [*results.frame]})
+    else:
+        say(f"{len(results.frame)} cells → {out}")
     _exit_1_if_cells_are_missing(results)
 
 
 def report(
-    folder: Annotated[Path, typer.Argument(help="A run folder.")],
+    folder: options.Run,
     out: Annotated[Path | None, typer.Option(help="Another folder for report.html and report.md.")] = None,
+    as_json: options.AsJson = False,
 ) -> None:
     """Write one page about a study: Table 2, Figures 1 to 3, neuron shapes, what was run."""
+    announce(f"reading {folder}")
     from ablation_lens.files import require_target_folder
     from ablation_lens.report.study import write_report
     from ablation_lens.study.results import Results
 
     require_target_folder(folder if out is None else out)
     results = Results.load(folder)
+    announce("drawing the figures")
     page, text = write_report(results, out)
-    say(f"{page} (and {text.name})")
+    if as_json:
+        say_json("report", {"folder": folder, "html": page, "markdown": text})
+    else:
+        say(f"{page} (and {text.name})")
     _exit_1_if_cells_are_missing(results)
 
 
 def print_table(results: "Results", fractions: list[float] | None = None) -> None:
-    """Table 2 in the terminal, with its notes."""
+    """Table 2 in the terminal, with its notes; an asterisk does where bold is not seen."""
+    made = _made(results, fractions)
+    mark = "" if shows_bold() else "*"
+    show(*made.rich(width(), mark), *map(cell, made.notes_with(mark)))
+
+
+def _made(results: "Results", fractions: list[float] | None) -> "Table2":
     from ablation_lens.study.table2 import fractions_shown, make_table2
 
-    made = make_table2(results, fractions_shown(results) if fractions is None else fractions)
-    show(*made.rich(width()), *map(cell, made.notes))
+    return make_table2(results, fractions_shown(results) if fractions is None else fractions)
+
+
+def _table_of(results: "Results", fractions: list[float] | None = None) -> dict[str, Any]:
+    """Baselines, and a row per model, fraction and method, as plain values."""
+    frame = results.frame
+    groups = [
+        {
+            "group": group,
+            "label": label,
+            "model": results.record(group).model.name,
+            "task": results.record(group).task,
+            "predictions": results.record(group).predictions,
+            **{metric: _first(frame, group, metric) for metric in ("top1", "cross_entropy")},
+        }
+        for group, label in results.groups.items()
+    ]
+    if not (frame["fraction"] > 0).any():
+        return {"baselines": groups, "rows": []}
+    summary = results.summary(fractions)
+    return {"baselines": groups, "rows": summary.to_dict("records")}
+
+
+def _first(frame: Any, group: str, metric: str) -> float | None:
+    """The baseline of a group; None where it failed."""
+    found = frame[(frame["group"] == group) & (frame["fraction"] == 0)][metric]
+    return None if found.empty else float(found.iloc[0])
 
 
 def _exit_1_if_cells_are_missing(results: "Results") -> None:

@@ -3,13 +3,17 @@
 Nothing that takes long is imported with this module: what is said at Ctrl-C would have to wait for it.
 """
 
+import json
+import math
 import os
 import sys
 import warnings
+from collections.abc import Mapping
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from ablation_lens.escaping import on_one_line, shorten
+from ablation_lens.escaping import as_unicode, on_one_line, shorten
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -65,6 +69,45 @@ def width() -> int:
     from rich.console import Console
 
     return Console().width
+
+
+def shows_bold() -> bool:
+    """Whether bold is seen where the output goes; in a pipe and in a file it is not."""
+    from rich.console import Console
+
+    console = Console()
+    return console.is_terminal and not console.is_dumb_terminal
+
+
+def say_json(name: str, values: Mapping[str, Any], version: int = 1) -> None:
+    """What was asked for as JSON, by a schema of docs/CLI.md; what is no number in JSON (NaN, infinity) is null."""
+    # As ASCII: then nothing in it can move a terminal.
+    _write(
+        json.dumps({"schema": f"ablation-lens.{name}/{version}", **_plain(values)}, indent=1, allow_nan=False) + "\n"
+    )
+
+
+def _plain(value: Any) -> Any:
+    """A value of Python's, NumPy's or pandas' as JSON has it."""
+    if isinstance(value, Mapping):
+        return {as_unicode(str(name)): _plain(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return list(map(_plain, value))
+    if hasattr(value, "item"):
+        value = value.item()
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, bool | int):
+        return value
+    if isinstance(value, str | Path):
+        return as_unicode(str(value))
+    return None  # pandas' NA and NaT
+
+
+def announce(text: str) -> None:
+    """One line on stderr about what is begun and takes a while; a log or a pipe, at which nobody waits, gets none."""
+    if sys.stderr is not None and sys.stderr.isatty():
+        complain(f"{text} …")
 
 
 def complain(text: str, *, alarming: bool = False) -> None:

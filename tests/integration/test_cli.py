@@ -45,7 +45,7 @@ def test_collect_then_list_neurons(command, tmp_path):
     ("arguments", "message"),
     [
         (("collect", "tiny-opt", "--site", "zz"), "no site 'zz'; did you mean 'z'"),
-        (("collect", "tiny-opt", "--tokens", "1"), "tokens=1 is too few"),
+        (("collect", "tiny-opt", "--tokens", "1"), "--tokens 1 is too few"),
         (("collect", "tiny-opt", "--images", "5"), "measured in tokens"),
         (("collect", "tiny-op"), "did you mean tiny-opt"),
         (("collect", "tiny-opt", "--corpus", "stdlb"), "stdlib"),

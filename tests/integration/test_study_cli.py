@@ -104,8 +104,8 @@ def test_a_failing_cell_is_exit_code_1_and_a_later_success_is_0(command, tmp_pat
         (("study", "--model", "tiny-vit", "--fractions", "half"), "fractions 'half' are not numbers"),
         (("study", "--model", "tiny-vit", "--fractions", ""), "fractions '' are not numbers"),
         (("study", "--model", "tiny-vit", "--seeds", "1.5"), "seeds '1.5' are not whole numbers"),
-        (("study", "--model", "tiny-vit", "--evaluate-tokens", "-5"), "evaluate_tokens=-5 is not possible"),
-        (("study", "--model", "tiny-vit", "--collect-images", "0"), "collect_images=0 is not possible"),
+        (("study", "--model", "tiny-vit", "--evaluate-tokens", "-5"), "--evaluate-tokens -5 is not possible"),
+        (("study", "--model", "tiny-vit", "--collect-images", "0"), "--collect-images 0 is not possible"),
         (("study", "--model", "tiny-vit", "--count", "al"), "there is no count 'al'; did you mean 'all'"),
         (("study", "nowhere.toml"), "there is no file nowhere.toml."),
         (("study", "nowhere.toml", "--preset", "tiny"), "give a TOML file or --preset, not both"),
@@ -132,7 +132,7 @@ def test_a_wrong_key_in_a_toml_file_names_the_nearest(command, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--evaluate-images", "100000"), "ask for fewer (evaluate_images="),
+        (("--evaluate-images", "100000"), "ask for fewer (--evaluate-images 233), or leave --evaluate-images out"),
         (("--dtype", "floot16"), "'floot16' is not a dtype"),
         (("--device", "abacus"), "'abacus' is not a device"),
     ],
