@@ -18,14 +18,14 @@ def require_harmless(text, lines):
     assert len(found) == lines, text
 
 
-def in_a_terminal(*arguments, cwd, presses=lambda said: 0):
+def in_a_terminal(*arguments, cwd, presses=lambda said: 0, **environment):
     """The exit code of a command, and what it said; `presses(said)` is how often Ctrl-C was to be pressed by then."""
     child, screen = pty.fork()
     if child == 0:
         # A shell's background jobs, and all they start, ignore SIGINT unless told otherwise.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         os.chdir(cwd)
-        os.environ["COLUMNS"] = "200"
+        os.environ.update({"COLUMNS": "200", **environment})
         os.execv(sys.executable, [sys.executable, "-m", "ablation_lens", *map(str, arguments)])
     said, pressed, end = b"", 0, time.monotonic() + 300
     while time.monotonic() < end:

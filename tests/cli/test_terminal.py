@@ -2,10 +2,13 @@
 
 import ast
 import io
+import json
+import math
 import os
 import re
 import subprocess
 import sys
+import time
 import warnings
 from pathlib import Path
 
@@ -13,7 +16,7 @@ import pytest
 
 from ablation_lens.cli import terminal
 from ablation_lens.neurons.statistics import ActivationStatistics
-from tests.terminals import HOSTILE, SHOWN, require_harmless
+from tests.terminals import HOSTILE, SHOWN, in_a_terminal, require_harmless
 
 CLI = Path(terminal.__file__).parent
 
@@ -141,3 +144,62 @@ def test_standard_output_on_a_full_disk_is_one_line():
         result = started("--version", stdout=full)
     assert result.returncode == 2
     assert result.stderr == "error: cannot write to standard output (No space left on device).\n"
+
+
+# ---------------------------------------------------------------------- JSON
+
+
+def test_json_is_json_whatever_it_holds(capsys):
+    """NaN is not JSON, and a name may hold an order to a terminal or half a character."""
+    import numpy as np
+    import pandas
+
+    values = {"name": HOSTILE, "bytes": "\udcff", "number": np.float64(0.5), "path": Path("a/b"), "seed": pandas.NA}
+    terminal.say_json("thing", values | {"none": math.nan, "rows": ({"much": math.inf},), "count": np.int64(3)})
+    out, _ = capsys.readouterr()
+    require_harmless(out, lines=out.count("\n"))
+    assert out.isascii()
+    assert json.loads(out, parse_constant=lambda name: 1 / 0) == {
+        "schema": "ablation-lens.thing/1",
+        "name": HOSTILE,
+        "bytes": "?",
+        "number": 0.5,
+        "path": "a/b",
+        "seed": None,
+        "none": None,
+        "rows": [{"much": None}],
+        "count": 3,
+    }
+
+
+# ---------------------------------------------------------------------- who waits
+
+
+def test_what_is_being_loaded_is_said_before_torch_is_imported(tmp_path, record_property):
+    """A terminal that shows nothing for seconds looks broken. How long it took is noted, and not judged."""
+    seconds = {}
+
+    def look(said):
+        if b"\n" in said and "first line" not in seconds:
+            seconds["first line"] = time.monotonic() - started
+        return 0
+
+    hook = tmp_path / "sitecustomize.py"
+    hook.write_text(
+        "import importlib.abc, sys\n"
+        "class Tell(importlib.abc.MetaPathFinder):\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'torch': sys.stderr.write('torch is imported\\n')\n"
+        "sys.meta_path.insert(0, Tell())\n"
+    )
+    started = time.monotonic()
+    code, said = in_a_terminal("info", "tiny-opt", cwd=tmp_path, presses=look, PYTHONPATH=str(tmp_path))
+    assert code == 0, said
+    lines = said.replace("\r", "").splitlines()
+    assert lines[:2] == ["loading tiny-opt …", "torch is imported"]
+    record_property("seconds to the first line", round(seconds["first line"], 2))
+
+
+def test_a_pipe_gets_the_result_alone(command):
+    code, _, errors = command("centers")
+    assert (code, errors) == (0, "")

@@ -1,13 +1,15 @@
 """`ablation-lens study`, `table` and `export`, as typed: what is printed, and with which exit code."""
 
+import json
 import subprocess
 import sys
 
 import pandas as pd
 import pytest
 
-from ablation_lens.runs.folder import MARKER
+from ablation_lens.runs.folder import MARKER, key_of
 from ablation_lens.study.results import Results, UnreadableFile
+from ablation_lens.study.study import Study
 from tests.made_runs import add_baseline, add_cell, add_group, made_run
 from tests.studies import files
 
@@ -253,3 +255,168 @@ def test_a_target_of_the_wrong_kind_is_refused_in_one_line(command, run, tmp_pat
     assert len(errors.strip().splitlines()) == 1
     assert ("is a folder" if name == "table" else "is a file") in errors
     assert (tmp_path / "file").read_text() == "kept"
+
+
+# ---------------------------------------------------------------------- settings
+
+
+def test_site_bins_and_context_are_settings_of_a_study(command, tmp_path):
+    """As in a TOML file."""
+    out = tmp_path / "run"
+    sizes = ("--collect-tokens", "200", "--evaluate-tokens", "200")
+    code, _, errors = command(
+        "study", "--model", "tiny-opt", "--method", "mean", "--fractions", "0.5", "--seeds", "1", *sizes,
+        "--site", "mlp", "--bins", "64", "--context", "40", "--out", out,
+    )  # fmt: skip
+    assert code == 0, errors
+    results = Results.load(out)
+    (group,) = results.groups
+    facts, record = results.facts(group)["facts"], results.record(group)
+    assert (facts["site"], facts["bins"], record.context) == ("mlp", 64, 40)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--site", "mpl"), "there is no site 'mpl'; did you mean 'mlp'"),
+        (("--bins", "1"), "--bins 1 is not possible"),
+        (("--context", "0"), "--context 0 is not possible"),
+        (("--method", "peak bins=300"), "peak bins=300: bins=300; expected a whole number from 2 to 256"),
+    ],
+)
+def test_bad_settings_are_said_by_the_option(command, tmp_path, arguments, message):
+    code, out, errors = command("study", "--model", "tiny-opt", *arguments, "--out", tmp_path / "run")
+    assert (code, out) == (2, "")
+    assert message in errors
+    assert not (tmp_path / "run").exists()
+
+
+# ---------------------------------------------------------------------- tables of what there is
+
+
+@pytest.fixture
+def at_30(tmp_path):
+    """A run in which the two fractions of the paper were not measured."""
+    run = made_run(tmp_path / "at-30")
+    group = add_group(run)
+    add_baseline(run, group, [60, 40], [2.0, 1.0])
+    add_cell(run, group, "mean", 0.3, 1, [30, 20], [3.0, 3.0])
+    add_cell(run, group, "peak", 0.3, 1, [50, 40], [2.5, 2.0])
+    return run
+
+
+def test_the_table_shows_what_was_measured_where_50_and_90_percent_were_not(command, at_30):
+    for further in ((), ("--format", "markdown"), ("--format", "csv"), ("--json",)):
+        code, out, errors = command("table", at_30.path, *further)
+        assert (code, errors) == (0, "")
+        assert "30 %" in out or "0.3" in out
+
+
+def test_a_fraction_that_was_not_measured_names_those_that_were(command, at_30):
+    assert (
+        "holds no cell that was measured at 50 %; there is 30 %."
+        in command("table", at_30.path, "--fractions", "0.5")[2]
+    )
+
+
+def test_in_a_pipe_the_best_has_an_asterisk_as_bold_is_lost(command, at_30):
+    _, out, _ = command("table", at_30.path)
+    best = next(line for line in out.splitlines() if "peak" in line)
+    other = next(line for line in out.splitlines() if "mean" in line)
+    assert best.rstrip().endswith("2.25*") or best.rstrip().endswith("45.00*")
+    assert "*" not in other
+    assert "*: cannot be told from the best" in " ".join(out.split())
+    assert "Bold" not in out
+
+
+# ---------------------------------------------------------------------- JSON
+
+
+def json_of(answer, name):
+    code, out, _ = answer
+    values = json.loads(out)
+    assert values.pop("schema") == f"ablation-lens.{name}/1"
+    return code, values
+
+
+def test_every_command_about_runs_prints_json(command, run, tmp_path):
+    code, table = json_of(command("table", run.path, "--json"), "table")
+    assert code == 0
+    (baseline,) = table["baselines"]
+    assert (baseline["model"], baseline["label"], baseline["top1"]) == ("some-model", "some-model", 0.5)
+    assert [(row["method"], row["cross_entropy_as_best"]) for row in table["rows"]] == [("mean", False), ("peak", True)]
+    csv = tmp_path / "c.csv"
+    assert json_of(command("export", run.path, csv, "--json"), "export")[1]["cells"] == 5
+    page = json_of(command("report", run.path, "--out", tmp_path, "--json"), "report")[1]
+    assert page["html"] == str(tmp_path / "report.html")
+    code, study = json_of(command(*VIT, *SIZES, "--out", tmp_path / "run2", "--json"), "study")
+    assert (code, study["cells"], study["failed"], study["left_out"]) == (0, 7, [], [])
+    assert {row["method"] for row in study["rows"]} == {"zero", "mean"}
+
+
+def test_json_and_another_form_are_not_both_given(command, run, tmp_path):
+    for further in (("--format", "csv"), ("--format", "text"), ("--out", tmp_path / "t")):
+        code, out, errors = command("table", run.path, "--json", *further)
+        assert (code, out) == (2, "")
+        assert f"--json and {further[0]} each say what is printed; give one of them." in errors
+
+
+# ---------------------------------------------------------------------- status
+
+
+def test_status_tells_what_is_done_and_left_and_failed(command, run):
+    group = Results.load(run.path).frame["group"].iloc[0]
+    settings = {"models": ["some-model", "another"], "methods": ["mean", "peak", "gone"], "fractions": [0.5, 1.0]}
+    sizes = {"bins": 16, "collect_tokens": 100, "evaluate_tokens": 100}  # those of the cells that are there
+    run.write_study({**settings, "seeds": [1, 2], **sizes})
+    facts = {"group": group, "method": "gone", "fraction": 0.5, "seed": 1}
+    told = {"model": "some-model", "cell": "gone, 50 %, seed 1", "facts": facts}
+    run.record_failure(key_of(facts), told, ValueError("no such center"))
+    code, values = json_of(command("status", run.path, "--json"), "status")
+    rows = {(row["model"], row["method"]): (row["done"], row["left"], row["failed"]) for row in values["rows"]}
+    assert code == 0
+    assert rows["some-model", "none"] == (1, 0, 0)
+    assert rows["some-model", "mean"] == (2, 1, 0)  # 100 % is left
+    assert rows["some-model", "gone"] == (0, 3, 1)
+    assert rows["another", "peak"] == (0, 3, 0)
+    assert [failure["message"] for failure in values["failures"]] == ["no such center"]
+    code, out, errors = command("status", run.path)
+    assert code == 0
+    assert "5 cells done" in out
+    assert "failed: some-model: gone, 50 %, seed 1: no such center" in errors
+
+
+def test_status_asks_for_the_cells_that_a_study_asks_for(command, tmp_path):
+    """It says so without the centers at hand, and so in words of its own."""
+    from ablation_lens.study.records import StudyRecord
+    from ablation_lens.study.status import _asked
+
+    methods = ["zero", "peak bins=64", "resample-tokens", "resample-pixels"]
+    for shared in (False, True):
+        study = Study(models=["tiny-opt"], methods=methods, fractions=[0, 0.5, 1], seeds=[1, 2], shared_input=shared)
+        record = StudyRecord.from_dict(study.to_dict())
+        for task in ("causal-lm", "masked-lm", "image-classification"):
+            cells = [cell.facts for cell in study.cells(task)]
+            wanted = {(cell["method"], cell["fraction"], cell["seed"]) for cell in cells}
+            places = _asked(record, task).items()
+            assert {(method, *place) for method, found in places for place in found} == wanted
+            assert len(cells) == len(wanted)
+
+
+def test_a_study_begun_and_interrupted_is_followed_by_its_status(command, tmp_path):
+    out = tmp_path / "run"
+    assert command(*VIT, *SIZES, "--out", out)[0] == 0
+    for place in sorted((out / "cells").iterdir())[:3]:
+        place.unlink()
+    rows = json_of(command("status", out, "--json"), "status")[1]["rows"]
+    assert sum(row["done"] for row in rows) == 4
+    assert sum(row["left"] for row in rows) == 3
+
+
+def test_a_damaged_file_is_said_and_not_counted(command, run):
+    place = next((run.path / "cells").iterdir())
+    place.write_bytes(b"")
+    code, out, errors = command("status", run.path)
+    assert code == 1
+    assert "4 cells done" in out
+    assert place.name in errors

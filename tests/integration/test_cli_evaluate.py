@@ -1,0 +1,103 @@
+"""`ablation-lens evaluate`, as typed: a model's scores with and without one ablation."""
+
+import json
+
+import pytest
+
+import ablation_lens as al
+
+SIZE = ("--tokens", "300")
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    """A folder with statistics and an ablation of tiny-opt, and the scores that they must give."""
+    folder = tmp_path_factory.mktemp("evaluate")
+    model = al.load_model("tiny-opt")
+    task = al.task_for(model)
+    statistics = al.collect(model, task.batches(split="collect", tokens=300), progress=False)
+    statistics.save(folder / "s.safetensors")
+    plan = task.batches(split="evaluate", tokens=300)
+    ablations = {
+        "drawn": statistics.ablation(al.random_neurons(statistics.shape, 0.5, 7), "peak"),
+        "named": statistics.ablation(al.whole_heads(statistics.shape, ["L1.H2", "L3.H0"]), "peak"),
+        "zero": statistics.ablation(al.random_neurons(statistics.shape, 0.5, 42), "zero"),
+    }
+    ablations["named"].save(folder / "a.safetensors")
+    scores = {name: al.evaluate(model, plan, ablation) for name, ablation in ablations.items()}
+    return folder, al.evaluate(model, plan), scores
+
+
+@pytest.mark.parametrize(
+    ("name", "asked"),
+    [
+        ("drawn", ("--center", "peak", "--fraction", "0.5", "--seed", "7")),  # collected first
+        ("drawn", ("--center", "peak", "--fraction", "0.5", "--seed", "7", "--statistics", "s.safetensors")),
+        ("named", ("--center", "peak", "--neuron", "L1.H2", "--neuron", "L3.H0", "--statistics", "s.safetensors")),
+        ("named", ("--ablation", "a.safetensors")),
+        ("zero", ("--center", "zero", "--fraction", "0.5")),
+    ],
+)
+def test_an_ablation_is_scored_as_by_python_however_it_is_said(command, measured, monkeypatch, name, asked):
+    folder, before, scores = measured
+    monkeypatch.chdir(folder)
+    code, out, errors = command("evaluate", "tiny-opt", *asked, *SIZE, "--json")
+    assert (code, errors) == (0, "")
+    values = json.loads(out)
+    assert values["schema"] == "ablation-lens.evaluation/1"
+    assert values["before"] == {"top1": before.top1, "cross_entropy": before.cross_entropy}
+    assert values["after"] == {"top1": scores[name].top1, "cross_entropy": scores[name].cross_entropy}
+    change = values["difference"]["cross_entropy"]
+    assert change["low"] <= change["value"] <= change["high"]
+    assert change["value"] == pytest.approx(scores[name].cross_entropy - before.cross_entropy)
+    assert values["ablation"]["neurons"] == {"drawn": 256, "zero": 256, "named": 64}[name]
+
+
+def test_the_scores_are_shown_for_people(command, measured):
+    folder, before, scores = measured
+    code, out, _ = command("evaluate", "tiny-opt", "--ablation", folder / "a.safetensors", *SIZE)
+    assert code == 0
+    assert f"{before.cross_entropy:.3f}" in out
+    assert f"{scores['named'].cross_entropy:.3f}" in out
+    assert "95 % interval" in out
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ((), "say what to ablate: --ablation FILE, or --center peak"),
+        (("--center", "peak"), "say which neurons, and once"),
+        (("--center", "peak", "--fraction", "0.5", "--neuron", "L1"), "say which neurons, and once"),
+        (("--fraction", "0.5"), "say what the neurons are set to, such as --center peak"),
+        (("--center", "peak", "--fraction", "2"), "--fraction 2 is not possible; give a number from 0 to 1"),
+        (("--center", "peak", "--neuron", "L1", "--seed", "3"), "leave --seed out"),
+        (
+            ("--center", "paek", "--fraction", "0.5"),
+            "'paek' is not a center; the nearest is 'peak'. There are zero, mean",
+        ),
+        (("--center", "peak bins=x", "--fraction", "0.5"), "is not a parameter"),
+        (("--center", "zero", "--neuron", "L9.H1"), "L9.H1 does not exist"),
+        (("--center", "zero", "--neuron", "neuron 3"), "'neuron 3' is not a"),
+        (("--center", "zero", "--fraction", "0.5", "--site", "mpl"), "no site 'mpl'; did you mean 'mlp'"),
+        (("--center", "peak", "--fraction", "0.5", "--images", "5"), "give --tokens …"),
+        (("--ablation", "no-such-file"), "there is no file"),
+        (("--ablation", "a", "--center", "peak"), "--ablation and --center both say what to ablate"),
+        (("--center", "zero", "--fraction", "0.5", "--statistics", "no-such-file"), "there is no file"),
+    ],
+)
+def test_bad_requests_are_one_line_and_exit_code_2(command, asked, message):
+    code, out, errors = command("evaluate", "tiny-opt", *asked)
+    assert (code, out) == (2, "")
+    assert message in errors
+    assert errors.count("\n") == 1
+
+
+def test_statistics_of_another_model_or_site_are_refused(command, measured):
+    asked = ("--center", "mean", "--fraction", "0.5", "--statistics", measured[0] / "s.safetensors", *SIZE)
+    for model, further, message in (
+        ("tiny-mistral", (), "are not the same model"),
+        ("tiny-opt", ("--site", "mlp"), "is of site 'z'; leave --site out"),
+    ):
+        code, out, errors = command("evaluate", model, *asked, *further)
+        assert (code, out) == (2, "")
+        assert message in errors
