@@ -135,7 +135,7 @@ def _is_measured_so(study: StudyRecord, group: GroupRecord) -> bool:
         # Early files say False where None stands now.
         "shared": (study.shared_input, group.facts.get("shared_input") not in (None, False)),
     }
-    return all(one == other for one, other in wanted.values())
+    return all(one == other for one, other in wanted.values() if other is not None)
 
 
 def _asked(study: StudyRecord, task: str) -> _Places:
