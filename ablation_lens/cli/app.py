@@ -53,7 +53,7 @@ def demo(out: Annotated[Path, typer.Option(help="The run folder.")] = Path("runs
 
 
 for commands in (
-    (models.info, models.evaluate),
+    (models.info, models.evaluate, models.ablate),
     (statistics.collect, statistics.merge, statistics.neurons, statistics.explore, statistics.centers),
     (studies.study, studies.status, studies.table, studies.export, studies.report),
 ):

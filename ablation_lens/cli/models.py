@@ -1,19 +1,22 @@
-"""The commands that run a model as they are asked to: `info` and `evaluate`."""
+"""The commands that run a model as they are asked to: `info`, `evaluate` and `ablate`."""
 
 import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ablation_lens.cli import options
-from ablation_lens.cli.terminal import announce, cell, say_json, show
+from ablation_lens.cli.terminal import announce, cell, say_json, say_lines, show
 from ablation_lens.errors import AblationLensError
 
 if TYPE_CHECKING:
     from ablation_lens.ablation.ablation import Ablation
-    from ablation_lens.measure.intervals import Interval
     from ablation_lens.measure.score import Score
+    from ablation_lens.neurons.statistics import ActivationStatistics
+    from ablation_lens.sites import Site
     from ablation_lens.tasks.plans import BatchPlan
     from ablation_lens.tasks.tasks import Task
 
@@ -43,29 +46,184 @@ def info(
     show(table)
 
 
+# ---------------------------------------------------------------------- which ablation
+
+AblationFile = Annotated[
+    Path | None,
+    typer.Option("--ablation", help="A file that `Ablation.save` wrote, instead of the next six options."),
+]
+Center = Annotated[
+    str | None,
+    typer.Option(
+        help="What the neurons are set to, such as peak or 'peak bins=64'; `ablation-lens centers` lists them.",
+        autocompletion=options.completing(options.CENTERS),
+    ),
+]
+Fraction = Annotated[float | None, typer.Option(help="Ablate this share of every layer's neurons, drawn at random.")]
+Seed = Annotated[int | None, typer.Option(help=f"Draws the neurons of --fraction; {SEED} when left out.")]
+Neurons = Annotated[
+    list[str] | None,
+    typer.Option("--neuron", help="A neuron, head or layer, instead of --fraction: L2.H1.D3, L2.H1, L2; repeat."),
+]
+Statistics = Annotated[
+    Path | None,
+    typer.Option(help="Where the center is from: a statistics file or a run folder. Left out: collected now."),
+]
+Site_ = Annotated[
+    str | None, typer.Option(help="Which neurons: z (attention), mlp, …; z when left out.", show_default=False)
+]
+
+_NAMED = ("center", "fraction", "seed", "statistics", "site")
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What was said about which neurons are set to what: once, and wholly."""
+
+    file: Path | None
+    center: str | None
+    fraction: float | None
+    seed: int | None
+    neurons: list[str] | None
+    statistics: Path | None
+    site: str | None
+
+    def __post_init__(self) -> None:
+        given = [f"--{name}" for name in _NAMED if getattr(self, name) is not None]
+        given += ["--neuron"] if self.neurons else []
+        if self.file is not None:
+            if given:
+                raise AblationLensError(f"--ablation and {given[0]} both say what to ablate; give one of them.")
+        elif not given:
+            raise AblationLensError(
+                "say what to ablate: --ablation FILE, or --center peak with --fraction 0.5 or --neuron L2.H1."
+            )
+        elif self.center is None:
+            raise AblationLensError("say what the neurons are set to, such as --center peak.")
+        elif (self.fraction is None) == (not self.neurons):
+            raise AblationLensError(
+                "say which neurons, and once: --fraction 0.5 draws some, --neuron L2.H1 names some."
+            )
+        elif self.seed is not None and self.neurons:
+            raise AblationLensError("--seed draws the neurons of --fraction, and --neuron names them; leave one out.")
+        elif self.fraction is not None and not 0 <= self.fraction <= 1:
+            raise AblationLensError(f"fraction={self.fraction:g} is not possible; give a number from 0 to 1.")
+
+    def found(self, model: str) -> "_Found":
+        """With its files read; what is wrong in what was said shows here, before the model is loaded."""
+        from ablation_lens.ablation.ablation import Ablation
+        from ablation_lens.neurons import centers
+        from ablation_lens.neurons.statistics import ActivationStatistics
+        from ablation_lens.sites import Site
+        from ablation_lens.study.methods import split_label
+
+        if self.file is not None:
+            ablation = Ablation.load(self.file)
+            return _Found(self, ablation, None, "", {}, 0, ablation.site)
+        name, parameters = split_label(str(self.center))
+        centers.require_parameters(name, parameters)
+        known = None
+        if self.statistics is not None:
+            place = options.statistics_file(self.statistics, model if self.statistics.is_dir() else None)
+            known = ActivationStatistics.load(place)
+        where = Site.of(self.site or (Site.Z if known is None else known.site))
+        if known is not None and known.site is not where:
+            raise AblationLensError(
+                f"{self.statistics} is of site {known.site.value!r}; leave --site out, or give other statistics."
+            )
+        return _Found(self, None, known, name, parameters, centers.about(name).passes, where)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """An ablation as a file holds it, or all that is known of one before there is a model."""
+
+    asked: _Asked
+    ablation: "Ablation | None"
+    statistics: "ActivationStatistics | None"
+    center: str
+    parameters: dict[str, Any]
+    passes: int
+    site: "Site"
+
+    def require_fits(self, model: Any) -> None:
+        """Raise where the neurons are not this model's, before a corpus is read for them."""
+        if self.ablation is None:
+            self._mask(model)
+        else:
+            self.ablation.require_fits(model)
+
+    def made(self, model: Any, plan: "Callable[[], BatchPlan]") -> "Ablation":
+        """The ablation for a model; `plan` says over what the center is collected, where nobody has done so."""
+        import torch
+
+        from ablation_lens.measure.collection import collect
+        from ablation_lens.neurons.statistics import ActivationStatistics
+
+        if self.ablation is not None:
+            return self.ablation
+        known = self.statistics
+        if known is None and self.passes:
+            known = collect(model, plan(), site=self.site, passes=self.passes)
+        if known is None:  # a center of which only the shape is read
+            zeros = torch.zeros(1, *self.site.shape(model.cfg))
+            known = ActivationStatistics.of_values(zeros, site=self.site, model=model.record)
+        return known.ablation(self._mask(model), self.center, **self.parameters)
+
+    def _mask(self, model: Any) -> Any:
+        from ablation_lens.ablation.masks import named_neurons, random_neurons
+
+        shape = self.site.shape(model.cfg)
+        if self.asked.neurons:
+            return named_neurons(self.asked.neurons, shape, site=self.site)
+        return random_neurons(shape, self.asked.fraction or 0.0, SEED if self.asked.seed is None else self.asked.seed)
+
+    def describe(self, ablation: "Ablation") -> dict[str, Any]:
+        """What `--json` says of it."""
+        asked = self.asked
+        return {
+            "file": asked.file,
+            "center": asked.center or ablation.center,
+            "site": ablation.site.value,
+            "neurons": int(ablation.mask.sum()),
+            "of": ablation.mask.numel(),
+            "fraction": asked.fraction,
+            "seed": None if asked.fraction is None else SEED if asked.seed is None else asked.seed,
+            "named": asked.neurons or None,
+            "statistics": asked.statistics,
+        }
+
+
+def _planned(task: "Task", split: str, tokens: int | None, images: int | None, batch_size: int | None) -> "BatchPlan":
+    """The plan of so many tokens or images; as many as the paper's where nobody says, or all there is."""
+    from ablation_lens.corpora import CorpusSizeWarning
+    from ablation_lens.study.paper import SIZES
+
+    announce(f"reading {task.corpus.name} ({split})")
+    if tokens is not None or images is not None:
+        return task.batches(split=split, tokens=tokens, images=images, batch_size=batch_size)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CorpusSizeWarning)
+        sizes: dict[str, Any] = {task.unit: SIZES[task.unit]}
+        return task.batches(split=split, batch_size=batch_size, **sizes)
+
+
+# ---------------------------------------------------------------------- what it does
+
+
 def evaluate(
     model: options.Model,
-    ablation: Annotated[
-        Path | None, typer.Option(help="A file that `Ablation.save` wrote, instead of the next five options.")
-    ] = None,
-    center: Annotated[
-        str | None,
-        typer.Option(
-            help="What the neurons are set to, such as peak or 'peak bins=64'; `ablation-lens centers` lists them.",
-            autocompletion=options.completing(options.CENTERS),
-        ),
-    ] = None,
-    fraction: Annotated[float | None, typer.Option(help="Ablate this share of every layer's neurons.")] = None,
-    seed: Annotated[int | None, typer.Option(help=f"Draws the neurons of --fraction; {SEED} when left out.")] = None,
-    neurons: Annotated[
+    ablation: AblationFile = None,
+    center: Center = None,
+    fraction: Fraction = None,
+    seed: Seed = None,
+    neurons: Neurons = None,
+    statistics: Statistics = None,
+    site: Site_ = None,
+    metrics: Annotated[
         list[str] | None,
-        typer.Option("--neuron", help="A neuron, head or layer, instead of --fraction: L2.H1.D3, L2.H1, L2; repeat."),
+        typer.Option("--metric", help="What to measure besides top-1 and cross-entropy, such as kl; repeat."),
     ] = None,
-    statistics: Annotated[
-        Path | None,
-        typer.Option(help="Where the center is from: a statistics file or a run folder. Left out: collected now."),
-    ] = None,
-    site: Annotated[str | None, typer.Option(help="Which neurons: z (attention), mlp, …; z when left out.")] = None,
     corpus: options.Corpus = None,
     split: Annotated[str, typer.Option(help="Which split of the corpus is scored.")] = "evaluate",
     tokens: Annotated[
@@ -87,73 +245,37 @@ def evaluate(
     (--neuron).
     """
     announce(f"loading {model}")
-    _require_one_ablation(ablation, center, fraction, seed, neurons, statistics, site)
-    from ablation_lens.ablation.ablation import Ablation
-    from ablation_lens.ablation.masks import named_neurons, random_neurons
-    from ablation_lens.measure.collection import collect
+    asked = _Asked(ablation, center, fraction, seed, neurons, statistics, site)
+    from ablation_lens.measure.evaluation import evaluate as score_of
+    from ablation_lens.measure.metrics import metrics_of
     from ablation_lens.models.load import load_model
-    from ablation_lens.neurons import centers
-    from ablation_lens.neurons.statistics import ActivationStatistics
-    from ablation_lens.sites import Site
-    from ablation_lens.study.methods import split_label
+    from ablation_lens.progress import progress_over
     from ablation_lens.tasks.tasks import task_for
 
-    # What is wrong is said as early as can be: before the model is loaded, before a corpus is read, before it is run.
-    made = None if ablation is None else Ablation.load(ablation)
-    name, parameters = split_label(center or "zero")
-    centers.require_parameters(name, parameters)
-    known = None
-    if statistics is not None:
-        known = ActivationStatistics.load(options.statistics_file(statistics, model if statistics.is_dir() else None))
-    where = Site.of(site or (Site.Z if known is None else known.site))
-    if known is not None and known.site is not where:
-        raise AblationLensError(f"{statistics} is of site {known.site.value!r}; leave --site out, or give others.")
+    found, further = asked.found(model), metrics_of(metrics)
     loaded = load_model(model, dtype=dtype, device=device)
-    shape = where.shape(loaded.cfg)
-    if made is not None:
-        made.require_fits(loaded)
-        mask = made.mask
-    elif neurons:
-        mask = named_neurons(neurons, shape, site=where)
-    else:
-        mask = random_neurons(shape, fraction or 0.0, SEED if seed is None else seed)
-    further: dict[str, Any] = {} if labels is None else {"labels": labels}
-    task = task_for(loaded, corpus, context=context, **further)
-    announce(f"reading {task.corpus.name}")
+    found.require_fits(loaded)
+    given: dict[str, Any] = {} if labels is None else {"labels": labels}
+    task = task_for(loaded, corpus, context=context, **given)
     plan = _planned(task, split, tokens, images, batch_size)
-    if made is None:
-        passes = centers.about(name).passes
-        if known is None and passes:
-            known = collect(loaded, _planned(task, "collect", tokens, images, batch_size), site=where, passes=passes)
-        if known is None:  # of which only the shape is read
-            import torch
-
-            known = ActivationStatistics.of_values(torch.zeros(1, *shape), site=where, model=loaded.record)
-        made = known.ablation(mask, name, **parameters)
-    as_it_is, ablated = _scored(loaded, plan, made)
-    changes = _changes(as_it_is, ablated)
+    made = found.made(loaded, lambda: _planned(task, "collect", tokens, images, batch_size))
+    with progress_over("evaluating", 2 * len(plan.items), shown=True, unit="documents") as advance:
+        before = score_of(loaded, plan, metrics=further, on_batch=advance)
+        after = score_of(loaded, plan, made, metrics=further, on_batch=advance)
     if not as_json:
-        _show_scores(loaded.record.name, plan, made, as_it_is, ablated, changes)
+        _show_scores(loaded.record.name, plan, made, before, after)
         return
+    changes = {metric: after.interval(metric, without=before) for metric in after.metrics}
     say_json(
         "evaluation",
         {
             "model": loaded.record.name,
             "corpus": plan.corpus.to_dict(),
-            "documents": len(as_it_is.documents),
-            "predictions": as_it_is.predictions,
-            "ablation": {
-                "file": ablation,
-                "center": center or made.center,
-                "site": made.site.value,
-                "neurons": int(made.mask.sum()),
-                "of": made.mask.numel(),
-                "fraction": fraction,
-                "seed": None if fraction is None else SEED if seed is None else seed,
-                "named": neurons or None,
-            },
-            "before": {"top1": as_it_is.top1, "cross_entropy": as_it_is.cross_entropy},
-            "after": {"top1": ablated.top1, "cross_entropy": ablated.cross_entropy},
+            "documents": len(before.documents),
+            "predictions": before.predictions,
+            "ablation": found.describe(made),
+            "before": {metric: before[metric] for metric in before.metrics},
+            "after": {metric: after[metric] for metric in after.metrics},
             "difference": {
                 metric: {"value": change.difference, "low": change.low, "high": change.high}
                 for metric, change in changes.items()
@@ -162,97 +284,91 @@ def evaluate(
     )
 
 
-def _require_one_ablation(
-    ablation: Path | None,
-    center: str | None,
-    fraction: float | None,
-    seed: int | None,
-    neurons: list[str] | None,
-    statistics: Path | None,
-    site: str | None,
-) -> None:
-    """Raise unless it is said once, and wholly, which neurons are set to what."""
-    named = {"center": center, "fraction": fraction, "seed": seed, "statistics": statistics, "site": site}
-    given = [f"--{name}" for name, value in named.items() if value is not None] + (["--neuron"] if neurons else [])
-    if ablation is not None:
-        if given:
-            raise AblationLensError(f"--ablation and {given[0]} both say what to ablate; give one of them.")
-    elif not given:
-        raise AblationLensError(
-            "say what to ablate: --ablation FILE, or --center peak with --fraction 0.5 or --neuron L2.H1."
-        )
-    elif center is None:
-        raise AblationLensError("say what the neurons are set to, such as --center peak.")
-    elif (fraction is None) == (not neurons):
-        raise AblationLensError("say which neurons, and once: --fraction 0.5 draws some, --neuron L2.H1 names some.")
-    elif seed is not None and neurons:
-        raise AblationLensError("--seed draws the neurons of --fraction, and --neuron names them; leave --seed out.")
-    elif fraction is not None and not 0 <= fraction <= 1:
-        raise AblationLensError(f"fraction={fraction:g} is not possible; give a number from 0 to 1.")
+_UNITS = {"top1": ("top-1", "%", 100.0), "cross_entropy": ("cross-entropy", "nats", 1.0)}
+"""How people write a metric: its name, its unit, and what it is multiplied by."""
 
 
-def _planned(task: "Task", split: str, tokens: int | None, images: int | None, batch_size: int | None) -> "BatchPlan":
-    """The plan of so many tokens or images; as many as the paper's where nobody says, or all there is."""
-    from ablation_lens.corpora import CorpusSizeWarning
-    from ablation_lens.study.paper import SIZES
-
-    if tokens is not None or images is not None:
-        return task.batches(split=split, tokens=tokens, images=images, batch_size=batch_size)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", CorpusSizeWarning)
-        sizes: dict[str, Any] = {task.unit: SIZES[task.unit]}
-        return task.batches(split=split, batch_size=batch_size, **sizes)
-
-
-def _scored(model: Any, plan: "BatchPlan", ablation: "Ablation") -> "tuple[Score, Score]":
-    """Without and with the ablation."""
-    from ablation_lens.measure.evaluation import evaluate as score_of
-    from ablation_lens.progress import progress_over
-
-    with progress_over("evaluating", 2 * len(plan.items), shown=True, unit="documents") as advance:
-        as_it_is = score_of(model, plan, on_batch=advance)
-        return as_it_is, score_of(model, plan, ablation, on_batch=advance)
-
-
-def _changes(as_it_is: "Score", ablated: "Score") -> "dict[str, Interval]":
-    """What the ablation changes, paired by document."""
-    from ablation_lens.measure.intervals import difference
-
-    predictions = as_it_is.predictions_per_document.numpy()
-    sums = {"top1": (ablated.correct, as_it_is.correct), "cross_entropy": (ablated.loss, as_it_is.loss)}
-    return {
-        metric: difference(after.double().numpy()[None], before.double().numpy()[None], predictions)
-        for metric, (after, before) in sums.items()
-    }
-
-
-def _show_scores(
-    name: str,
-    plan: "BatchPlan",
-    ablation: "Ablation",
-    as_it_is: "Score",
-    ablated: "Score",
-    changes: "dict[str, Interval]",
-) -> None:
+def _show_scores(name: str, plan: "BatchPlan", ablation: "Ablation", before: "Score", after: "Score") -> None:
     from rich.table import Table
 
-    size = f"{plan.size:,} {plan.corpus.unit}, {as_it_is.predictions:,} predictions"
     table = Table(box=None, pad_edge=False)
-    for title in ("", "top-1 (%)", "cross-entropy (nats)"):
-        table.add_column(title, justify="right" if title else "left")
-    for row, score in (("as it is", as_it_is), ("ablated", ablated)):
-        table.add_row(row, f"{100 * score.top1:.2f}", f"{score.cross_entropy:.3f}")
-    right, nats = changes["top1"], changes["cross_entropy"]
-    table.add_row("change", f"{100 * right.difference:+.2f}", f"{nats.difference:+.3f}")
-    table.add_row(
-        "95 % interval",
-        f"{100 * right.low:+.2f} to {100 * right.high:+.2f}",
-        f"{nats.low:+.3f} to {nats.high:+.3f}",
-    )
-    documents = len(as_it_is.documents)
+    for title in ("", "as it is", "ablated", "change", "95 % interval", ""):
+        table.add_column(title, justify="right" if title else "left", overflow="fold")
+    for metric in before.metrics:
+        title, unit, factor = _UNITS.get(metric, (metric, "", 1.0))
+        change = after.interval(metric, without=before)
+        one, two, gap, low, high = (
+            factor * number for number in (before[metric], after[metric], change.difference, change.low, change.high)
+        )
+        numbers = (f"{one:.3f}", f"{two:.3f}", f"{gap:+.3f}", f"{low:+.3f} to {high:+.3f}")
+        table.add_row(*map(cell, (title, *numbers, unit)))
+    documents = len(before.documents)
     show(
-        cell(f"{name} on {plan.corpus.name} ({plan.corpus.split}): {size}"),
+        cell(f"{name} on {plan.corpus.name} ({plan.corpus.split}): {plan.size:,} {plan.corpus.unit}"),
         cell(repr(ablation)),
         table,
-        cell(f"The interval is over the {documents:,} document{'' if documents == 1 else 's'}."),
+        cell(
+            f"{before.predictions:,} predictions in {documents:,} document{'' if documents == 1 else 's'}, which the "
+            "interval is over."
+        ),
+    )
+
+
+def ablate(
+    model: options.Model,
+    prompt: Annotated[str, typer.Argument(help="A text; a masked model's holds its mask token once.")],
+    ablation: AblationFile = None,
+    center: Center = None,
+    fraction: Fraction = None,
+    seed: Seed = None,
+    neurons: Neurons = None,
+    statistics: Statistics = None,
+    site: Site_ = None,
+    answer: Annotated[
+        str | None, typer.Option(help="A token whose probability and rank are told, such as ' Paris'.")
+    ] = None,
+    top: Annotated[int, typer.Option(help="How many predictions of each side.", min=1)] = 5,
+    corpus: Annotated[
+        str | None, typer.Option(help="What the center is collected over, where there are no --statistics.")
+    ] = None,
+    tokens: Annotated[
+        int | None, typer.Option(help="How many of its tokens. Left out: 100,000, or all there is.")
+    ] = None,
+    dtype: options.Dtype = None,
+    device: options.Device = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Show what a model predicts after a prompt, as it is and with one ablation, side by side.
+
+    The ablation is said as for `evaluate`.
+    """
+    announce(f"loading {model}")
+    asked = _Asked(ablation, center, fraction, seed, neurons, statistics, site)
+    from ablation_lens.hooked import task_of
+    from ablation_lens.measure.prompting import prompt as predictions_after
+    from ablation_lens.models.load import load_model
+    from ablation_lens.tasks.tasks import task_for
+
+    found = asked.found(model)
+    loaded = load_model(model, dtype=dtype, device=device)
+    if task_of(loaded) == "image-classification":
+        raise AblationLensError(f"{model} reads images, and a prompt is a text; use ablation-lens evaluate.")
+    found.require_fits(loaded)
+    predictions_after(loaded, prompt, answer=answer, top=top)  # refused before a center is collected for it
+    made = found.made(loaded, lambda: _planned(task_for(loaded, corpus), "collect", tokens, None, None))
+    result = predictions_after(loaded, prompt, answer=answer, ablation=made, top=top)
+    if not as_json:
+        say_lines("\n".join(result.lines()))
+        return
+    say_json(
+        "prompt",
+        {
+            "model": loaded.record.name,
+            "text": result.text,
+            "tokens": result.tokens,
+            "ablation": found.describe(made),
+            "answer": result.answer,
+            "kl": result.kl,
+            "predictions": result.frame.reset_index().to_dict("records"),
+        },
     )

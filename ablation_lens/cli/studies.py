@@ -57,6 +57,10 @@ def study(
     collect_images: Annotated[int | None, typer.Option(help="Images that statistics are of.")] = None,
     evaluate_images: Annotated[int | None, typer.Option(help="Images that scores are of.")] = None,
     bins: Annotated[int | None, typer.Option(help="Most bins per neuron.")] = None,
+    metrics: Annotated[
+        list[str] | None,
+        typer.Option("--metric", help="What to measure besides top-1 and cross-entropy, such as kl; repeat."),
+    ] = None,
     count: Annotated[str | None, typer.Option(help="all, or skip-common.")] = None,
     context: options.Context = None,
     batch_size: options.BatchSize = None,
@@ -86,6 +90,7 @@ def study(
         "evaluate_tokens": evaluate_tokens,
         "collect_images": collect_images,
         "evaluate_images": evaluate_images,
+        "metrics": metrics or None,
         "count": count,
         "batch_size": batch_size,
         "labels": labels,
@@ -263,8 +268,12 @@ def _made(results: "Results", fractions: list[float] | None) -> "Table2":
 
 
 def _table_of(results: "Results", fractions: list[float] | None = None) -> dict[str, Any]:
-    """Baselines, and a row per model, fraction and method, as plain values."""
+    """Baselines, and a row per group, fraction and method, as plain values."""
+    from ablation_lens.study.methods import BASELINE
+    from ablation_lens.study.table2 import fractions_shown
+
     frame = results.frame
+    baselines = frame[frame["method"] == BASELINE].set_index("group")
     groups = [
         {
             "group": group,
@@ -272,20 +281,33 @@ def _table_of(results: "Results", fractions: list[float] | None = None) -> dict[
             "model": results.record(group).model.name,
             "task": results.record(group).task,
             "predictions": results.record(group).predictions,
-            **{metric: _first(frame, group, metric) for metric in ("top1", "cross_entropy")},
+            # None where the baseline failed.
+            "metrics": {m: baselines.loc[group, m] if group in baselines.index else None for m in results.metrics},
         }
         for group, label in results.groups.items()
     ]
-    if not (frame["fraction"] > 0).any():
-        return {"baselines": groups, "rows": []}
-    summary = results.summary(fractions)
-    return {"baselines": groups, "rows": summary.to_dict("records")}
-
-
-def _first(frame: Any, group: str, metric: str) -> float | None:
-    """The baseline of a group; None where it failed."""
-    found = frame[(frame["group"] == group) & (frame["fraction"] == 0)][metric]
-    return None if found.empty else float(found.iloc[0])
+    shown = fractions_shown(results) if fractions is None else fractions
+    summary = results.summary(shown).to_dict("records") if shown else []
+    rows = [
+        {
+            **{name: row[name] for name in ("group", "fraction", "method", "seeds", "conditional")},
+            "metrics": {
+                metric: {
+                    "mean": row[metric],
+                    "sd": row[f"{metric}_sd"],
+                    "as_best": row[f"{metric}_as_best"],
+                    "to_best": {
+                        "value": row[f"{metric}_to_best"],
+                        "low": row[f"{metric}_low"],
+                        "high": row[f"{metric}_high"],
+                    },
+                }
+                for metric in results.metrics
+            },
+        }
+        for row in summary
+    ]
+    return {"better": results.better, "groups": groups, "rows": rows}
 
 
 def _exit_1_if_cells_are_missing(results: "Results") -> None:

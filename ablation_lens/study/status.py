@@ -129,6 +129,7 @@ def _is_measured_so(study: StudyRecord, group: GroupRecord) -> bool:
         "bins": (study.bins, group.facts.get("bins")),
         "include_bos": (study.include_bos, group.facts.get("include_bos")),
         "count": (study.count, group.count),
+        "metrics": (set(study.metrics), set(group.metrics)),
         "corpus": (study.corpora.get(kind, group.evaluate.name), group.evaluate.name),
         "evaluate": (asked[0] or paper.SIZES.get(unit), group.evaluate.size_requested),
         "collect": (asked[1] or paper.SIZES.get(unit), group.collect.size_requested),

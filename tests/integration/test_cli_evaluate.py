@@ -70,7 +70,7 @@ def test_the_scores_are_shown_for_people(command, measured):
         (("--center", "peak", "--fraction", "0.5", "--neuron", "L1"), "say which neurons, and once"),
         (("--fraction", "0.5"), "say what the neurons are set to, such as --center peak"),
         (("--center", "peak", "--fraction", "2"), "--fraction 2 is not possible; give a number from 0 to 1"),
-        (("--center", "peak", "--neuron", "L1", "--seed", "3"), "leave --seed out"),
+        (("--center", "peak", "--neuron", "L1", "--seed", "3"), "--neuron names them; leave one out"),
         (
             ("--center", "paek", "--fraction", "0.5"),
             "'paek' is not a center; the nearest is 'peak'. There are zero, mean",

@@ -342,9 +342,16 @@ def json_of(answer, name):
 def test_every_command_about_runs_prints_json(command, run, tmp_path):
     code, table = json_of(command("table", run.path, "--json"), "table")
     assert code == 0
-    (baseline,) = table["baselines"]
-    assert (baseline["model"], baseline["label"], baseline["top1"]) == ("some-model", "some-model", 0.5)
-    assert [(row["method"], row["cross_entropy_as_best"]) for row in table["rows"]] == [("mean", False), ("peak", True)]
+    (group,) = table["groups"]
+    assert (group["model"], group["label"]) == ("some-model", "some-model")
+    assert (table["better"], group["metrics"]) == (
+        {"top1": "higher", "cross_entropy": "lower"},
+        {"top1": 0.5, "cross_entropy": 1.5},
+    )
+    assert [(row["method"], row["metrics"]["cross_entropy"]["as_best"]) for row in table["rows"]] == [
+        ("mean", False),
+        ("peak", True),
+    ]
     csv = tmp_path / "c.csv"
     assert json_of(command("export", run.path, csv, "--json"), "export")[1]["cells"] == 5
     page = json_of(command("report", run.path, "--out", tmp_path, "--json"), "report")[1]
