@@ -320,6 +320,35 @@ def test_it_can_be_used_with_a_screen_reader(visit, zoo):
         assert page.locator(f"#{chosen}").get_attribute("data-neuron") == shown(page)
 
 
+CONTRAST = """element => {
+    const parts = (text) => text.match(/[\\d.]+/g).map(Number);
+    const light = (part) => (part / 255 <= 0.04045 ? part / 255 / 12.92 : ((part / 255 + 0.055) / 1.055) ** 2.4);
+    const brightness = (color) => 0.2126 * light(color[0]) + 0.7152 * light(color[1]) + 0.0722 * light(color[2]);
+    let under = element;
+    const ground = () => parts(getComputedStyle(under).backgroundColor);
+    while ((ground()[3] ?? 1) === 0) under = under.parentElement;
+    const both = [parts(getComputedStyle(element).color), ground()].map(brightness).sort((a, b) => b - a);
+    return (both[0] + 0.05) / (both[1] + 0.05);
+}"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_buttons_can_be_read_while_the_mouse_is_on_them(visit, zoo, scheme):
+    path, _, found = zoo
+    # Some pressed, some not; a pin of another neuron has a button of its own.
+    with visit(path, f"#n={next(iter(found))}&log=1&pins=L0.H0.D1&head=L1.H1", color_scheme=scheme) as page:
+        tried = 0
+        for button in page.locator("button:visible, summary:visible").all():
+            for act in (lambda: None, button.hover, page.mouse.down):
+                act()
+                assert button.evaluate(CONTRAST) >= 4.5, (button.evaluate("e => e.outerHTML"), act)
+            # Off the button before it is let go, so that nothing is clicked.
+            page.mouse.move(2, 2)
+            page.mouse.up()
+            tried += 1
+        assert tried >= 20
+
+
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (830, "light"), (390, "light"), (390, "dark")])
 def test_nothing_is_cut_or_overlaps(visit, zoo, width, scheme):
     path, _, _ = zoo
