@@ -1,5 +1,7 @@
 """Statistics as the page wants them: a few numbers per neuron, and every layer's packed counts."""
 
+import hashlib
+import json
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
@@ -11,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ablation_lens.errors import AblationLensError
+from ablation_lens.explorer.moved import moved_over_sigma, overlap
 from ablation_lens.explorer.packing import (
     byte_planes,
     code_planes,
@@ -24,6 +27,7 @@ from ablation_lens.neurons import centers
 from ablation_lens.neurons.shapes import SHAPE_WORDS
 from ablation_lens.neurons.statistics import ActivationStatistics
 from ablation_lens.progress import progress_over
+from ablation_lens.sites import Site, neuron_name
 
 SUMMARY = (
     "mean",
@@ -31,6 +35,7 @@ SUMMARY = (
     "skew",
     "excess_kurtosis",
     "peaks",
+    "peak",
     "peak_over_sigma",
     "mean_to_peak_over_sigma",
     "epsilon_over_sigma",
@@ -40,8 +45,16 @@ SUMMARY = (
 """What the page sorts, filters and colours by; columns of `ActivationStatistics.table`, to float32."""
 
 
-def pack_dataset(statistics: ActivationStatistics, label: str, *, progress: bool = False) -> dict[str, Any]:
+def pack_dataset(
+    statistics: ActivationStatistics,
+    label: str,
+    *,
+    compared: ActivationStatistics | None = None,
+    progress: bool = False,
+) -> dict[str, Any]:
     """Plain JSON values: provenance, one blob of numbers per neuron, one blob of counts per layer.
+
+    With `compared`, two numbers more per neuron: how far its mean moved, and how much of both lies over each other.
 
     >>> from ablation_lens import collect, load_model
     >>> statistics = collect(load_model("tiny-opt"), [torch.arange(5, 60)[None]], progress=False)
@@ -52,7 +65,10 @@ def pack_dataset(statistics: ActivationStatistics, label: str, *, progress: bool
     layers = statistics.shape[0]
     with progress_over("packing", 2 * layers + 1, progress, unit="steps") as advance:
         values = _centers(statistics)
-        columns, numbers = _summary(statistics, values)
+        arrays = _summary(statistics, values)
+        if compared is not None:
+            arrays["moved_over_sigma"] = _single(moved_over_sigma(statistics, compared))
+            arrays["overlap"] = _single(overlap(statistics.histogram, compared.histogram))
         advance(layers)
         histogram = display_histogram(statistics.histogram)
         widths = slider_widths(histogram.bins)
@@ -67,7 +83,7 @@ def pack_dataset(statistics: ActivationStatistics, label: str, *, progress: bool
             digits.append(kept)
             merges.append(zero_merges(counts, offset, histogram.zeros_of(layer).flatten()))
             advance(1)
-        grid = {
+        arrays |= {
             # Little-endian on every machine, and of the types that decode.js knows.
             # Two bytes hold every exponent of float64, -1074 to 1023.
             "exponent": histogram.exponent.flatten().numpy().astype("<i2"),
@@ -77,12 +93,13 @@ def pack_dataset(statistics: ActivationStatistics, label: str, *, progress: bool
             "total": histogram.total.flatten().numpy().astype("<f8"),
         }
         # decode.js cuts the numbers by this list: both must be in one order.
-        columns += [{"name": name, "type": array.dtype.str[1:]} for name, array in grid.items()]
-        numbers += [byte_planes(array) for array in grid.values()]
-        summary = deflate(b"".join(numbers))
+        columns = [{"name": name, "type": array.dtype.str[1:]} for name, array in arrays.items()]
+        summary = deflate(b"".join(map(byte_planes, arrays.values())))
         advance(1)
     return {
         "label": label,
+        "digest": _digest(statistics),
+        "naming": _naming(statistics.site),
         "provenance": _provenance(statistics),
         "shape": list(statistics.shape),
         "bins": histogram.bins,
@@ -106,20 +123,35 @@ def _centers(statistics: ActivationStatistics) -> dict[str, Float[Tensor, "layer
 
 def _summary(
     statistics: ActivationStatistics, values: Mapping[str, Float[Tensor, "layer head dim"]]
-) -> tuple[list[dict[str, str]], list[bytes]]:
+) -> dict[str, NDArray[Any]]:
     table = statistics.table()
-    arrays: dict[str, NDArray[np.generic]] = {name: table[name].to_numpy().astype("<f4") for name in SUMMARY}
+    arrays: dict[str, NDArray[Any]] = {name: table[name].to_numpy().astype("<f4") for name in SUMMARY}
     # The exact ends: a constant neuron's peak is its value.
     arrays |= {name: table[name].to_numpy().astype("<f8") for name in ("min", "max")}
     arrays["shape"] = np.array([SHAPE_WORDS.index(word) for word in table["shape"]], dtype="u1")
     # The page computes zero and the peak itself, the latter at every width.
     arrays |= {f"center:{name}": _single(at) for name, at in values.items() if name not in ("zero", "peak")}
-    described = [{"name": name, "type": array.dtype.str[1:]} for name, array in arrays.items()]
-    return described, [byte_planes(array) for array in arrays.values()]
+    return arrays
 
 
 def _single(values: Float[Tensor, "layer head dim"]) -> NDArray[np.generic]:
     return values.flatten().numpy().astype("<f4")
+
+
+def _naming(site: Site) -> str:
+    """The letters of a neuron's name, in order: LHD, LM or LD."""
+    return "".join(filter(str.isalpha, neuron_name(0, 0, 0, site)))
+
+
+def _digest(statistics: ActivationStatistics) -> str:
+    """Names these statistics, so that a page with other things beside them finds the same notes."""
+    origin = statistics.provenance.to_dict()
+    # A file that is written anew by another version holds the same neurons.
+    del origin["versions"]
+    told = hashlib.sha256(json.dumps(origin, sort_keys=True).encode())
+    for ends in (statistics.minimum, statistics.maximum):
+        told.update(ends.double().numpy().astype("<f8").tobytes())
+    return told.hexdigest()[:24]
 
 
 def _provenance(statistics: ActivationStatistics) -> list[list[str]]:

@@ -15,8 +15,10 @@ from ablation_lens.escaping import for_html
 
 SCRIPTS = (
     "text.js",
+    "names.js",
     "decode.js",
     "measures.js",
+    "filter.js",
     "state.js",
     "theme.js",
     "heatmap.js",
@@ -25,6 +27,7 @@ SCRIPTS = (
     "examples.js",
     "damage.js",
     "exports.js",
+    "notes.js",
     "panel.js",
     "app.js",
 )

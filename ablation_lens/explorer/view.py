@@ -86,7 +86,7 @@ def explore(
             "compare collections over the same neurons."
         )
     names = labels or _labels(statistics, compare)
-    datasets = [pack_dataset(statistics, names[0], progress=progress)]
+    datasets = [pack_dataset(statistics, names[0], compared=compare, progress=progress)]
     if compare is not None:
         datasets.append(pack_dataset(compare, names[1], progress=progress))
     blobs = {}

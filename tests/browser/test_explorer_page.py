@@ -73,10 +73,10 @@ def test_the_list_sorts_filters_and_chooses(visit, zoo):
     path, statistics, _ = zoo
     table = statistics.table()
     with visit(path) as page:
-        page.locator("#columns button", has_text="σ").last.click()
+        page.locator('#columns [data-by="std"]').click()
         by_sigma = table.sort_values("std", ascending=False, kind="stable").index
         assert page.locator("#list .row").first.get_attribute("data-neuron") == by_sigma[0]
-        page.locator("#columns button", has_text="σ").last.click()
+        page.locator('#columns [data-by="std"]').click()
         assert page.locator("#list .row").first.get_attribute("data-neuron") == by_sigma[-1]
         page.fill("#filter", "L2 peak/σ>0.5")
         wanted = table[(table["layer"] == 2) & (table["peak_over_sigma"] > 0.5)]

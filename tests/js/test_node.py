@@ -5,6 +5,7 @@ import math
 import os
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,8 +18,8 @@ from tests.synthetic_statistics import draw, statistics_of
 HERE = Path(__file__).parent
 
 
-def vector(name, statistics):
-    dataset = pack_dataset(statistics, name)
+def vector(name, statistics, compared=None):
+    dataset = pack_dataset(statistics, name, compared=compared)
     blobs = {"summary-0": dataset.pop("summary")}
     for layer, packed in enumerate(dataset["layers"]):
         blobs[f"layer-0-{layer}"] = packed.pop("data")
@@ -61,6 +62,10 @@ def awkward():
     return values
 
 
+def mlp_provenance():
+    return replace(statistics_of(draw(5, (3, 1, 8))).provenance, site="mlp")
+
+
 def silent():
     """ReLU neurons that are above 0 never, seldom, often and always, and the same upside down."""
     values = draw(3000, (2, 1, 8), seed=6)
@@ -77,6 +82,8 @@ def vectors(tmp_path_factory):
         vector("float64", statistics_of(awkward().double() + 1e6)),
         vector("bfloat16", statistics_of(draw(3000, (1, 2, 8)).bfloat16())),
         vector("silent", statistics_of(silent())),
+        vector("mlp", replace(statistics_of(draw(500, (3, 1, 8))), provenance=mlp_provenance())),
+        vector("compared", statistics_of(draw(3000, (1, 2, 8))), compared=statistics_of(draw(3000, (1, 2, 8)) + 1)),
         vector("100 bins", statistics_of(draw(500, (1, 2, 8)), bins=100)),
         vector("4 bins", statistics_of(draw(500, (1, 2, 8)), bins=4)),
     ]
@@ -88,7 +95,7 @@ def test_the_scripts_decode_what_python_packed(vectors):
     if shutil.which("node") is None:
         pytest.skip("NODE IS MISSING: the explorer's scripts are not tested (apt-get install nodejs)")
     tests = sorted(str(path) for path in HERE.glob("*.test.mjs"))
-    assert len(tests) == 2
+    assert len(tests) == 4
     environment = {**os.environ, "ABLATION_LENS_VECTORS": str(vectors)}
     result = subprocess.run(["node", "--test", *tests], env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout[-6000:] + result.stderr[-2000:]

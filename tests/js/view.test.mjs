@@ -1,4 +1,4 @@
-// Filter, sort, hash, labels: what the view computes without a browser.
+// Sort, hash, labels: what the view computes without a browser.
 import assert from "node:assert/strict";
 import test from "node:test";
 
@@ -6,26 +6,9 @@ import { lens, opened, vectors } from "./lens.mjs";
 
 const vector = vectors[0];
 
-test("the filter understands places, shapes and comparisons", async () => {
-  const dataset = await opened(vector);
-  const [, heads, dims] = dataset.shape;
-  const found = (query) => lens.measures.filtered(dataset, query).indices;
-  assert.equal(found("").length, dataset.size);
-  assert.deepEqual(found("L1.H0.D2"), [lens.text.neuronIndex("L1.H0.D2", dataset.shape)]);
-  assert.equal(found("l1").length, heads * dims);
-  assert.equal(found("L1.H1").length, dims);
-  assert.equal(found("h1").length, dataset.shape[0] * dims);
-  assert.equal(found("layer=0 head=1").length, dims);
-  for (const index of found("peak/σ > 0.5")) assert.ok(dataset.column.peak_over_sigma[index] > 0.5);
-  const shape = dataset.shapes[dataset.column.shape[0]];
-  for (const index of found(shape)) assert.equal(dataset.shapes[dataset.column.shape[index]], shape);
-  assert.ok(found("peak/σ>0.5").length < dataset.size);
-  assert.deepEqual(lens.measures.filtered(dataset, "bananas L0 foo>3 constructor>0").unknown, ["bananas", "foo>3", "constructor>0"]);
-});
-
 test("silent neurons are found by their zeros, and by their shape's name", async () => {
   const dataset = await opened(vectors.find(({ name }) => name === "silent"));
-  const found = (query) => lens.measures.filtered(dataset, query).indices;
+  const found = (query) => lens.filter.filtered(dataset, query).indices;
   const silent = found("zeros>0.5");
   assert.ok(silent.length >= 8);
   // A neuron that is never above 0 is constant.
@@ -60,23 +43,36 @@ test("the heat map averages or takes the greatest, without NaN", async () => {
   assert.ok(Math.abs(shares.reduce((a, b) => a + b, 0) - 1) < 1e-12);
 });
 
-test("the hash opens the same view, and nonsense in it is ignored", async () => {
+test("the hash opens the same view", async () => {
   const dataset = await opened(vector);
   const state = {
     ...lens.state.defaults(dataset),
     neuron: 5, width: dataset.widths.at(-1), log: true, pins: [1, 7], lines: ["zero", "peak"], measure: "skew", how: "max",
-    head: [1, 1], sort: "std", descending: false, query: "peak/σ>2 & #=", shape: dataset.shapes[3], overlay: false, bin: -12, theme: "dark",
+    head: [1, 1], sort: "std", descending: false, query: "peak/σ>2 L1.H1 & #=", shape: dataset.shapes[3], overlay: false, bin: -12, text: "4", theme: "dark",
   };
-  assert.deepEqual(lens.state.parsed(`#${lens.state.formatted(state, dataset)}`, dataset), state);
+  assert.deepEqual(lens.state.parsed(`#${lens.state.formatted(state, dataset)}`, dataset), { state, problems: [] });
   assert.equal(lens.state.formatted(lens.state.defaults(dataset), dataset), "");
-  const wrong = "#n=L99.H0.D0&bins=77&pins=<b>&lines=nothing&map=__proto__&head=L9&sort=constructor&shape=x&bin=1e9&theme=pink&x=%";
-  assert.deepEqual(lens.state.parsed(wrong, dataset), { ...lens.state.defaults(dataset), lines: [] });
 });
 
-test("names of neurons go both ways", () => {
-  const shape = [3, 5, 7];
-  for (let index = 0; index < 105; index++) assert.equal(lens.text.neuronIndex(lens.text.neuronName(index, shape), shape), index);
-  for (const name of ["L3.H0.D0", "L0.H5.D0", "L0.H0.D7", "", "L0", "L0.H0.D0 x"]) assert.equal(lens.text.neuronIndex(name, shape), -1);
+test("a bad link says what is wrong with it, and shows the rest", async () => {
+  const dataset = await opened(vector);
+  const wrong = "#n=L99.H0.D0&bins=77&pins=<b>&lines=nothing&map=__proto__&head=L9&sort=constructor&shape=x&bin=1e9&theme=pink&x=%&log=1";
+  const { state, problems } = lens.state.parsed(wrong, dataset);
+  assert.deepEqual(state, { ...lens.state.defaults(dataset), lines: [], log: true });
+  const keys = ["n", "bins", "pins", "lines", "map", "sort", "head", "shape", "bin", "theme", "x"];
+  assert.deepEqual(problems.map((problem) => problem.split("=")[0]).sort(), keys.sort());
+  assert.ok(problems.includes("n=L99.H0.D0"));
+  const seven = Array.from({ length: 7 }, (_, i) => `L0.H0.D${i}`).join("+");
+  const many = lens.state.parsed(`#pins=${seven}`, dataset);
+  assert.equal(many.state.pins.length, 6);
+  assert.deepEqual(many.problems, ["pins=L0.H0.D6 (more than 6)"]);
+  assert.ok(lens.state.parsed(`#n=${"x".repeat(5000)}`, dataset).problems[0].length < 100);
+});
+
+test("links of before, with a head of their own, open the same head", async () => {
+  const dataset = await opened(vector);
+  const { state, problems } = lens.state.parsed("#head=L2.H1&q=skewed", dataset);
+  assert.deepEqual([state.head, state.query, problems], [[2, 1], "L2.H1 skewed", []]);
 });
 
 test("text for Plotly holds no markup", () => {
@@ -109,4 +105,18 @@ test("examples of a bin, or the nearest ones", () => {
 test("the CSV has a row per bin", () => {
   const text = lens.exports.bins("L0.H0.D0", { first: -1, epsilon: 0.5, counts: [3, 4] });
   assert.equal(text, "neuron,bin_low,bin_high,approximate_count\nL0.H0.D0,-0.5,0,3\nL0.H0.D0,0,0.5,4\n");
+});
+
+test("the CSV of the list has its order, every column, and no formula", async () => {
+  const dataset = await opened(vectors.find(({ name }) => name === "compared"));
+  const text = lens.exports.neurons([3, 1], [dataset, dataset], (index) => (index === 3 ? '=cmd()\n"two", lines' : ""));
+  const [heads, one, two, ...rest] = text.split("\n");
+  const titles = heads.split(",");
+  assert.deepEqual(rest, [""]);
+  for (const title of ["neuron", "shape", "std", "peak", "median", "moved_over_sigma", "overlap", "compared:median", "note"]) assert.ok(titles.includes(title), title);
+  assert.ok(one.startsWith("L0.H0.D3,0,0,3,"));
+  assert.ok(one.endsWith(`,"'=cmd() ""two"", lines"`), one);
+  assert.ok(two.startsWith("L0.H0.D1,"));
+  assert.equal(two.split(",").length, titles.length);
+  assert.equal(Number(two.split(",")[titles.indexOf("std")]), Number(dataset.column.std[1].toPrecision(7)));
 });

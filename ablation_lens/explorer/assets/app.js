@@ -1,9 +1,10 @@
 "use strict";
 /* One state; every change of it goes through `update`, which redraws what depends on it. */
 (function (lens) {
-  const { element, whole, number, neuronName } = lens.text;
+  const { element, whole, number } = lens.text;
+  const { neuronName, neuronIndex, headName } = lens.names;
   const $ = (id) => document.getElementById(id);
-  const LIST = ["sort", "descending", "query", "shape"];
+  const LIST = ["sort", "descending", "query", "shape", "notes"];
   const MAP = ["measure", "how", "head", "theme"];
   const PHONE = matchMedia("(max-width: 740px)");
 
@@ -12,21 +13,26 @@
       this.payload = payload;
       this.datasets = datasets;
       this.dataset = datasets[0];
-      this.withExamples = new Set(Object.keys(payload.examples?.neurons ?? {}));
-      this.state = lens.state.parsed(location.hash, this.dataset);
+      // By number, as a neuron may have been written in another way.
+      this.contexts = new Map(Object.entries(payload.examples?.neurons ?? {}).map(([name, contexts]) => [neuronIndex(name, this.dataset), contexts]));
+      this.notes = new lens.notes.Notes(this.dataset);
+      this.state = this.followed();
       this.turn = 0;
     }
 
     async start() {
       this.describe();
       this.list = new lens.list.List(this.dataset, {
-        marked: (name) => this.withExamples.has(name),
+        marksOf: (neuron) => [
+          ...(this.contexts.has(neuron) ? [{ mark: "has-examples", says: "has examples" }] : []),
+          ...(this.notes.has(neuron) ? [{ mark: "has-note", says: "has a note" }] : []),
+        ],
         choose: (neuron) => this.choose(neuron),
         sort: ({ by, descending }) => this.update({ sort: by, descending: this.state.sort === by ? !this.state.descending : descending }),
       });
       this.controls();
       addEventListener("keydown", (event) => this.key(event));
-      addEventListener("hashchange", () => this.update(lens.state.parsed(location.hash, this.dataset)));
+      addEventListener("hashchange", () => this.update(this.followed()));
       matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.draw(new Set(["theme"])));
       let sizes = "";
       new ResizeObserver(() => {
@@ -37,13 +43,21 @@
       await this.draw(new Set(Object.keys(this.state)));
     }
 
+    /* What the address asks for; what it asks for in vain is said. */
+    followed() {
+      const { state, problems } = lens.state.parsed(location.hash, this.dataset);
+      $("bad-link").hidden = !problems.length;
+      $("bad-link-parts").replaceChildren(...problems.map((problem) => element("code", {}, problem)));
+      return state;
+    }
+
     update(changes) {
-      const changed = new Set(Object.keys(changes).filter((key) => changes[key] !== this.state[key]));
-      // A bin's number means nothing at another width or for another neuron.
-      if ((changed.has("width") || changed.has("neuron")) && !("bin" in changes)) {
-        if (this.state.bin !== null) changed.add("bin");
-        this.state.bin = null;
-      }
+      if ("query" in changes) changes = { head: lens.filter.headOf(changes.query, this.dataset), ...changes };
+      // A bin's number means nothing at another width or for another neuron, nor a text's for another neuron.
+      const other = (key) => key in changes && changes[key] !== this.state[key];
+      if (other("width") || other("neuron")) changes = { bin: null, ...changes };
+      if (other("neuron")) changes = { text: null, ...changes };
+      const changed = new Set(Object.keys(changes).filter((key) => String(changes[key]) !== String(this.state[key])));
       Object.assign(this.state, changes);
       return changed.size ? this.draw(changed) : Promise.resolve();
     }
@@ -58,6 +72,7 @@
 
     async draw(changed) {
       const { state } = this;
+      $("said").textContent = "";
       if (state.theme) document.documentElement.dataset.theme = state.theme;
       if (LIST.some((key) => changed.has(key))) this.drawList();
       if (state.neuron < 0 && this.list.order.length) {
@@ -84,12 +99,26 @@
     drawList() {
       const { state, dataset } = this;
       const code = dataset.shapes.indexOf(state.shape);
-      const chosen = state.shape === "examples" ? (index) => this.withExamples.has(neuronName(index, dataset.shape))
-        : code >= 0 ? (index) => dataset.column.shape[index] === code : undefined;
-      const { indices, unknown } = lens.measures.filtered(dataset, state.query, chosen);
+      const about = this.about();
+      const chosen = about[state.shape] ?? (code >= 0 ? (index) => dataset.column.shape[index] === code : undefined);
+      const { indices, unknown } = lens.filter.filtered(dataset, state.query, { about, chosen });
       this.list.show(lens.measures.sorted(dataset, indices, state.sort, state.descending), state);
       const words = indices.length === dataset.size ? `${whole(dataset.size)} neurons` : `${whole(indices.length)} of ${whole(dataset.size)} neurons`;
-      $("found").textContent = unknown.length ? `${words} – no place, shape or comparison: ${unknown.join(" ")}` : words;
+      const marks = unknown.flatMap((piece) => [" ", element("mark", { class: "unknown" }, piece)]);
+      $("found").replaceChildren(unknown.length ? "Not understood:" : words, ...marks);
+      $("filter").setAttribute("aria-invalid", unknown.length > 0);
+      $("list-csv").disabled = !indices.length;
+    }
+
+    /* What the filter can ask about a neuron besides its numbers. */
+    about() {
+      const { dataset, notes, contexts } = this;
+      const words = (context) => [...(context.text ?? []), context.id].join(" ");
+      return {
+        examples: (index) => contexts.has(index),
+        notes: (index) => notes.has(index),
+        text: (index) => [neuronName(index, dataset), dataset.shapes[dataset.column.shape[index]], notes.of(index), ...(contexts.get(index) ?? []).map(words)].join("\n"),
+      };
     }
 
     async drawMap() {
@@ -104,15 +133,16 @@
       if (first) {
         box.on("plotly_click", ({ points }) => {
           const at = this.cell(...points[0].pointNumber);
-          if (at.head) this.update({ head: at.head });
+          if (at.head) this.chooseHead(at.head);
           else if (at.neuron !== undefined) this.choose(at.neuron);
         });
       }
       const title = lens.heatmap.titleOf(state.measure);
-      const where = state.head ? `the dims of L${state.head[0]}.H${state.head[1]}` : "layers and heads";
+      const where = state.head ? `the dims of ${headName(...state.head, dataset)}` : "layers and heads";
       box.setAttribute("aria-label", `Heat map of ${title} over ${where}; the list has the same neurons.`);
-      $("crumb").textContent = state.head ? `› L${state.head[0]}.H${state.head[1]}` : "";
+      $("crumb").textContent = state.head ? `› ${headName(...state.head, dataset)}` : "";
       $("all-heads").disabled = !state.head;
+      $("all-heads").textContent = lens.names.hasHeads(dataset) ? "All heads" : "All layers";
     }
 
     /* Far cheaper than drawing the map anew; most key presses change nothing there. */
@@ -127,7 +157,7 @@
       const { state, dataset } = this;
       const turn = ++this.turn;
       const index = state.neuron;
-      const name = neuronName(index, dataset.shape);
+      const name = neuronName(index, dataset);
       const overlay = this.datasets[1] && state.overlay ? this.datasets[1] : null;
       const pins = state.pins.filter((pin) => pin !== index);
       const [fine, second, ...pinned] = await Promise.all([
@@ -142,7 +172,7 @@
       const main = shownAt.find(({ width }) => width === state.width).shown;
       const others = pins.map((pin, i) => ({
         pin,
-        name: neuronName(pin, dataset.shape),
+        name: neuronName(pin, dataset),
         color: shade.pins[state.pins.indexOf(pin)],
         dash: lens.theme.PIN_DASHES[state.pins.indexOf(pin)],
         shown: lens.decode.histogramAt(pinned[i], state.width),
@@ -181,18 +211,20 @@
       lens.panel.drawNumbers($("numbers"), dataset, index, main.total);
       const title = overlay ? `${name} · ${dataset.label}` : name;
       lens.panel.drawLegend($("legend"), { name: title, color: shade.bars }, others, dataset, (pin) => this.togglePin(pin));
-      lens.panel.drawCenters($("centers"), centers, { dataset, index, lines: state.lines, colorOf, toggle: (center) => this.toggleLine(center) });
+      const compared = overlay && { label: overlay.label, centers: lens.panel.centersOf(overlay, index, others[0].shown.peak) };
+      lens.panel.drawCenters($("centers"), centers, { dataset, index, lines: state.lines, colorOf, toggle: (center) => this.toggleLine(center), compared });
       lens.panel.drawWidths($("widths"), shownAt, state.width, dataset.column.std[index], (width) => this.update({ width }));
-      this.drawExamples(name, main);
+      this.drawExamples(index, main);
+      this.drawNote(index);
       document.documentElement.dataset.shown = `${name} ${state.width}`;
     }
 
-    drawExamples(name, main) {
+    drawExamples(index, main) {
       const { examples } = this.payload;
       if (!examples) return;
       const { bin } = this.state;
       $("examples-card").hidden = false;
-      const contexts = examples.neurons[name];
+      const contexts = this.contexts.get(index);
       const ends = bin === null ? null : { low: bin * main.epsilon, high: (bin + 1) * main.epsilon };
       $("examples-title").textContent = ends ? `Examples in ${number(ends.low)} to ${number(ends.high)}` : "Examples";
       $("all-examples").hidden = !ends || !contexts;
@@ -200,7 +232,7 @@
         lens.examples.draw($("examples"), lens.examples.chosen(contexts, ends), examples.images);
         return;
       }
-      const others = element("button", { type: "button", class: "link", click: () => this.update({ shape: "examples", query: "" }) }, `list the ${whole(this.withExamples.size)} neurons that have some`);
+      const others = element("button", { type: "button", class: "link", click: () => this.update({ shape: "examples", query: "" }) }, `list the ${whole(this.contexts.size)} neurons that have some`);
       $("examples").replaceChildren(element("p", { class: "quiet" }, "None were gathered for this neuron; ", others, "."));
     }
 
@@ -224,6 +256,26 @@
       lens.damage.drawTable($("damage-table"), lines, this.payload.colors);
     }
 
+    drawNote(index) {
+      const box = $("note");
+      // Not under somebody's fingers.
+      if (box.dataset.neuron !== String(index)) Object.assign(box, { value: this.notes.of(index) });
+      box.dataset.neuron = String(index);
+      $("note-for").textContent = `Note on ${neuronName(index, this.dataset)}`;
+      this.describeNotes();
+    }
+
+    describeNotes() {
+      const { notes } = this;
+      $("notes-kept").textContent = notes.isKept ? "Kept by this browser, for these statistics."
+        : "This browser keeps nothing for this page: notes are gone when it is closed, so export them.";
+      $("export-notes").disabled = !notes.texts.size;
+      $("export-notes").textContent = notes.texts.size ? `Export ${whole(notes.texts.size)} as CSV` : "Export as CSV";
+      const option = $("shape").querySelector('option[value="notes"]');
+      option.textContent = `with notes (${whole(notes.texts.size)})`;
+      option.hidden = !notes.texts.size && this.state.shape !== "notes";
+    }
+
     // ---------------------------------------------------------------- controls
 
     describe() {
@@ -242,14 +294,21 @@
       const shapes = dataset.shapes.map((shape, code) => ({ shape, count: dataset.column.shape.reduce((sum, each) => sum + (each === code), 0) })).filter(({ count }) => count);
       const option = (value, title) => element("option", { value }, title);
       $("measure").append(
-        ...lens.measures.MEASURES.map(({ column, title }) => option(column, title)),
+        ...lens.measures.measuresOf(dataset).map(({ column, title }) => option(column, title)),
         ...shapes.map(({ shape }) => option(`shape:${shape}`, `share ${shape}`)),
       );
       $("how").append(option("mean", "mean of dims"), option("max", "greatest dim"));
       $("shape").append(option("", "all shapes"), ...shapes.map(({ shape, count }) => option(shape, `${shape} (${whole(count)})`)));
-      if (this.withExamples.size) $("shape").append(option("examples", `with examples (${whole(this.withExamples.size)})`));
+      if (this.contexts.size) $("shape").append(option("examples", `with examples (${whole(this.contexts.size)})`));
+      $("shape").append(option("notes", "with notes"));
+      $("syntax").append(...lens.filter.syntax(dataset).flatMap(([query, says]) => [
+        element("dt", {}, element("button", { type: "button", class: "link mono", click: () => this.try(query) }, query)), element("dd", {}, says),
+      ]));
+      $("headings").textContent = lens.measures.titles(dataset).join("   ");
       $("overlay").hidden = datasets.length < 2;
+      for (const id of ["list-card", "tables"]) $(id).classList.toggle("comparing", datasets.length > 1);
       $("width").max = dataset.widths.length - 1;
+      const stem = () => dataset.label.replace(/[^\w.-]+/g, "_");
       const on = (id, event, act) => $(id).addEventListener(event, act);
       for (const id of ["measure", "how", "shape"]) on(id, "change", (event) => this.update({ [id]: event.target.value }));
       on("filter", "input", (event) => this.update({ query: event.target.value }));
@@ -257,11 +316,20 @@
       on("log", "click", () => this.update({ log: !this.state.log }));
       on("overlay", "click", () => this.update({ overlay: !this.state.overlay }));
       on("pin", "click", () => this.togglePin(this.state.neuron));
-      on("all-heads", "click", () => this.update({ head: null }));
+      on("all-heads", "click", () => this.chooseHead(null));
+      on("note", "input", (event) => {
+        const had = this.notes.has(this.state.neuron);
+        this.notes.keep(this.state.neuron, event.target.value);
+        this.describeNotes();
+        if (had !== this.notes.has(this.state.neuron)) this.list.draw();
+      });
+      on("export-notes", "click", () => lens.exports.save(this.notes.csv(), "text/csv", `${stem()}-notes.csv`));
+      on("list-csv", "click", () => lens.exports.save(lens.exports.neurons(this.list.order, this.datasets, (index) => this.notes.of(index)), "text/csv", `${stem()}-neurons.csv`));
+      on("close-bad-link", "click", () => { $("bad-link").hidden = true; });
       on("all-examples", "click", () => this.update({ bin: null }));
       on("theme", "click", () => this.update({ theme: lens.theme.isDark() ? "light" : "dark" }));
       on("skip", "click", (event) => { event.preventDefault(); $("neuron-card").focus(); });
-      const file = () => `${dataset.label}-${this.shown.name}`.replace(/[^\w.-]+/g, "_");
+      const file = () => `${stem()}-${this.shown.name}`;
       on("csv", "click", () => lens.exports.save(lens.exports.bins(this.shown.name, this.shown.main), "text/csv", `${file()}.csv`));
       for (const format of ["png", "svg"]) {
         on(format, "click", () => lens.exports.picture(this.shown.figure, format, file(), lens.theme.colors().paper));
@@ -292,7 +360,20 @@
     togglePin(neuron) {
       const { pins } = this.state;
       if (pins.includes(neuron)) this.update({ pins: pins.filter((pin) => pin !== neuron) });
-      else this.update({ pins: [...pins, neuron].slice(-lens.state.MOST_PINS) });
+      else if (pins.length < lens.state.MOST_PINS) this.update({ pins: [...pins, neuron] });
+      else $("said").textContent = `${lens.state.MOST_PINS} neurons are pinned, the most that can be told apart: unpin one first.`;
+    }
+
+    chooseHead(head) {
+      return this.update({ query: lens.filter.withHead(this.state.query, head, this.dataset) });
+    }
+
+    /* A line of the filter's help. */
+    try(query) {
+      $("filter").value = query;
+      $("syntax-menu").open = false;
+      $("filter").focus();
+      this.update({ query });
     }
 
     toggleLine(center) {
@@ -349,7 +430,7 @@
         this.update({ query: "" });
       } else if (typing) target.blur();
       else if (this.state.bin !== null) this.update({ bin: null });
-      else this.update({ head: null });
+      else this.chooseHead(null);
     }
 
     step(by) {

@@ -11,6 +11,36 @@
     return `${rows.join("\n")}\n`;
   }
 
+  /* A cell of CSV: one line, and nothing that a spreadsheet would run as a formula. */
+  function cell(text) {
+    // eslint-disable-next-line no-control-regex
+    const line = text.replace(/[\u0000-\u001f\u007f-\u009f\u2028\u2029]+/g, " ");
+    const safe = /^[=+\-@＝＋－＠]/.test(line) ? `'${line}` : line;
+    return /[",]/.test(safe) ? `"${safe.replace(/"/g, '""')}"` : safe;
+  }
+
+  /* As many digits as the number has: float32 columns would otherwise show the noise of their last bits. */
+  function written(values, index) {
+    const value = values[index];
+    if (Number.isNaN(value)) return "";
+    return String(values instanceof Float32Array ? Number(value.toPrecision(7)) : value);
+  }
+
+  /* The listed neurons, in the list's order, with every column; the second collection's after the first's. */
+  function neurons(order, datasets, noteOf) {
+    const [dataset, second] = datasets;
+    const [, heads, dims] = dataset.shape;
+    const visible = (each) => each.columns.map(({ name }) => name).filter((name) => !lens.measures.INTERNAL.includes(name));
+    const columns = visible(dataset).map((name) => [name, dataset.column[name]]);
+    if (second) columns.push(...visible(second).map((name) => [`compared:${name}`, second.column[name]]));
+    const titles = ["neuron", "layer", "head", "dim", "shape", ...columns.map(([name]) => name.replace(/\bcenter:/, "")), "note"];
+    const rows = Array.from(order, (index) => [
+      lens.names.neuronName(index, dataset), Math.floor(index / (heads * dims)), Math.floor(index / dims) % heads, index % dims,
+      dataset.shapes[dataset.column.shape[index]], ...columns.map(([, values]) => written(values, index)), cell(noteOf(index)),
+    ].join(","));
+    return `${[titles.map(cell).join(","), ...rows].join("\n")}\n`;
+  }
+
   function save(content, type, name) {
     const address = URL.createObjectURL(new Blob([content], { type }));
     const link = element("a", { href: address, download: name });
@@ -32,5 +62,5 @@
     save(content, format === "svg" ? "image/svg+xml" : "image/png", `${name}.${format}`);
   }
 
-  lens.exports = { bins, save, picture };
+  lens.exports = { bins, cell, neurons, save, picture };
 })((globalThis.lens ??= {}));

@@ -1,7 +1,8 @@
 "use strict";
 /* Layer by head, and the dims of one head. */
 (function (lens) {
-  const { number, neuronName } = lens.text;
+  const { number } = lens.text;
+  const { neuronName, headName, hasHeads } = lens.names;
   const { BY_COLUMN, byHead, byDim } = lens.measures;
 
   function titleOf(measure) {
@@ -44,8 +45,8 @@
     };
     const text = z.map((row, y) => row.map((value, x) => {
       const at = cell(y, x);
-      if (at.head) return `L${y}.H${x}<br>${state.how === "max" ? "greatest" : "mean"} ${title} ${number(value)}`;
-      return at.neuron === undefined ? "" : `${neuronName(at.neuron, dataset.shape)}<br>${title} ${number(value)}`;
+      if (at.head) return `${headName(y, x, dataset)}<br>${state.how === "max" ? "greatest" : "mean"} ${title} ${number(value)}`;
+      return at.neuron === undefined ? "" : `${neuronName(at.neuron, dataset)}<br>${title} ${number(value)}`;
     }));
     const { low, high, cut } = colorEnd(z);
     const [width, height] = drilled ? [columns, z.length] : [heads, layers];
@@ -75,14 +76,14 @@
     const ticks = (count) => (count <= 12 ? 1 : count <= 24 ? 2 : count <= 48 ? 4 : Math.ceil(count / 8));
     const layout = lens.theme.layout(shade, {
       xaxis: lens.theme.axis(shade, {
-        title: { text: drilled ? "dim" : "head", font: { size: 11 }, standoff: 4 }, showgrid: false, dtick: ticks(width), fixedrange: true,
-        range: [-0.5, width - 0.5],
+        title: { text: drilled ? "dim" : hasHeads(dataset) ? "head" : "", font: { size: 11 }, standoff: 4 }, showgrid: false, dtick: ticks(width), fixedrange: true,
+        range: [-0.5, width - 0.5], showticklabels: drilled || hasHeads(dataset),
       }),
       yaxis: lens.theme.axis(shade, {
         title: { text: drilled ? "" : "layer", font: { size: 11 }, standoff: 4 }, showgrid: false,
         dtick: drilled ? columns * ticks(height) : ticks(height), fixedrange: true,
         range: drilled ? [(height - 0.5) * columns, -0.5 * columns] : [height - 0.5, -0.5],
-        ...(drilled ? { tickprefix: "D" } : {}),
+        ...(drilled ? { tickprefix: dataset.naming.at(-1) } : {}),
       }),
       shapes: marks(dataset, state, shade),
       margin: { l: 8, r: 4, t: 8, b: 6 },

@@ -1,7 +1,8 @@
 "use strict";
 /* The list of neurons: only the rows in view exist, so 49 152 neurons scroll like twenty. */
 (function (lens) {
-  const { element, number, neuronName } = lens.text;
+  const { element, number } = lens.text;
+  const { neuronName } = lens.names;
   const ROW = 28;
   const SPARE = 6;
 
@@ -12,11 +13,14 @@
     { by: "mean_to_peak_over_sigma", title: "|μ−peak|/σ", descending: true },
     { by: "std", title: "σ", descending: true },
     { by: "peaks", title: "peaks", descending: true },
+    { by: "moved_over_sigma", title: "moved/σ", descending: true },
+    { by: "overlap", title: "overlap", descending: false }, // the least is what moved most
   ];
 
   class List {
-    constructor(dataset, { marked, choose, sort }) {
-      Object.assign(this, { dataset, marked, choose, sort });
+    /* `marksOf(neuron)`: [{mark: a class, says: words}] of what stands beside it. */
+    constructor(dataset, { marksOf, choose, sort }) {
+      Object.assign(this, { dataset, marksOf, choose, sort });
       this.box = document.getElementById("list");
       this.runway = document.getElementById("runway");
       this.rows = document.getElementById("rows");
@@ -25,7 +29,8 @@
       this.box.addEventListener("scroll", () => this.draw(), { passive: true });
       new ResizeObserver(() => this.draw()).observe(this.box);
       const head = document.getElementById("columns");
-      for (const column of COLUMNS) {
+      this.columns = COLUMNS.filter(({ by }) => by === "name" || dataset.column[by]);
+      for (const column of this.columns) {
         const button = element("button", { type: "button", "data-by": column.by, click: () => this.sort(column) }, column.title);
         head.append(button);
       }
@@ -79,8 +84,9 @@
 
     row(place) {
       const neuron = this.order[place];
-      const { column, shape, shapes } = this.dataset;
-      const name = neuronName(neuron, shape);
+      const { column, shapes } = this.dataset;
+      const name = neuronName(neuron, this.dataset);
+      const marks = this.marksOf(neuron);
       return element(
         "div",
         {
@@ -93,15 +99,12 @@
           "aria-setsize": this.order.length,
           click: () => this.choose(neuron),
         },
-        element("span", { class: this.marked(name) ? "mono has-examples" : "mono", title: this.marked(name) ? "has examples" : null }, name),
+        element("span", { class: `mono${marks.map(({ mark }) => ` ${mark}`).join("")}`, title: marks.map(({ says }) => says).join(", ") || null }, name),
         element("span", { class: "word" }, shapes[column.shape[neuron]]),
-        element("span", {}, number(column.peak_over_sigma[neuron], 3)),
-        element("span", {}, number(column.mean_to_peak_over_sigma[neuron], 3)),
-        element("span", {}, number(column.std[neuron], 3)),
-        element("span", {}, String(column.peaks[neuron])),
+        ...this.columns.slice(2).map(({ by }) => element("span", { "data-by": by }, number(column[by][neuron], 3))),
       );
     }
   }
 
-  lens.list = { List, COLUMNS };
+  lens.list = { List };
 })((globalThis.lens ??= {}));

@@ -3,16 +3,26 @@
 (function (lens) {
   /* Column, short title, what it says, and how people may write it in the filter. */
   const MEASURES = [
-    { column: "peak_over_sigma", title: "|peak|/σ", says: "distance of the peak from zero, in σ", names: ["peak/σ", "peak/sigma"] },
-    { column: "mean_to_peak_over_sigma", title: "|μ−peak|/σ", says: "distance of the mean from the peak, in σ", names: ["mean-peak/σ", "mean-peak/sigma", "μ-peak/σ"] },
-    { column: "std", title: "σ", says: "standard deviation", names: ["σ", "sigma", "std"] },
-    { column: "peaks", title: "peaks", says: "number of peaks", names: ["peaks"] },
-    { column: "skew", title: "skew", says: "skew, without sign", names: ["skew"], size: true },
-    { column: "excess_kurtosis", title: "kurtosis", says: "excess kurtosis", names: ["kurtosis"] },
+    { column: "peak_over_sigma", title: "|peak|/σ", says: "distance of the peak from zero, in σ", names: ["peak/σ"] },
+    { column: "mean_to_peak_over_sigma", title: "|μ−peak|/σ", says: "distance of the mean from the peak, in σ", names: ["mean-peak/σ", "μ-peak/σ"] },
+    { column: "std", title: "σ", says: "standard deviation", names: ["std"] },
+    { column: "peaks", title: "peaks", says: "number of peaks", names: [] },
+    { column: "skew", title: "|skew|", says: "skew, without sign", names: ["skew"], size: true },
+    { column: "excess_kurtosis", title: "kurtosis", says: "excess kurtosis", names: ["excess kurtosis"] },
     { column: "mean", title: "|μ|", says: "mean, without sign", names: ["mean", "μ"], size: true },
-    { column: "share_zero", title: "share 0", says: "share of the values that are exactly 0", names: ["zeros", "share_zero"] },
-    { column: "epsilon_over_sigma", title: "ε/σ", says: "bin width in σ: how coarsely a neuron is resolved", names: ["ε/σ", "eps/sigma"] },
+    { column: "share_zero", title: "share 0", says: "share of the values that are exactly 0", names: ["zeros"] },
+    { column: "epsilon_over_sigma", title: "ε/σ", says: "bin width in σ: how coarsely a neuron is resolved", names: ["eps/σ"] },
+    { column: "moved_over_sigma", title: "moved/σ", says: "how far the mean moved between the two collections, in σ", names: ["moved"] },
+    { column: "overlap", title: "overlap", says: "share of the two distributions that lies over each other", names: [] },
   ];
+  /* Columns that only say how counts are packed. */
+  const INTERNAL = ["shape", "exponent", "offset", "digits", "zero_merges"];
+
+  /* Those that these statistics have: the last two take a second collection. */
+  function measuresOf(dataset) {
+    return MEASURES.filter(({ column }) => dataset.column[column]);
+  }
+
   // Without a prototype: names come from links and filters, and "constructor" is not a measure.
   const BY_COLUMN = Object.assign(Object.create(null), Object.fromEntries(MEASURES.map((measure) => [measure.column, measure])));
 
@@ -67,63 +77,41 @@
     return rows;
   }
 
-  const TESTS = {
-    ">": (a, b) => a > b,
-    "<": (a, b) => a < b,
-    ">=": (a, b) => a >= b,
-    "<=": (a, b) => a <= b,
-    "=": (a, b) => a === b,
-  };
-
-  function termOf(dataset, word) {
-    const match = /^(.+?)(>=|<=|>|<|=)([-−+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?)$/i.exec(word);
-    if (match) {
-      const [, name, sign, text] = match;
-      const bound = Number(text.replace("−", "-"));
-      const holds = TESTS[sign];
-      const [, heads, dims] = dataset.shape;
-      const places = {
-        layer: (index) => Math.floor(index / (heads * dims)),
-        head: (index) => Math.floor(index / dims) % heads,
-        dim: (index) => index % dims,
-      };
-      if (Object.hasOwn(places, name)) return (index) => holds(places[name](index), bound);
-      const measure = MEASURES.find((each) => each.names.includes(name.replace("−", "-")));
-      if (!measure) return null;
-      const values = dataset.column[measure.column];
-      return (index) => holds(values[index], bound);
-    }
-    const place = /^l(\d+)(?:\.h(\d+)(?:\.d(\d+))?)?\.?$/.exec(word);
-    if (place) {
-      const [layer, head, dim] = place.slice(1).map((part) => (part === undefined ? -1 : Number(part)));
-      const [, heads, dims] = dataset.shape;
-      return (index) =>
-        Math.floor(index / (heads * dims)) === layer &&
-        (head < 0 || Math.floor(index / dims) % heads === head) &&
-        (dim < 0 || index % dims === dim);
-    }
-    const anyPlace = /^(?:h(\d+))?\.?(?:d(\d+))?$/.exec(word);
-    if (anyPlace && word) {
-      const [head, dim] = anyPlace.slice(1).map((part) => (part === undefined ? -1 : Number(part)));
-      const [, heads, dims] = dataset.shape;
-      return (index) => (head < 0 || Math.floor(index / dims) % heads === head) && (dim < 0 || index % dims === dim);
-    }
-    const codes = dataset.shapes.map((shape, code) => (shape.includes(word) ? code : -1)).filter((code) => code >= 0);
-    if (codes.length) return (index) => codes.includes(dataset.column.shape[index]);
-    return null;
+  /* A heading as it is looked up: however σ, μ and the minus are typed. */
+  function normal(name) {
+    const plain = name.toLowerCase().replace(/−/g, "-").replace(/_/g, " ").replace(/\bsigma\b/g, "σ").replace(/\bmu\b/g, "μ");
+    return plain.replace(/\s+/g, " ").replace(/ ?([/-]) ?/g, "$1").trim();
   }
 
-  /* Words that must all hold: L3, L3.H5, D7, a shape, or a comparison like peak/σ>2. A word that says nothing is named. */
-  function filtered(dataset, query, chosen = () => true) {
-    const words = query.toLowerCase().replace(/\s*(>=|<=|>|<|=)\s*/g, "$1").split(/\s+/).filter(Boolean);
-    const terms = words.map((word) => termOf(dataset, word));
-    const unknown = words.filter((_, i) => terms[i] === null);
-    const known = terms.filter((term) => term !== null);
-    const indices = [];
-    for (let index = 0; index < dataset.size; index++) {
-      if (chosen(index) && known.every((term) => term(index))) indices.push(index);
-    }
-    return { indices, unknown };
+  /* Heading → column, for everything that the page shows a number of. */
+  function headings(dataset) {
+    const found = Object.create(null);
+    const add = (heading, column) => { found[normal(heading)] ??= column; };
+    // A title in bars that stand for the size is found by `byHeading`, and not here.
+    for (const { column, title, names, size } of measuresOf(dataset)) for (const name of size ? names : [title, ...names]) add(name, column);
+    for (const [heading, column] of Object.entries({ "mean μ": "mean", "exactly 0": "share_zero", values: "total" })) add(heading, column);
+    for (const { name } of dataset.columns) if (!INTERNAL.includes(name)) add(name.replace(/^center:/, ""), name);
+    return found;
+  }
+
+  /* Every heading once, as the help of the filter lists them. */
+  function titles(dataset) {
+    const own = dataset.columns.map(({ name }) => name).filter((name) => name.startsWith("center:")).map((name) => name.slice(7));
+    const said = ["mean", "peak", "min", "max", "values", "layer", "head", "dim"];
+    return [...new Set([...measuresOf(dataset).map(({ title }) => title), ...said, ...own])];
+  }
+
+  /* A column by its heading, as a function of the neuron; bars around any name take its size. Null if there is none. */
+  function byHeading(dataset, name) {
+    const heading = normal(name);
+    const [, heads, dims] = dataset.shape;
+    const places = { layer: (index) => Math.floor(index / (heads * dims)), head: (index) => Math.floor(index / dims) % heads, dim: (index) => index % dims };
+    if (Object.hasOwn(places, heading)) return places[heading];
+    dataset.headings ??= headings(dataset);
+    const values = dataset.column[dataset.headings[heading]];
+    if (values) return (index) => values[index];
+    const within = dataset.column[dataset.headings[/^\|(.+)\|$/.exec(heading)?.[1]]];
+    return within ? (index) => Math.abs(within[index]) : null;
   }
 
   /* By a column, or by place in the model; NaN last either way, equals by place. */
@@ -139,5 +127,5 @@
     });
   }
 
-  lens.measures = { MEASURES, BY_COLUMN, byHead, byDim, filtered, sorted };
+  lens.measures = { BY_COLUMN, INTERNAL, measuresOf, titles, normal, byHeading, byHead, byDim, sorted };
 })((globalThis.lens ??= {}));

@@ -1,7 +1,8 @@
 "use strict";
 /* The words and tables around the histogram. */
 (function (lens) {
-  const { element, number, whole, neuronName } = lens.text;
+  const { element, number, whole } = lens.text;
+  const { neuronName } = lens.names;
 
   /* Every center of a neuron: what the page was given, zero, and the peak at the chosen width. */
   function centersOf(dataset, index, peak) {
@@ -24,6 +25,7 @@
       ["excess kurtosis", number(column.excess_kurtosis[index], 3)],
       ["values", whole(total)],
       ...(column.share_zero[index] > 0 ? [["exactly 0", `${number(100 * column.share_zero[index])} %`]] : []),
+      ...(column.overlap ? [["moved/σ, overlap", `${number(column.moved_over_sigma[index], 2)}, ${number(column.overlap[index], 2)}`]] : []),
     ];
     list.replaceChildren(...pairs.map(([term, words]) => element("div", {}, element("dt", {}, term), element("dd", {}, words))));
   }
@@ -32,20 +34,25 @@
     return element("span", { class: dash ? `swatch line ${dash}` : "swatch", style: { "--swatch": color } });
   }
 
-  function drawCenters(table, centers, { dataset, index, lines, colorOf, toggle }) {
+  /* With a second collection (`compared`: its label and centers), that one's values, too, and how far each center moved. */
+  function drawCenters(table, centers, { dataset, index, lines, colorOf, toggle, compared }) {
     const { mean, std } = dataset.column;
+    const inSigma = (difference) => number(difference / std[index], 3);
+    const second = new Map((compared?.centers ?? []).map(({ name, at }) => [name, at]));
     const rows = centers.map(({ name, at }) => {
       const box = element("input", { type: "checkbox", id: `line-${name}` });
       box.checked = lines.includes(name);
       box.addEventListener("change", () => toggle(name));
       const label = element("label", { for: `line-${name}` }, box, swatch(colorOf(name)), name);
-      const away = (at - mean[index]) / std[index];
-      const row = element("tr", {}, element("th", { scope: "row" }, label), element("td", {}, number(at)), element("td", {}, name === "mean" ? "–" : number(away, 3)));
+      const cells = [number(at), name === "mean" ? "–" : inSigma(at - mean[index])];
+      if (compared) cells.push(number(second.get(name)), name === "zero" ? "–" : inSigma((second.get(name) ?? NaN) - at));
+      const row = element("tr", {}, element("th", { scope: "row" }, label), ...cells.map((cell) => element("td", {}, cell)));
       row.dataset.center = name;
       return row;
     });
+    const titles = compared ? ["center", dataset.label, "from μ, σ", compared.label, "moved, σ"] : ["center", "value", "from μ in σ"];
     table.replaceChildren(
-      element("thead", {}, element("tr", {}, ...["center", "value", "from μ in σ"].map((title) => element("th", { scope: "col" }, title)))),
+      element("thead", {}, element("tr", {}, ...titles.map((title) => element("th", { scope: "col", title }, title)))),
       element("tbody", {}, ...rows),
     );
   }
@@ -70,7 +77,7 @@
     const items = [element("li", {}, swatch(main.color), main.name)];
     for (const other of others) {
       const close = other.pin === undefined ? null
-        : element("button", { type: "button", class: "close", "aria-label": `unpin ${neuronName(other.pin, dataset.shape)}`, click: () => unpin(other.pin) }, "×");
+        : element("button", { type: "button", class: "close", "aria-label": `unpin ${neuronName(other.pin, dataset)}`, click: () => unpin(other.pin) }, "×");
       items.push(element("li", {}, swatch(other.color, other.dash), other.name, close));
     }
     list.replaceChildren(...items);

@@ -21,20 +21,6 @@
     return String(Math.round(value)).replace(/\B(?=(\d{3})+$)/g, "\u202f");
   }
 
-  function neuronName(index, shape) {
-    const [, heads, dims] = shape;
-    return `L${Math.floor(index / (heads * dims))}.H${Math.floor(index / dims) % heads}.D${index % dims}`;
-  }
-
-  /* The inverse; -1 for what is not a neuron of this model. */
-  function neuronIndex(name, shape) {
-    const match = /^L(\d+)\.H(\d+)\.D(\d+)$/i.exec(String(name).trim());
-    if (!match) return -1;
-    const [layer, head, dim] = match.slice(1).map(Number);
-    if (layer >= shape[0] || head >= shape[1] || dim >= shape[2]) return -1;
-    return (layer * shape[1] + head) * shape[2] + dim;
-  }
-
   /* An element; children are elements or text. */
   function element(tag, attributes = {}, ...children) {
     const made = document.createElement(tag);
@@ -47,5 +33,5 @@
     return made;
   }
 
-  lens.text = { plain, number, whole, neuronName, neuronIndex, element };
+  lens.text = { plain, number, whole, element };
 })((globalThis.lens ??= {}));
