@@ -104,7 +104,10 @@ def neuron_map(
     if heads > 1:
         ticks = {head * dims + dims // 2: f"H{head}" for head in range(0, heads, -(-heads // 16))}
     else:
-        ticks = {dim: name_of((0, 0, dim), stats).removeprefix("L0.H0.").removeprefix("L0.") for dim in range(0, dims, -(-dims // 8))}
+        ticks = {
+            dim: name_of((0, 0, dim), stats).removeprefix("L0.H0.").removeprefix("L0.")
+            for dim in range(0, dims, -(-dims // 8))
+        }
     figure.update_xaxes(
         # On a category axis a number is a place: ticks stand on cells, lines between two of them at a half.
         type="category",

@@ -3,18 +3,16 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+
+import pandas
 
 from ablation_lens.escaping import for_plotly
 from ablation_lens.names import choose
 from ablation_lens.study.results import METRICS, Results
 
-if TYPE_CHECKING:
-    import pandas
-
 
 @dataclass(frozen=True)
-class Metric:
+class ShownMetric:
     """A column of results: its name for people, and the unit that it is shown in. All but `column` is safe text."""
 
     column: str
@@ -35,7 +33,7 @@ class Metric:
     def chance(self, outputs: int | None) -> float | None:
         """What a model gets that finds every output equally likely, in the unit shown; None where nobody knows.
 
-        >>> [metric_of(column).chance(1) for column in ("cross_entropy", "top1", "mine")]
+        >>> [shown_metric(column).chance(1) for column in ("cross_entropy", "top1", "mine")]
         [0.0, 100.0, None]
         """
         if outputs is None:
@@ -44,32 +42,35 @@ class Metric:
 
 
 _KNOWN = {
-    "top1": Metric("top1", "top-1", "%", 100.0),
-    "cross_entropy": Metric("cross_entropy", "cross-entropy", "nats"),
+    "top1": ShownMetric("top1", "top-1", "%", 100.0),
+    "cross_entropy": ShownMetric("cross_entropy", "cross-entropy", "nats"),
+    "kl": ShownMetric("kl", "KL from the model as it is", "nats"),
+    "logit_difference": ShownMetric("logit_difference", "logit difference"),
+    "probability_difference": ShownMetric("probability_difference", "probability difference"),
 }
 
 
-def metric_of(column: str) -> Metric:
+def shown_metric(column: str) -> ShownMetric:
     """How a metric is written; one of the user's own goes by the name it was given.
 
-    >>> metric_of("top1").title, metric_of("my <metric>").title
+    >>> shown_metric("top1").title, shown_metric("my <metric>").title
     ('top-1 (%)', 'my &lt;metric&gt;')
     """
-    return _KNOWN.get(column) or Metric(column, for_plotly(column, 32))
+    return _KNOWN.get(column) or ShownMetric(column, for_plotly(column, 32))
 
 
-def metrics_of(results: "Results | pandas.DataFrame", wanted: Sequence[str] | None = None) -> tuple[Metric, ...]:
+def shown_metrics(results: Results | pandas.DataFrame, wanted: Sequence[str] | None = None) -> tuple[ShownMetric, ...]:
     """The metrics that results hold, or the wanted ones of them; in a frame, what has its baseline beside it.
 
     >>> import pandas
-    >>> [metric.column for metric in metrics_of(pandas.DataFrame(columns=["top1", "mine", "baseline_mine", "seed"]))]
+    >>> [metric.column for metric in shown_metrics(pandas.DataFrame(columns=["top1", "mine", "baseline_mine", "seed"]))]
     ['top1', 'cross_entropy', 'mine']
     """
     if isinstance(results, Results):
-        names: tuple[str, ...] = tuple(getattr(results, "metrics", METRICS))
+        names = results.metrics
     else:
         own = [str(column) for column in results.columns if f"baseline_{column}" in results.columns]
         names = (*METRICS, *(column for column in own if column not in METRICS))
     if wanted is not None:
         names = tuple(choose(name, {known: known for known in names}, "metric") for name in wanted)
-    return tuple(map(metric_of, names))
+    return tuple(map(shown_metric, names))

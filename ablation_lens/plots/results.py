@@ -15,7 +15,7 @@ from ablation_lens.errors import MismatchError
 from ablation_lens.escaping import for_plotly
 from ablation_lens.names import choose
 from ablation_lens.palette import METHOD_COLORS
-from ablation_lens.plots.metrics import Metric, metric_of, metrics_of
+from ablation_lens.plots.metrics import ShownMetric, shown_metric, shown_metrics
 from ablation_lens.plots.template import BELOW, FAINT, LENS_TEMPLATE, add_frame, line_of, lines, symbol_of
 from ablation_lens.study.results import CELL_COLUMNS, Results
 
@@ -41,7 +41,7 @@ def figure_2(
     >>> figure_2(pandas.DataFrame(cells, columns=CELL_COLUMNS)).data[1].y
     (50.0, 40.0)
     """
-    measured = metrics_of(results, metrics)
+    measured = shown_metrics(results, metrics)
     chance = _outputs(results)
     if isinstance(results, Results):
         results = results.ablated
@@ -99,12 +99,14 @@ def differences_to_best(
     summary = results.summary() if isinstance(results, Results) else results
     if isinstance(results, Results):
         summary = summary.assign(group=summary["group"].map(results.groups))
-    compared = [str(column).removesuffix("_to_best") for column in summary.columns if str(column).endswith("_to_best")]
+    # Of a metric for which nobody said what is better, there is no best.
+    known = summary.columns[summary.notna().any()]
+    compared = [str(column).removesuffix("_to_best") for column in known if str(column).endswith("_to_best")]
     wanted = compared if metrics is None else [choose(name, {c: c for c in compared}, "metric") for name in metrics]
     summary = _of_model(summary, model)
     if summary.empty or not wanted:
         raise MismatchError("there is nothing to compare; the summary of a study with cells is needed.")
-    measured = tuple(map(metric_of, wanted))
+    measured = tuple(map(shown_metric, wanted))
     groups = list(summary.groupby("group", sort=False))
     figure, layout = _rows_of_panels([str(group) for group, _ in groups], [metric.name for metric in measured])
     methods = sorted(summary["method"].unique(), key=lambda method: _order(str(method)))
@@ -167,7 +169,7 @@ def _outputs(results: Results | pandas.DataFrame) -> dict[str, int]:
     return {label: outputs for label, outputs in found.items() if outputs is not None}
 
 
-def _chance(level: float, metric: Metric, outputs: int, named: bool) -> go.Scatter:
+def _chance(level: float, metric: ShownMetric, outputs: int, named: bool) -> go.Scatter:
     # A trace and not a shape: it must be in view, also where nothing else comes near it.
     return go.Scatter(
         x=[-2, 102],
@@ -182,7 +184,7 @@ def _chance(level: float, metric: Metric, outputs: int, named: bool) -> go.Scatt
     )
 
 
-def _differences(cells: pandas.DataFrame, metric: Metric, method: str, beside: float) -> go.Scatter:
+def _differences(cells: pandas.DataFrame, metric: ShownMetric, method: str, beside: float) -> go.Scatter:
     cells = cells.sort_values("fraction")
     percent = (100 * cells["fraction"]).tolist()
     low, gap, high = ((metric.scale * cells[f"{metric.column}_{end}"]).tolist() for end in ("low", "to_best", "high"))
@@ -214,7 +216,7 @@ def _differences(cells: pandas.DataFrame, metric: Metric, method: str, beside: f
     )
 
 
-def _constants_in_view(cells: pandas.DataFrame, metric: Metric) -> tuple[float, float] | None:
+def _constants_in_view(cells: pandas.DataFrame, metric: ShownMetric) -> tuple[float, float] | None:
     """The range of all intervals but those of resampling; None where nothing else was measured."""
     near = cells[~cells["method"].map(lambda method: str(method).startswith("resample-"))]
     low, high = (metric.scale * near[f"{metric.column}_{end}"].dropna() for end in ("low", "high"))
@@ -262,7 +264,7 @@ class _Point:
     baseline: float
 
 
-def _points(cells: pandas.DataFrame, metric: Metric) -> Iterator[_Point]:
+def _points(cells: pandas.DataFrame, metric: ShownMetric) -> Iterator[_Point]:
     cells = cells.dropna(subset=[metric.column])  # an older cell may lack a metric of the user's own
     values = cells.assign(
         value=cells[metric.column] * metric.scale, base=cells[f"baseline_{metric.column}"] * metric.scale
@@ -282,7 +284,7 @@ def _points(cells: pandas.DataFrame, metric: Metric) -> Iterator[_Point]:
         yield _Point(percent, statistics.fmean(found), spread, len(found), baseline)
 
 
-def _line(points: list[_Point], method: str, metric: Metric) -> go.Scatter:
+def _line(points: list[_Point], method: str, metric: ShownMetric) -> go.Scatter:
     return go.Scatter(
         x=[point.percent for point in points],
         y=[point.mean for point in points],
@@ -295,7 +297,7 @@ def _line(points: list[_Point], method: str, metric: Metric) -> go.Scatter:
     )
 
 
-def _hover(point: _Point, metric: Metric) -> str:
+def _hover(point: _Point, metric: ShownMetric) -> str:
     about = f" ± {point.spread:.4g}" if point.cells > 1 else ""
     cells = f"{point.cells} seeds" if point.cells > 1 else "one evaluation"
     if point.percent == 0:
@@ -327,7 +329,7 @@ def _band(points: list[_Point], method: str) -> go.Scatter:
     )
 
 
-def _seeds(cells: pandas.DataFrame, metric: Metric, method: str) -> go.Scatter:
+def _seeds(cells: pandas.DataFrame, metric: ShownMetric, method: str) -> go.Scatter:
     """A thin line per seed, from the baseline on."""
     cells = cells.dropna(subset=[metric.column])
     # What does not depend on a seed, as all neurons set to a constant, is where every seed's line ends.
@@ -335,7 +337,8 @@ def _seeds(cells: pandas.DataFrame, metric: Metric, method: str) -> go.Scatter:
     x: list[float | None] = []
     y: list[float | None] = []
     said: list[str] = []
-    for seed, drawn in cells.groupby("seed"):
+    for seed in cells["seed"].dropna().unique().tolist():
+        drawn = cells[cells["seed"] == seed]
         rows = pandas.concat([drawn, shared]).sort_values("fraction")
         base = rows[f"baseline_{metric.column}"].dropna().tolist()[:1]
         x += [*([0.0] if base else []), *(100 * rows["fraction"]).tolist(), None]

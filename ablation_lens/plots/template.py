@@ -3,7 +3,7 @@
 import itertools
 import textwrap
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from operator import index
 from typing import Any
@@ -128,20 +128,31 @@ def neurons_at(place: str | Sequence[int], statistics: ActivationStatistics) -> 
         # NumPy's numbers, and tensors of one, are numbers here.
         with suppress(TypeError):
             place = tuple(map(index, place))
+            if len(place) == 3 and min(place) >= 0 and (statistics.site.has_heads or place[1] == 0):
+                place = name_of(place, statistics)  # what an error then says
     found = parse_place(place, statistics.shape, statistics.site)
-    ranges = [[number] for number in found] + [list(range(size)) for size in statistics.shape[len(found) :]]
-    return list(itertools.product(*ranges))
+    layers, heads, dims = _all_of(found, statistics.shape)
+    return list(itertools.product(layers, heads, dims))
+
+
+def _all_of(place: Sequence[int], shape: Sequence[int]) -> Iterator[Iterable[int]]:
+    """The numbers along each axis: one where it is given, all where not."""
+    for axis, size in enumerate(shape):
+        yield [place[axis]] if axis < len(place) else range(size)
 
 
 def layer_at(layer: int | str, statistics: ActivationStatistics) -> int:
     """A layer, given by number or as "L3", if these statistics have it."""
-    with suppress(TypeError):
-        layer = index(layer)  # type: ignore[arg-type]
-    # As itself where it is no number, and refused there.
-    given = (layer,) if isinstance(layer, int) else layer
-    place = parse_place(given, statistics.shape, statistics.site)
-    if len(place) > 1:
+    try:
+        place = parse_place(layer, None, statistics.site) if isinstance(layer, str) else (index(layer),)
+    except TypeError:
+        place = ()
+    if len(place) != 1:
         raise MismatchError(f"{layer!r} is not a layer; give its number, or write it like L3.")
+    if not 0 <= place[0] < statistics.shape[0]:
+        raise MismatchError(
+            f"layer {place[0]} does not exist: this model has {statistics.shape[0]} layers, counted from 0."
+        )
     return place[0]
 
 

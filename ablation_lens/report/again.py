@@ -1,10 +1,11 @@
 """What does a study again: its settings as TOML, and the command that takes them."""
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 from ablation_lens.errors import AblationLensError
+from ablation_lens.escaping import on_one_line
+from ablation_lens.measure.metrics import BUILT_IN
 from ablation_lens.study.paper import PRESETS
 from ablation_lens.study.records import StudyRecord
 from ablation_lens.study.study import Study
@@ -21,9 +22,9 @@ def command_for(study: StudyRecord, out: str = "runs/again") -> str:
     >>> command_for(StudyRecord(**Study.preset("quick").to_dict()))
     'ablation-lens study --preset quick --out runs/again'
     """
-    given = {name: _plain(value) for name, value in study.to_dict().items()}
+    given = _said(study.to_dict())
     for preset in PRESETS:
-        if given == {name: _plain(value) for name, value in Study.preset(preset).to_dict().items()}:
+        if given == _said(Study.preset(preset).to_dict()):
             return f"ablation-lens study --preset {preset} --out {out}"
     return f"ablation-lens study {SETTINGS} --out {out}"
 
@@ -40,20 +41,22 @@ def toml_of(study: StudyRecord) -> str:
     collect_tokens = 500
     <BLANKLINE>
     """
-    usual = Study(models=("any",)).to_dict()
-    lines = []
-    for field in dataclasses.fields(study):
-        value = _plain(getattr(study, field.name))
-        # Empty: a file of before there was such a setting. TOML has no word for None, which is the default of what may
-        # be None.
-        said = value not in (None, "", [], {}) and (field.name in _ALWAYS or value != _plain(usual.get(field.name)))
-        if said:
-            lines.append(f"{field.name} = {_toml(value)}")
+    usual = _said(Study(models=("any",)).to_dict())
+    lines: list[str] = []
+    for name, value in _said(study.to_dict()).items():
+        if name == "metrics":
+            own = [metric for metric in value if metric not in BUILT_IN]
+            lines += [f"# {on_one_line(metric)} is a function: Study.from_toml(..., metrics=...)" for metric in own]
+            value = [metric for metric in value if metric in BUILT_IN]
+        if value != [] and (name in _ALWAYS or value != usual.get(name)):
+            lines.append(f"{name} = {_toml(value)}")
     return "\n".join([*lines, ""])
 
 
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
+def _said(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that say something; a file of before there was one holds it empty, and TOML has no word for None."""
+    lists = {name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()}
+    return {name: value for name, value in lists.items() if value not in (None, "", [], {})}
 
 
 def _toml(value: Any) -> str:

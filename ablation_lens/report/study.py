@@ -17,7 +17,6 @@ from urllib.parse import quote
 from ablation_lens import plots
 from ablation_lens.escaping import as_unicode, on_one_line
 from ablation_lens.neurons.shapes import SHAPE_WORDS
-from ablation_lens.plots.metrics import metrics_of
 from ablation_lens.records import CorpusRecord, Versions
 from ablation_lens.report.again import SETTINGS, command_for, toml_of
 from ablation_lens.report.page import Code, Figure, File, Files, Heading, Links, Notes, Page, Paragraph, Table
@@ -57,7 +56,7 @@ def make_report(folder: str | Path | Results, *, beside: str | Path | None = Non
     page.add(Paragraph(_dates(results)))
     page.add(Files(tuple(_files(results, summary, studies))))
     _add_outcome(page, results, summary)
-    _add_curves(page, results)
+    _add_curves(page, results, summary.assign(group=summary["group"].map(results.groups)))
     readable = [group for group, label in results.groups.items() if _add_neurons(page, results, group, label)]
     _add_explorer(page, results, readable, results.folder.path if beside is None else Path(beside))
     _add_inputs(page, results)
@@ -123,11 +122,10 @@ def _files(results: Results, summary: "pandas.DataFrame", studies: Iterable[Stud
         yield File(name, "application/toml", toml_of(study))
 
 
-def _records(frame: "pandas.DataFrame") -> list[dict[str, Any]]:
+def _records(frame: "pandas.DataFrame") -> list[Any]:
     """A dict per row; what is missing is None, as JSON knows no NaN."""
     plain = frame.astype(object)
-    rows: list[dict[str, Any]] = plain.where(plain.notna(), None).to_dict("records")
-    return rows
+    return list(plain.where(plain.notna(), None).to_dict("records"))
 
 
 def _add_outcome(page: Page, results: Results, summary: "pandas.DataFrame") -> None:
@@ -157,7 +155,7 @@ def _add_outcome(page: Page, results: Results, summary: "pandas.DataFrame") -> N
     page.add(
         Figure(
             "differences",
-            plots.differences_to_best(labelled),
+            plots.differences_to_best(labelled, metrics=METRICS),
             "Every method against the best one of its model, metric and fraction: mean and 95 % interval of the paired "
             "difference"
             + (", given the masks that were drawn" if summary["conditional"].any() else "")
@@ -178,26 +176,33 @@ def _add_outcome(page: Page, results: Results, summary: "pandas.DataFrame") -> N
         page.add(Paragraph("None of these models is one of the paper's four, so its figures do not stand beside ours."))
 
 
-def _add_curves(page: Page, results: Results) -> None:
+def _add_curves(page: Page, results: Results, labelled: "pandas.DataFrame") -> None:
     page.add(Heading("Top-1 and cross-entropy as neurons go (Figures 2 and 3 of the paper)"))
     chance = any(results.record(group).outputs for group in results.groups)
     said = "Lines: mean over seeds; thin lines: each seed." + (
         " Chance is every output alike, which is no limit: a model that is sure and wrong is worse." if chance else ""
     )
     page.add(Figure("figure-2", plots.figure_2(results, metrics=METRICS, seeds=True), said))
-    own = [metric.column for metric in metrics_of(results) if metric.column not in METRICS]
+    own = [metric for metric in results.metrics if metric not in METRICS]
     if own:
-        page.add(Heading("Metrics of your own"))
+        page.add(Heading("Further metrics"))
     # Two to a figure, as the two above: more in a row could not be read.
     for first in range(0, len(own), 2):
         chosen = own[first : first + 2]
+        number, titles = first // 2 + 1, " and ".join(chosen)
         page.add(
             Figure(
-                f"metrics-{first // 2 + 1}",
+                f"metrics-{number}",
                 plots.figure_2(results, metrics=chosen, seeds=True),
-                f"{' and '.join(chosen)}. Lines: mean over seeds; thin lines: each seed.",
+                f"{titles}. Lines: mean over seeds; thin lines: each seed.",
             )
         )
+        ranked = [metric for metric in chosen if labelled[f"{metric}_to_best"].notna().any()]
+        if ranked:
+            figure = plots.differences_to_best(labelled, metrics=ranked)
+            page.add(
+                Figure(f"metrics-{number}-differences", figure, f"{' and '.join(ranked)}, against the best method.")
+            )
 
 
 def _change(row: Any) -> str:

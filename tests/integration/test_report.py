@@ -19,6 +19,7 @@ from ablation_lens.study.results import UnreadableFile
 from tests.made_runs import add_baseline, add_cell, add_group, made_run
 
 HOSTILE = "<img src=x onerror=alert(1)>"
+MINE = "bold <b> & $x$"
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +35,13 @@ def folder(tmp_path_factory):
         evaluate_tokens=300,
         collect_images=40,
         evaluate_images=30,
+        metrics={"kl": "kl", MINE: boldness},
     ).run(path, progress=False)
     return path
+
+
+def boldness(logits, batch):
+    return logits.flatten(1).amax(-1)
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +131,19 @@ def test_zero_mean_and_peak_can_be_read_from_a_panel_per_model_with_intervals(pa
     (zero,) = [trace for trace in block.figure.data if trace.name == "zero" and trace.yaxis == f"y{panel}"]
     assert zero.y[0] == pytest.approx(row["cross_entropy_to_best"])
     assert zero.y[0] + zero.error_y.array[0] == pytest.approx(row["cross_entropy_high"])
+
+
+def test_metrics_of_a_users_own_have_their_panels(page, folder):
+    found = {block.name: block.figure for block in under(page, "Further metrics") if isinstance(block, Figure)}
+    curves = found["metrics-1"]
+    assert [note.text for note in curves.layout.annotations][:2] == [
+        "tiny-vit: bold &lt;b&gt; &amp; &#36;x&#36;",
+        "tiny-vit: KL from the model as it is",
+    ]
+    # Nobody said what is better for the function, so no method is the best by it.
+    assert [note.text for note in found["metrics-1-differences"].layout.annotations] == [
+        f"{name}: KL from the model as it is" for name in al.Results.load(folder).groups.values()
+    ]
 
 
 def test_every_seed_is_a_line_and_chance_is_another(page):

@@ -398,7 +398,7 @@ def test_neurons_are_named_as_everywhere(stats):
         ((1.5, 0, 2), "is not a neuron"),
         ((None,), "a layer, a head and a dim"),
         (([],), "0 neurons"),
-        (([(1, 0)],), "not a neuron"),
+        (([(1, 0, 2, 3)],), "not a neuron"),
         (("L9.H0.D0",), "does not exist"),
     ],
 )
@@ -416,7 +416,9 @@ def test_mlp_neurons_are_written_without_a_head():
         assert bars.name == "L1.M7"
     heat = plots.neuron_map(stats).data[0]
     assert (heat.x[7], heat.y[1]) == ("M7", "L1")
-    assert all("L%{customdata[0]}.M%{customdata[2]}" in trace.hovertemplate for trace in plots.centers_scatter(stats).data)
+    assert all(
+        "L%{customdata[0]}.M%{customdata[2]}" in trace.hovertemplate for trace in plots.centers_scatter(stats).data
+    )
 
 
 def test_more_than_four_neurons_have_a_panel_each(stats):

@@ -20,9 +20,10 @@ def record(study):
         *map(Study.preset, PRESETS),
         Study(models=["tiny-vit"]),
         Study(models=[HOSTILE], corpora={"text": HOSTILE}, dtype={HOSTILE: "float16"}, labels=HOSTILE),
+        Study(models=["a"], metrics=["kl", "rank"], site="mlp", context=99),
         Study(models=["a"], fractions=[1e-05, 1], seeds=[-(2**62)], include_bos=False, shared_input=True, bins=64),
     ],
-    ids=[*PRESETS, "defaults", "hostile", "all kinds"],
+    ids=[*PRESETS, "defaults", "hostile", "metrics", "all kinds"],
 )
 def test_settings_are_read_back_as_they_were(study, tmp_path):
     text = toml_of(record(study))
@@ -34,6 +35,12 @@ def test_settings_are_read_back_as_they_were(study, tmp_path):
 def test_a_preset_is_given_by_its_name_and_a_changed_one_by_its_settings():
     assert "--preset paper " in command_for(record(Study.preset("paper")))
     assert " study.toml " in command_for(record(Study.preset("paper", seeds=[1])))
+
+
+def test_a_metric_that_is_a_function_is_named_and_not_made_up(tmp_path):
+    text = toml_of(record(Study(models=["a"], metrics={"kl": "kl", "mine": lambda logits, batch: logits[:, 0, 0]})))
+    assert 'metrics = ["kl"]' in text
+    assert "# mine is a function" in text
 
 
 def test_settings_of_before_there_were_more_are_read_as_far_as_they_go(tmp_path):
