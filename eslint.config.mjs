@@ -12,7 +12,7 @@ export default [
       sourceType: "script",
       globals: names(
         "document location history matchMedia getComputedStyle addEventListener setTimeout " +
-          "requestAnimationFrame ResizeObserver Blob URL URLSearchParams Response DecompressionStream atob " +
+          "requestAnimationFrame ResizeObserver Blob URL URLSearchParams Response DecompressionStream TextDecoder atob " +
           "Plotly",
       ),
     },

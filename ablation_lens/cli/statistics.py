@@ -237,8 +237,13 @@ def explore(
         typer.Option(help="A run folder: what each method costs this model. Left out: that of the statistics."),
     ] = None,
     examples: Annotated[
-        int, typer.Option(help="Load the model and gather contexts for so many of the most striking neurons.", min=0)
-    ] = 0,
+        int | None,
+        typer.Option(
+            help="Load the model and gather contexts for so many of the most striking neurons. Left out: 20, where "
+            "the model and the documents are at hand.",
+            min=0,
+        ),
+    ] = None,
     model: Annotated[
         str | None,
         typer.Option(

@@ -3,7 +3,8 @@
 The page is one self-contained HTML file. The same file, in a frame, is what a notebook's cell shows.
 
 - `view`: `explore`, from statistics (or a model and batches) to the page; `files`: the same from files to a file.
-- `dataset`, `packing`: statistics as the page wants them; `beside`: examples and damage.
+- `dataset`, `packing`: statistics as the page wants them; `moved`: how far neurons moved between two of them.
+- `beside`: what stands beside a neuron: examples, whole texts, output tokens, damage.
 - `page`: putting it together, so that nothing runs but the scripts in `assets/`.
 """
 

@@ -1,4 +1,4 @@
-"""What stands beside a neuron on the page: its examples, and the damage that ablating does to its model."""
+"""What stands beside a neuron: examples, whole texts, output tokens, and what ablating costs its model."""
 
 import base64
 import io
@@ -9,6 +9,8 @@ import torch
 
 from ablation_lens.errors import MismatchError
 from ablation_lens.measure.contexts import Example
+from ablation_lens.measure.output_tokens import OutputTokens
+from ablation_lens.measure.whole_texts import WholeText
 from ablation_lens.neurons.statistics import ActivationStatistics
 from ablation_lens.sites import neuron_name, parse_neuron
 from ablation_lens.study.results import CELL_COLUMNS
@@ -29,10 +31,8 @@ def describe_examples(
     neurons = {}
     plan = plan_of(batches)
     for name, contexts in found.items():
-        # Raises for a neuron that does not exist, which would silently never be shown. The page's scripts look neurons
-        # up by the names of those with heads.
-        place = parse_neuron(name, statistics.shape, statistics.site)
-        neurons[neuron_name(*place)] = [_context(example, statistics, tokenizer) for example in contexts]
+        # Also for its error: a neuron that does not exist would silently never be shown.
+        neurons[_canonical(name, statistics)] = [_context(example, statistics, tokenizer) for example in contexts]
         for example in contexts:
             if not example.tokens and plan is not None and str(example.document) not in images:
                 item = plan.items[example.document]
@@ -58,6 +58,56 @@ def _context(example: Example, statistics: ActivationStatistics, tokenizer: Any)
     ids = [f"#{token}" for token in example.tokens]
     at = example.offset
     return common | {"text": [" ".join([*ids[:at], ""]), ids[at], " ".join(["", *ids[at + 1 :]])]}
+
+
+def describe_texts(texts: Sequence[WholeText], statistics: ActivationStatistics, tokenizer: Any) -> dict[str, Any]:
+    """Plain JSON values: every token's text once, every document's tokens once, and neuron → document → values."""
+    values: dict[str, dict[str, list[float | None]]] = {}
+    for text in texts:
+        for name, numbers in text.values.items():
+            here = values.setdefault(_canonical(name, statistics), {})
+            here[str(text.document)] = [_short(number) for number in numbers]
+    return {
+        "vocabulary": _vocabulary({token for text in texts for token in text.tokens}, tokenizer),
+        "documents": {str(text.document): list(text.tokens) for text in texts},
+        "values": values,
+    }
+
+
+def describe_outputs(
+    found: Mapping[tuple[int, int, int], OutputTokens], statistics: ActivationStatistics, tokenizer: Any
+) -> dict[str, Any]:
+    """Plain JSON values: the tokens' texts, and per neuron what it promotes and suppresses, as (token, effect)."""
+    neurons = {
+        neuron_name(*neuron, statistics.site): [
+            [[token, _short(effect)] for token, effect in side] for side in (tokens.promoted, tokens.suppressed)
+        ]
+        for neuron, tokens in found.items()
+    }
+    used = {token for tokens in found.values() for token, _ in (*tokens.promoted, *tokens.suppressed)}
+    return {"vocabulary": _vocabulary(used, tokenizer), "neurons": neurons}
+
+
+def _vocabulary(tokens: set[int], tokenizer: Any) -> dict[str, str]:
+    return {str(token): _text_of(token, tokenizer) for token in sorted(tokens)}
+
+
+def _text_of(token: int, tokenizer: Any) -> str:
+    if tokenizer is None:
+        return f"#{token}"
+    text = str(tokenizer.decode([token]))
+    # Sentencepiece drops the space before the first word that it decodes.
+    name = getattr(tokenizer, "convert_ids_to_tokens", lambda _: "")(token)
+    return f" {text}" if str(name).startswith("▁") and not text.startswith(" ") else text
+
+
+def _short(number: float) -> float | None:
+    """Four digits, which is more than a colour shows."""
+    return _finite(float(f"{number:.4g}"))
+
+
+def _canonical(name: str, statistics: ActivationStatistics) -> str:
+    return neuron_name(*parse_neuron(name, statistics.shape, statistics.site), statistics.site)
 
 
 def thumbnail(pixels: torch.Tensor) -> str:

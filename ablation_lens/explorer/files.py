@@ -4,11 +4,10 @@ from pathlib import Path
 from typing import Any
 
 from ablation_lens import zoo
-from ablation_lens.errors import MismatchError
-from ablation_lens.explorer.view import explore
+from ablation_lens.errors import AblationLensError, MismatchError
+from ablation_lens.explorer.view import make_page
 from ablation_lens.files import require_target, write_result, write_text
-from ablation_lens.hooked import tokenizer_of
-from ablation_lens.measure.contexts import collected_plan, gather_striking
+from ablation_lens.measure.contexts import collected_plan
 from ablation_lens.neurons.statistics import ActivationStatistics
 from ablation_lens.records import record_of
 from ablation_lens.study.cells import StudyFolder
@@ -21,7 +20,7 @@ def explore_files(
     *,
     compare: Path | None = None,
     results: Path | None = None,
-    examples: int = 0,
+    examples: int | None = None,
     model: str | None = None,
     corpus: str | None = None,
     labels: Path | None = None,
@@ -31,12 +30,15 @@ def explore_files(
 
     `statistics` may be a run folder: those of `model` there, beside its results.
     `examples` loads the model and looks through the documents it was collected over. Those that ship with the package
-    are found by the names in the file; of others `model`, `corpus` and `labels` say where they are.
+    are found by the names in the file; of others `model`, `corpus` and `labels` say where they are. Left out, there are
+    examples where all that is at hand; where it is not, the page says what is missing.
     """
     given = [None if place is None else Path(place).expanduser() for place in (model, corpus, labels)]
     require_target(html, statistics, compare, results, *given)
     run = StudyFolder(statistics) if statistics.is_dir() else None
-    if not examples and any(given if run is None else given[1:]):
+    # Of a run folder the model says which statistics are meant, with examples or without.
+    sources = given if run is None else given[1:]
+    if examples == 0 and any(sources):
         raise MismatchError("a model, a corpus and labels are where examples come from; say how many of those, too.")
     if run is not None:
         statistics = run.find_statistics(model)
@@ -52,14 +54,17 @@ def explore_files(
         if loaded.provenance.model.name in set(found.ablated["model"]):
             options["results"] = found
     plan = None
-    if examples:
-        hooked = _model_of(loaded, model, device)
-        plan = collected_plan(hooked, loaded, corpus, labels=labels)
-        options |= {
-            "examples": gather_striking(hooked, plan, loaded, examples),
-            "tokenizer": tokenizer_of(hooked),
-        }
-    made = explore(loaded, plan, **options)
+    if examples != 0:
+        try:
+            hooked = _model_of(loaded, model, device)
+            plan = collected_plan(hooked, loaded, corpus, labels=labels)
+        except AblationLensError as refusal:
+            if examples is not None or any(sources):
+                raise
+            options["without"] = f"No examples: {refusal}"
+        else:
+            options |= {"model": hooked, "examples": examples}
+    made = make_page(loaded, plan, **options)
     write_result(html, lambda place: write_text(place, made.html))
     return made.neurons
 

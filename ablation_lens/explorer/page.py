@@ -25,6 +25,7 @@ SCRIPTS = (
     "histogram.js",
     "list.js",
     "examples.js",
+    "whole.js",
     "damage.js",
     "exports.js",
     "notes.js",

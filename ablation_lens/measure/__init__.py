@@ -7,4 +7,5 @@
 - `comparison`: which center does the least harm; `prompting`: what a model says to one text, before and after.
 - `resampling`: the values of one random input; `random_inputs`: how it is drawn.
 - `contexts`: the documents in which neurons are lowest, nearest to their peak, and highest.
+- `whole_texts`: neurons at every token of those documents; `output_tokens`: what a neuron does to the logits by itself.
 """

@@ -90,7 +90,9 @@ def zoo(tmp_path_factory):
     path = folder / "zoo.html"
     explore(
         statistics,
+        plan,
         html=path,
+        model=model,
         compare=second,
         labels=("collect", XSS),
         results=study_results().assign(model="tiny-opt", corpus=XSS),

@@ -8,7 +8,7 @@ import pytest
 
 from ablation_lens.explorer import explore
 from ablation_lens.sites import neuron_name, parse_neuron
-from tests.browser.conftest import XSS, until
+from tests.browser.conftest import XSS, opened, until
 from tests.synthetic_statistics import large_statistics
 
 SWITCH = """async (key) => {
@@ -109,7 +109,16 @@ def test_the_heat_map_drills_to_dims(visit, zoo):
         plot = page.locator("#heatmap .nsewdrag").first.bounding_box()
         click(5, 1, 8, 4)
         until(page, "document.getElementById('name').textContent === 'L2.H3.D13'")
+        # The list shows the same head, and going back in either shows all again in both.
+        assert page.input_value("#filter") == "L2.H3"
+        assert page.locator("#found").inner_text() == "32 of 512 neurons"
         page.click("#all-heads")
+        until(page, "document.getElementById('crumb').textContent === ''")
+        assert page.input_value("#filter") == ""
+        assert page.locator("#found").inner_text() == "512 neurons"
+        page.fill("#filter", "gaussian L1.H0")
+        until(page, "document.getElementById('crumb').textContent === '› L1.H0'")
+        page.fill("#filter", "gaussian")
         until(page, "document.getElementById('crumb').textContent === ''")
         page.select_option("#measure", "shape:off-zero")
         assert "map=shape:off-zero" in fragment(page)
@@ -246,6 +255,15 @@ def test_outside_text_stays_text(visit, zoo):
         assert XSS in page.locator("#corpus").locator("xpath=..").evaluate("label => label.textContent")
         page.locator("summary", has_text="About").click()
         assert XSS in page.locator("#provenance").inner_text()
+        page.locator("#examples button.link").first.click()
+        until(page, "!document.getElementById('text-card').hidden")
+        assert XSS in page.locator("#text").text_content()
+        page.fill("#note", XSS)
+        page.fill("#filter", XSS)
+        assert XSS.replace(" ", "") in page.locator("#found").inner_text().replace(" ", "")
+        page.evaluate("text => { location.hash = `x=${encodeURIComponent(text)}` }", XSS)
+        until(page, "!document.getElementById('bad-link').hidden")
+        assert XSS in page.locator("#bad-link").inner_text()
         assert page.evaluate("document.querySelectorAll('img').length") == 0
         assert page.title() == "tiny-opt – ablation-lens explorer"
 
@@ -289,6 +307,158 @@ def test_downloads(visit, zoo):
         assert abs(float(row_["approximate_count"]) - count) <= count / 128
     assert texts["png"].startswith(b"\x89PNG")
     assert texts["svg"].startswith(b"<svg")
+
+
+def test_the_list_as_csv(visit, zoo):
+    path, statistics, _ = zoo
+    table = statistics.table()
+    with visit(path, "#q=L2+peak/σ>0.5&sort=std") as page:
+        page.locator("#note").fill("watch this")
+        with page.expect_download() as event:
+            page.click("#list-csv")
+        assert event.value.suggested_filename == "collect-neurons.csv"
+        rows = list(csv.DictReader(io.StringIO(event.value.path().read_text())))
+        first = shown(page)
+    wanted = table[(table["layer"] == 2) & (table["peak_over_sigma"] > 0.5)].sort_values("std", kind="stable")
+    assert [row_["neuron"] for row_ in rows] == list(wanted.index)
+    for name in ("mean", "std", "peak", "median", "max"):
+        assert [float(row_[name]) for row_ in rows] == pytest.approx(list(wanted[name]), rel=1e-6)
+    assert [row_["note"] for row_ in rows if row_["neuron"] == first] == ["watch this"]
+
+
+def test_a_comparison_is_sorted_by_what_moved(visit, zoo):
+    path, statistics, _ = zoo
+    with visit(path) as page:
+        moved = page.locator('#columns [data-by="moved_over_sigma"]')
+        moved.click()
+        numbers = page.locator('#list [data-by="moved_over_sigma"]').all_inner_texts()[:8]
+        assert [float(text) for text in numbers] == sorted(map(float, numbers), reverse=True)
+        page.locator('#columns [data-by="overlap"]').click()
+        numbers = page.locator('#list [data-by="overlap"]').all_inner_texts()[:8]
+        assert [float(text) for text in numbers] == sorted(map(float, numbers))
+        # Both collections' centers, and how far each moved.
+        titles = page.locator("#centers thead th").all_inner_texts()
+        assert titles == ["center", "collect", "from μ, σ", XSS, "moved, σ"]
+        one, _, two, away = page.locator('#centers tr[data-center="mean"] td').all_inner_texts()
+        one, two, away = (float(text.replace("−", "-")) for text in (one, two, away))
+        sigma = statistics.std[parse_neuron(shown(page))].item()
+        assert away == pytest.approx((two - one) / sigma, abs=2e-2 / sigma * abs(one) + 1e-3)
+
+
+def test_a_seventh_pin_is_refused(visit, zoo):
+    path, _, _ = zoo
+    six = "+".join(f"L0.H0.D{dim}" for dim in range(6))
+    with visit(path, f"#n=L1.H0.D0&pins={six}") as page:
+        page.click("#pin")
+        assert "unpin one first" in page.locator("#said").inner_text()
+        assert page.locator("#pin").get_attribute("aria-pressed") == "false"
+        assert page.locator("#legend .close").count() == 6
+        page.locator("#legend .close").first.click()
+        until(page, "document.querySelectorAll('#legend .close').length === 5")
+        assert page.locator("#said").inner_text() == ""
+        page.click("#pin")
+        until(page, "document.getElementById('pin').getAttribute('aria-pressed') === 'true'")
+
+
+def test_a_bad_link_says_so(visit, zoo):
+    path, _, _ = zoo
+    with visit(path, "#n=L9.H0.D0&bins=32&sort=beauty") as page:
+        assert "n=L9.H0.D0" in page.locator("#bad-link").inner_text()
+        assert "sort=beauty" in page.locator("#bad-link").inner_text()
+        assert page.locator("#bins").inner_text() == "≤ 32"
+        page.click("#close-bad-link")
+        assert page.locator("#bad-link").is_hidden()
+    with visit(path, "#n=L2.H0.D0") as page:
+        assert page.locator("#bad-link").is_hidden()
+
+
+def test_an_unknown_word_is_marked_and_the_syntax_is_at_hand(visit, zoo):
+    path, _, _ = zoo
+    with visit(path, "#q=L2+bananas") as page:
+        assert page.locator("#found mark").all_inner_texts() == ["bananas"]
+        assert page.locator("#filter").get_attribute("aria-invalid") == "true"
+        assert page.locator("#list .row").count() == 0
+        examples = page.locator("#syntax button").count()
+        assert examples > 6
+        for number in range(examples):
+            page.click("#syntax-menu summary")
+            page.locator("#syntax button").nth(number).click()
+            assert page.locator("#found mark").count() == 0, page.input_value("#filter")
+
+
+def test_a_text_is_coloured_token_by_token(visit, zoo):
+    path, _, found = zoo
+    name, contexts = next(iter(found.items()))
+    with visit(path, f"#n={name}") as page:
+        page.locator("#examples button.link").first.click()
+        until(page, "!document.getElementById('text-card').hidden")
+        chosen = contexts[0]
+        read = page.locator("#text-read")
+        assert f"position {chosen.position} ·" in read.inner_text()
+        value = float(read.inner_text().split(" · ")[2].split(" ")[0].replace("−", "-"))
+        assert value == pytest.approx(chosen.value, rel=1e-3)
+        # The arrow keys go along the text, and not along the list.
+        page.keyboard.press("Home")
+        page.keyboard.press("ArrowRight")
+        assert "position 1 ·" in read.inner_text()
+        assert shown(page) == name
+        colors = page.locator("#text .token").evaluate_all("all => all.map(e => getComputedStyle(e).backgroundColor)")
+        assert len(set(colors)) > 5
+        assert f"text={chosen.document}" in fragment(page)
+        page.keyboard.press("Escape")
+        assert page.locator("#text-card").is_hidden()
+        assert page.evaluate("document.activeElement.dataset.document") == str(chosen.document)
+        page.keyboard.press("ArrowDown")
+        until(page, f"document.getElementById('name').textContent !== '{name}'")
+    with visit(path, f"#n={name}&text={chosen.document}") as page:
+        until(page, "!document.getElementById('text-card').hidden")
+    with visit(path, f"#n={name}&text=99999") as page:
+        until(page, "document.getElementById('text-title').textContent.startsWith('No whole text')")
+
+
+def test_output_tokens_say_that_they_are_approximate(visit, zoo):
+    path, _, _ = zoo
+    with visit(path, "#n=L3.H1.D7") as page:
+        until(page, "document.querySelectorAll('#promoted li').length === 10")
+        assert page.locator("#suppressed li").count() == 10
+        assert "approximate" in page.locator("#outputs-card").inner_text()
+        effects = page.locator("#suppressed li .quiet").all_inner_texts()
+        assert all(text.startswith("−") for text in effects)
+
+
+def test_notes_are_kept_and_exported(visit, zoo, tmp_path):
+    path, _, _ = zoo
+    with visit(path, "#n=L1.H2.D3") as page:
+        page.fill("#note", "closes brackets")
+        page.fill("#filter", "notes")
+        assert page.locator("#found").inner_text() == "1 of 512 neurons"
+        page.reload()
+        page.wait_for_selector("html[data-ready=yes]")
+        assert page.input_value("#note") == "closes brackets"
+        page.fill("#filter", '"brackets"')
+        assert row(page, "L1.H2.D3").locator(".has-note").count() == 1
+        with page.expect_download() as event:
+            page.click("#export-notes")
+        assert event.value.path().read_text() == "neuron,note\nL1.H2.D3,closes brackets\n"
+        page.fill("#note", "")
+        assert page.locator("#export-notes").is_disabled()
+
+
+def test_a_page_that_may_not_store_says_so(chromium, zoo, tmp_path):
+    """As in a notebook: the frame has no origin, and reading `localStorage` throws."""
+    path, _, _ = zoo
+    outer = tmp_path / "outer.html"
+    outer.write_text(f'<iframe src="{path.as_uri()}" sandbox="allow-scripts" width="1200" height="800"></iframe>')
+    with opened(chromium, outer.as_uri(), offline=False) as page:
+        frame = page.frame_locator("iframe")
+        frame.locator("html[data-ready=yes]").wait_for(timeout=30_000)
+        frame.locator("#note").fill("here")
+        assert "export them" in frame.locator("#notes-kept").inner_text()
+        first, second = (frame.locator("#list .row").nth(place) for place in (0, 1))
+        second.click()
+        first.click()
+        frame.locator("#list .row").first.locator(".has-note").wait_for()
+        assert frame.locator("#problem").is_hidden()
 
 
 def test_the_damage_is_shown(visit, zoo):

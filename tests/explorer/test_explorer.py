@@ -5,6 +5,8 @@ import hashlib
 import json
 import math
 import re
+from collections import Counter
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,6 +19,8 @@ from hypothesis import strategies as st
 import ablation_lens as al
 from ablation_lens.errors import MismatchError
 from ablation_lens.explorer import explore, page
+from ablation_lens.explorer.dataset import pack_dataset
+from ablation_lens.explorer.moved import OVERLAP_BINS, moved_over_sigma, overlap
 from ablation_lens.explorer.packing import (
     FEWEST_DIGITS,
     byte_planes,
@@ -28,6 +32,7 @@ from ablation_lens.explorer.packing import (
     zero_merges,
 )
 from ablation_lens.measure.contexts import Example, striking_neurons
+from ablation_lens.neurons.grid import Grid
 from ablation_lens.neurons.histogram import NeuronHistogram
 from ablation_lens.neurons.peaks import naive_peak
 from ablation_lens.palette import DARK_METHOD_COLORS, METHOD_COLORS
@@ -115,7 +120,63 @@ def test_planes_hold_every_byte():
     assert (read[0] + 256 * read[1] + 65536 * read[2]).tolist() == [0, 255, 256, 70_000]
 
 
+# ------------------------------------------------------------------ comparing
+
+
+def test_what_moved_is_measured_against_both_spreads():
+    one, two = draw(4000, (1, 2, 8)), draw(4000, (1, 2, 8), seed=5) + 1
+    moved = moved_over_sigma(statistics_of(one), statistics_of(two))
+    sigma = ((one.double().var(0, correction=0) + two.double().var(0, correction=0)) / 2).sqrt()
+    torch.testing.assert_close(moved, (one.double().mean(0) - two.double().mean(0)).abs() / sigma)
+    same = statistics_of(torch.full((9, 1, 2, 8), 3.0))
+    assert moved_over_sigma(same, same).max() == 0
+    assert moved_over_sigma(same, statistics_of(torch.full((9, 1, 2, 8), 4.0))).min() == math.inf
+
+
+@settings(max_examples=100)
+@given(
+    st.lists(st.integers(-40, 40), min_size=1, max_size=40),
+    st.lists(st.integers(-40, 40), min_size=1, max_size=40),
+    st.sampled_from([8, 100, 256]),
+)
+def test_the_overlap_is_that_of_shares_on_one_grid(first, second, bins):
+    one, two = (torch.tensor(values, dtype=torch.float32).view(-1, 1, 1, 1) / 4 for values in (first, second))
+    found = overlap(statistics_of(one, bins).histogram, statistics_of(two, bins).histogram).item()
+    low, high = min(first + second) / 4, max(first + second) / 4
+    grid = Grid.fitting(torch.tensor(low), torch.tensor(high), min(bins, OVERLAP_BINS), torch.float32)
+    shares = []
+    for values in (first, second):
+        cells = Counter(math.floor(value / 4 / 2.0 ** grid.exponent.item()) for value in values)
+        shares.append({cell: count / len(values) for cell, count in cells.items()})
+    assert found == pytest.approx(sum(min(share, shares[1].get(cell, 0)) for cell, share in shares[0].items()))
+
+
+def test_a_comparison_adds_two_columns_and_no_other_page_has_them(statistics):
+    names = [column["name"] for column in pack_dataset(statistics, "one", compared=statistics)["columns"]]
+    assert {"moved_over_sigma", "overlap"} <= set(names)
+    assert "overlap" not in [column["name"] for column in pack_dataset(statistics, "one")["columns"]]
+
+
 # ------------------------------------------------------------------ the page
+
+
+def test_notes_belong_to_statistics_and_not_to_a_page(statistics):
+    digest = pack_dataset(statistics, "one")["digest"]
+    assert pack_dataset(statistics, "another label", compared=statistics)["digest"] == digest
+    newer = replace(statistics.provenance, versions=replace(statistics.provenance.versions, ablation_lens="9"))
+    assert pack_dataset(replace(statistics, provenance=newer), "one")["digest"] == digest
+    assert pack_dataset(statistics_of(draw(500, (2, 2, 4), seed=1)), "one")["digest"] != digest
+
+
+def test_neurons_are_written_by_their_site(statistics):
+    assert pack_dataset(statistics, "one")["naming"] == "LHD"
+    mlp = statistics_of(draw(50, (2, 1, 4)))
+    mlp = replace(mlp, provenance=replace(mlp.provenance, site="mlp"))
+    assert pack_dataset(mlp, "one")["naming"] == "LM"
+    # Old names of an MLP's neurons are read, too.
+    example = Example("L0.H0.D1", "peak", 0.5, 3, "doc/3", 7, (5, 6, 7), 1)
+    shown = payload_of(explore(mlp, examples={"L0.H0.D1": [example]}, progress=False))["examples"]
+    assert list(shown["neurons"]) == ["L0.M1"]
 
 
 NASTY = "</script><script>alert(1)</script><!--<img src=x onerror=alert(2)>\u2028&amp;"

@@ -216,11 +216,17 @@
       lens.panel.drawWidths($("widths"), shownAt, state.width, dataset.column.std[index], (width) => this.update({ width }));
       this.drawExamples(index, main);
       this.drawNote(index);
+      await Promise.all([this.drawText(), this.drawOutputs()]);
+      if (turn !== this.turn) return;
       document.documentElement.dataset.shown = `${name} ${state.width}`;
     }
 
     drawExamples(index, main) {
-      const { examples } = this.payload;
+      const { examples, without } = this.payload;
+      if (!examples && without) {
+        $("examples-card").hidden = false;
+        $("examples").replaceChildren(element("p", { class: "quiet" }, without));
+      }
       if (!examples) return;
       const { bin } = this.state;
       $("examples-card").hidden = false;
@@ -229,11 +235,70 @@
       $("examples-title").textContent = ends ? `Examples in ${number(ends.low)} to ${number(ends.high)}` : "Examples";
       $("all-examples").hidden = !ends || !contexts;
       if (contexts) {
-        lens.examples.draw($("examples"), lens.examples.chosen(contexts, ends), examples.images);
+        const open = $("whole-texts") && (({ document: text }) => this.openText(text));
+        lens.examples.draw($("examples"), lens.examples.chosen(contexts, ends), examples.images, open);
         return;
       }
       const others = element("button", { type: "button", class: "link", click: () => this.update({ shape: "examples", query: "" }) }, `list the ${whole(this.contexts.size)} neurons that have some`);
       $("examples").replaceChildren(element("p", { class: "quiet" }, "None were gathered for this neuron; ", others, "."));
+    }
+
+    /* What a blob of JSON holds, decoded once. */
+    decoded(id) {
+      this.blobs ??= new Map();
+      if (!this.blobs.has(id)) this.blobs.set(id, lens.decode.json($(id).textContent));
+      return this.blobs.get(id);
+    }
+
+    async openText(text) {
+      await this.update({ text });
+      $("text-card").scrollIntoView({ block: "nearest" });
+      $("text").focus({ preventScroll: true });
+    }
+
+    /* Back to where it was opened. */
+    async closeText() {
+      const { text } = this.state;
+      await this.update({ text: null });
+      document.querySelector(`#examples [data-document="${text}"]`)?.focus();
+    }
+
+    async drawText() {
+      const { state, dataset } = this;
+      const index = state.neuron;
+      const card = $("text-card");
+      if (state.text === null || !$("whole-texts")) {
+        card.hidden = true;
+        return;
+      }
+      const { documents, values, vocabulary } = await this.decoded("whole-texts");
+      if (this.state.neuron !== index) return;
+      const name = neuronName(index, dataset);
+      const ids = Object.hasOwn(documents, state.text) ? documents[state.text] : null;
+      const numbers = Object.hasOwn(values, name) ? values[name][state.text] : null;
+      card.hidden = false;
+      const known = ids && numbers;
+      const context = known ? this.contexts.get(index)?.find((each) => each.document === state.text) : null;
+      $("text-title").textContent = known ? `${context?.id ?? state.text}, coloured by ${name}` : `No whole text of ${name} in document ${state.text}`;
+      $("text-key").hidden = $("text-read").hidden = !known;
+      if (!known) {
+        $("text").replaceChildren();
+        return;
+      }
+      const read = (words) => { $("text-read").textContent = words; };
+      const { mean, std } = dataset.column;
+      lens.whole.draw($("text"), { tokens: ids.map((id) => vocabulary[id]), values: numbers, mean: mean[index], std: std[index], at: context?.position ?? 0, read });
+    }
+
+    async drawOutputs() {
+      if (!$("output-tokens")) return;
+      const index = this.state.neuron;
+      const { neurons, vocabulary } = await this.decoded("output-tokens");
+      if (this.state.neuron !== index) return;
+      const name = neuronName(index, this.dataset);
+      const sides = Object.hasOwn(neurons, name) ? neurons[name] : null;
+      $("outputs-card").hidden = !sides;
+      if (sides) ["promoted", "suppressed"].forEach((id, i) => lens.whole.drawTokens($(id), sides[i], vocabulary));
     }
 
     drawDamage() {
@@ -324,6 +389,7 @@
         if (had !== this.notes.has(this.state.neuron)) this.list.draw();
       });
       on("export-notes", "click", () => lens.exports.save(this.notes.csv(), "text/csv", `${stem()}-notes.csv`));
+      on("close-text", "click", () => this.closeText());
       on("list-csv", "click", () => lens.exports.save(lens.exports.neurons(this.list.order, this.datasets, (index) => this.notes.of(index)), "text/csv", `${stem()}-neurons.csv`));
       on("close-bad-link", "click", () => { $("bad-link").hidden = true; });
       on("all-examples", "click", () => this.update({ bin: null }));
@@ -429,6 +495,7 @@
         target.value = "";
         this.update({ query: "" });
       } else if (typing) target.blur();
+      else if (this.state.text !== null) this.closeText();
       else if (this.state.bin !== null) this.update({ bin: null });
       else this.chooseHead(null);
     }

@@ -17,6 +17,10 @@
     return new Uint8Array(await new Response(stream).arrayBuffer());
   }
 
+  async function json(base64) {
+    return JSON.parse(new TextDecoder().decode(await inflated(base64)));
+  }
+
   /* Bytes that lie plane by plane, back together; the machine is little-endian like the file (all browsers are). */
   function fromPlanes(bytes, start, count, Type) {
     const size = Type.BYTES_PER_ELEMENT;
@@ -154,5 +158,5 @@
     }
   }
 
-  lens.decode = { inflated, columnsOf, unpacked, mergeShift, merged, fullest, histogramAt, Dataset };
+  lens.decode = { inflated, json, columnsOf, unpacked, mergeShift, merged, fullest, histogramAt, Dataset };
 })((globalThis.lens ??= {}));

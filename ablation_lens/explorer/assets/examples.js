@@ -23,13 +23,15 @@
     return isToken ? lines.replace(/^ +$/, (spaces) => "␣".repeat(spaces.length)) : lines.replace(/⏎{3,}/g, "⏎⏎");
   }
 
-  function one(context, images) {
+  /* `open`: shows the text whole; null where the page does not have it. */
+  function one(context, images, open) {
     const value = element("span", { class: "value mono" }, number(context.value));
     const shown = context.text
       ? element("p", { class: "context" }, visible(context.text[0]), element("mark", {}, visible(context.text[1], true)), visible(context.text[2]))
       : picture(context, images);
     const origin = element("span", { class: "quiet origin", title: context.id }, context.text ? `${context.id} · position ${context.position}` : context.id);
-    return element("li", {}, value, element("div", {}, shown, origin));
+    const button = open && context.text ? element("button", { type: "button", class: "link", "aria-label": `whole text of ${context.id}`, "data-document": context.document, click: () => open(context) }, "whole text") : null;
+    return element("li", {}, value, element("div", {}, shown, element("div", { class: "under" }, origin, button)));
   }
 
   /* Those inside [low, high); without a bin all, by kind; with an empty bin the nearest ones, and a word about it. */
@@ -45,7 +47,7 @@
     return [{ title: "none was gathered in this bin; the nearest", contexts: [...contexts].sort((a, b) => away(a) - away(b)).slice(0, 3) }];
   }
 
-  function draw(box, groups, images) {
+  function draw(box, groups, images, open = null) {
     box.replaceChildren(
       ...groups.map((group) =>
         element(
@@ -53,11 +55,11 @@
           {},
           group.title ? element("h4", {}, group.title) : null,
           element("ul", { class: group.contexts.some((context) => !context.text) ? "contexts pictures" : "contexts" },
-            ...group.contexts.map((context) => one(context, images))),
+            ...group.contexts.map((context) => one(context, images, open))),
         ),
       ),
     );
   }
 
-  lens.examples = { chosen, draw };
+  lens.examples = { chosen, draw, visible };
 })((globalThis.lens ??= {}));
