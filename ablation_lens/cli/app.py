@@ -88,8 +88,10 @@ def run() -> int:
         # Nothing was typed: the help has been printed already, and there is no message.
         if message:
             asked = getattr(error, "ctx", None)
-            end = "" if message.endswith("?") else "."
-            _refuse(f"{message}{end}" if asked is None else f"{message}{end} See {asked.command_path} --help.")
+            message += "" if message.endswith("?") else "."
+            if _names_no_command(command):
+                message += f" There are {', '.join(command.commands)}."
+            _refuse(message if asked is None else f"{message} See {asked.command_path} --help.")
         return int(error.exit_code)
     return 0
 
@@ -102,6 +104,11 @@ def _with_options(message: str, command: Any) -> str:
             asked = command.commands[word].make_context(word, typed[place + 1 :], resilient_parsing=True)
             return name_options(message, command.commands, asked)
     return message
+
+
+def _names_no_command(command: Any) -> bool:
+    first = next((word for word in sys.argv[1:] if not word.startswith("-")), None)
+    return first is not None and first not in command.commands
 
 
 def _refuse(message: str) -> int:

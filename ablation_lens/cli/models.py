@@ -148,10 +148,14 @@ class _Found:
 
     def require_fits(self, model: Any) -> None:
         """Raise where the neurons are not this model's, before a corpus is read for them."""
-        if self.ablation is None:
-            self._mask(model)
-        else:
+        from ablation_lens.records import record_of
+
+        if self.ablation is not None:
             self.ablation.require_fits(model)
+            return
+        if self.statistics is not None:
+            self.statistics.provenance.model.require_same(record_of(model), "these statistics are another model's")
+        self._mask(model)
 
     def made(self, model: Any, plan: "Callable[[], BatchPlan]") -> "Ablation":
         """The ablation for a model; `plan` says over what the center is collected, where nobody has done so."""
@@ -284,24 +288,22 @@ def evaluate(
     )
 
 
-_UNITS = {"top1": ("top-1", "%", 100.0), "cross_entropy": ("cross-entropy", "nats", 1.0)}
-"""How people write a metric: its name, its unit, and what it is multiplied by."""
+_SHOWN = {"top1": ("top-1 (%)", 100.0, 2), "cross_entropy": ("CE (nats)", 1.0, 3)}
+"""How people write a metric: what stands before it, what it is multiplied by, and its decimals."""
 
 
 def _show_scores(name: str, plan: "BatchPlan", ablation: "Ablation", before: "Score", after: "Score") -> None:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
-    for title in ("", "as it is", "ablated", "change", "95 % interval", ""):
+    for title in ("", "as it is", "ablated", "change", "95 % interval"):
         table.add_column(title, justify="right" if title else "left", overflow="fold")
     for metric in before.metrics:
-        title, unit, factor = _UNITS.get(metric, (metric, "", 1.0))
+        title, factor, decimals = _SHOWN.get(metric, (metric, 1.0, 3))
         change = after.interval(metric, without=before)
-        one, two, gap, low, high = (
-            factor * number for number in (before[metric], after[metric], change.difference, change.low, change.high)
-        )
-        numbers = (f"{one:.3f}", f"{two:.3f}", f"{gap:+.3f}", f"{low:+.3f} to {high:+.3f}")
-        table.add_row(*map(cell, (title, *numbers, unit)))
+        scores = [f"{factor * score[metric]:.{decimals}f}" for score in (before, after)]
+        gap, low, high = (f"{factor * each:+.{decimals}f}" for each in (change.difference, change.low, change.high))
+        table.add_row(*map(cell, (title, *scores, gap, f"{low} to {high}")))
     documents = len(before.documents)
     show(
         cell(f"{name} on {plan.corpus.name} ({plan.corpus.split}): {plan.size:,} {plan.corpus.unit}"),

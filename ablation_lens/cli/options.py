@@ -44,7 +44,7 @@ Tokens = Annotated[int | None, typer.Option(help="How many tokens; all of the sp
 Images = Annotated[int | None, typer.Option(help="How many images, for an image model.")]
 Site = Annotated[str, typer.Option(help="Which neurons: z (attention) or mlp.")]
 Labels = Annotated[Path | None, typer.Option(help="A CSV file,label for a folder of images.")]
-Context = Annotated[int | None, typer.Option(help="Positions that a document is cut to.")]
+Context = Annotated[int | None, typer.Option(help="Positions that a document is cut to.", min=1)]
 BatchSize = Annotated[int | None, typer.Option(help="Documents per batch.")]
 Dtype = Annotated[
     str | None,

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from ablation_lens.cli import options
-from ablation_lens.cli.terminal import INTERRUPTED, announce, cell, complain, say, say_json, show
+from ablation_lens.cli.terminal import INTERRUPTED, announce, cell, complain, say, say_json, show, width
 from ablation_lens.errors import AblationLensError
 from ablation_lens.names import choose
 
@@ -213,18 +213,32 @@ def neurons(
         _show_neurons(frame, top, sort, column)
 
 
+_DISPENSABLE = ("mean_to_peak_over_sigma", "mean", "std", "peak_over_sigma")
+"""Columns that are left out where a terminal is too narrow for all, in this order."""
+
+
 def _show_neurons(frame: Any, top: int, sort: str, column: str) -> None:
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    table = Table(title=cell(f"{min(top, len(frame))} of {len(frame)} neurons by {sort}"))
-    table.add_column("neuron")
     extra = {} if column in (*HEADINGS, "neuron", "shape") else {column: column}
-    for title in (HEADINGS | extra).values():
-        table.add_column(title, justify="right")
-    table.add_column("shape")
-    for name, row in frame.head(top).iterrows():
-        numbers = [f"{row[key]:.4g}" for key in HEADINGS | extra]
-        table.add_row(*map(cell, (name, *numbers, row["shape"])))
+    numbers = HEADINGS | extra
+    texts = {key: [heading, *(f"{row:.4g}" for row in frame[key].head(top))] for key, heading in numbers.items()}
+    names = ["neuron", *map(str, frame.index[:top])]
+    words = ["shape", *frame["shape"].head(top)]
+    # A name or number that is cut is another one, so it is a column that goes.
+    room = width() - 2
+    for spare in (key for key in _DISPENSABLE if key != column):
+        shown = [names, *texts.values(), words]
+        if sum(max(map(len, column_of)) + 3 for column_of in shown) - 3 > room:
+            del texts[spare]
+    table = Table(
+        title=cell(f"{min(top, len(frame))} of {len(frame)} neurons by {sort}"), box=SIMPLE_HEAD, pad_edge=False
+    )
+    for column_of in (names, *texts.values(), words):
+        table.add_column(cell(column_of[0]), justify="left" if column_of in (names, words) else "right", no_wrap=True)
+    for row in list(zip(names, *texts.values(), words, strict=True))[1:]:
+        table.add_row(*map(cell, row))
     show(table)
 
 

@@ -241,10 +241,12 @@ def report(
     announce(f"reading {folder}")
     from ablation_lens.files import require_target_folder
     from ablation_lens.report.study import write_report
+    from ablation_lens.study.cells import StudyFolder
     from ablation_lens.study.results import Results
 
+    run = StudyFolder(folder)
     require_target_folder(folder if out is None else out)
-    results = Results.load(folder)
+    results = Results.load(run)
     announce("drawing the figures")
     page, text = write_report(results, out)
     if as_json:

@@ -26,7 +26,17 @@ def test_bad_input_is_one_line_and_exit_code_two():
 
 
 def test_an_unknown_command_is_exit_code_two(command):
-    assert command("frobnicate")[0] == 2
+    code, _, errors = command("frobnicate")
+    assert code == 2
+    assert "There are demo, info, " in errors  # names what is known
+
+
+@pytest.mark.parametrize("name", ["collect", "frobnicate"])
+def test_a_file_that_is_called_like_a_command_changes_nothing(command, name):
+    """Which command is at hand is the first word, and no later one."""
+    code, _, errors = command("info", f"./{name}", "--dtype", "table")
+    assert code == 2
+    assert f"there is no folder './{name}'" in errors
 
 
 @pytest.mark.parametrize("name", ablation_lens.__all__)

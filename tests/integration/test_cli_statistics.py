@@ -62,10 +62,21 @@ def test_neurons_are_sorted_by_what_stands_above_a_column(command, files, headin
 def test_every_heading_that_is_shown_can_be_sorted_by(command, files, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     _, out, _ = command("neurons", files / "one.safetensors")
-    headings = [part.strip() for part in next(line for line in out.splitlines() if "σ ┃" in line).strip("┃").split("┃")]
+    headings = re.split(r"  +", next(line for line in out.splitlines() if line.strip().startswith("neuron")).strip())
     assert len(headings) == 7
     for heading in headings:
         assert command("neurons", files / "one.safetensors", "--sort", heading)[0] == 0
+
+
+@pytest.mark.parametrize("columns", [50, 80])
+def test_in_a_narrow_terminal_columns_are_left_out_and_no_number_is_cut(command, files, monkeypatch, columns):
+    """The one it is sorted by stays."""
+    monkeypatch.setenv("COLUMNS", str(columns))
+    code, out, _ = command("neurons", files / "one.safetensors", "--sort", "excess_kurtosis")
+    assert code == 0
+    assert "…" not in out
+    assert "excess_kurtosis" in out
+    assert max(map(len, out.splitlines())) <= columns
 
 
 def test_names_and_words_are_sorted_from_a_on(command, files):

@@ -194,6 +194,8 @@ def test_the_table_for_people(command, run):
         (("table", "RUN", "--fractions", ","), "fractions ',' are not numbers"),
         (("table", "RUN", "--format", "csv", "--out", "RUN/no/where.csv"), "there is no folder"),
         (("table", "nowhere"), "nowhere is not a run folder"),
+        (("status", "nowhere"), "nowhere is not a run folder"),
+        (("report", "RUN/ablation-lens.json"), "is not a run folder"),
         (("export", "RUN", "cells.xlsx"), "must end in .csv or .parquet"),
         (("export", "RUN", "RUN/no/where.csv"), "there is no folder"),
     ],
@@ -280,7 +282,7 @@ def test_site_bins_and_context_are_settings_of_a_study(command, tmp_path):
     [
         (("--site", "mpl"), "there is no site 'mpl'; did you mean 'mlp'"),
         (("--bins", "1"), "--bins 1 is not possible"),
-        (("--context", "0"), "--context 0 is not possible"),
+        (("--context", "0"), "'--context'"),
         (("--method", "peak bins=300"), "peak bins=300: bins=300; expected a whole number from 2 to 256"),
     ],
 )

@@ -38,11 +38,18 @@ def test_every_command_shows_names_harmlessly(command, hostile):
         ("table", run, "--format", "csv"),
         ("export", run, f"{HOSTILE}.csv"),
         ("report", run),
+        ("status", run),
+        ("table", run, "--json"),
+        ("status", run, "--json"),
+        ("neurons", statistics, "--json"),
+        ("explore", statistics, "--html", f"{HOSTILE}.html", "--json"),
+        ("info", f"./{HOSTILE}", "--json"),
+        ("ablate", "tiny-opt", HOSTILE, "--center", "zero", "--neuron", "L0"),
     ):
         code, out, errors = command(*arguments)
         assert (code, errors) == (0, "")
         require_harmless(out, lines=out.count("\n"))
-        assert "title" in out or arguments[0] == "neurons"
+        assert "title" in out or arguments[0] in ("neurons", "ablate")
     assert command("table", run, "--format", "csv")[1].count("\n") == 5  # the head, and a line per row
 
 
