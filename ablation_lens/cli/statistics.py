@@ -213,7 +213,7 @@ def neurons(
         _show_neurons(frame, top, sort, column)
 
 
-_DISPENSABLE = ("mean_to_peak_over_sigma", "mean", "std", "peak_over_sigma")
+_DISPENSABLE = ("mean_to_peak_over_sigma", "mean", "std", "peak_over_sigma", "peak")
 """Columns that are left out where a terminal is too narrow for all, in this order."""
 
 
