@@ -124,18 +124,21 @@ def _is_measured_so(study: StudyRecord, group: GroupRecord) -> bool:
     kind = "image" if group.task == "image-classification" else "text"
     unit = group.evaluate.unit
     asked = (getattr(study, f"evaluate_{unit}", None), getattr(study, f"collect_{unit}", None))
-    wanted = {
+    wanted: dict[str, tuple[Any, Any]] = {
         "site": (study.site, group.facts["site"]),
         "bins": (study.bins, group.facts.get("bins")),
         "include_bos": (study.include_bos, group.facts.get("include_bos")),
         "count": (study.count, group.count),
         "metrics": (set(study.metrics), set(group.metrics)),
-        "corpus": (study.corpora.get(kind, group.evaluate.name), group.evaluate.name),
-        "evaluate": (asked[0] or paper.SIZES.get(unit), group.evaluate.size_requested),
-        "collect": (asked[1] or paper.SIZES.get(unit), group.collect.size_requested),
         # Early files say False where None stands now.
         "shared": (study.shared_input, group.facts.get("shared_input") not in (None, False)),
     }
+    if not study.given:  # batches and corpora of one's own have no names and no sizes that were asked for
+        wanted |= {
+            "corpus": (study.corpora.get(kind), group.evaluate.name if kind in study.corpora else None),
+            "evaluate": (asked[0] or paper.SIZES.get(unit), group.evaluate.size_requested),
+            "collect": (asked[1] or paper.SIZES.get(unit), group.collect.size_requested),
+        }
     return all(one == other for one, other in wanted.values() if other is not None)
 
 

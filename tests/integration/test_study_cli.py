@@ -395,6 +395,16 @@ def test_status_tells_what_is_done_and_left_and_failed(command, run):
     assert "failed: some-model: gone, 50 %, seed 1: no such center" in errors
 
 
+def test_status_finds_the_cells_of_batches_of_ones_own(command, tmp_path):
+    """They have no name by which a study would know its corpus again."""
+    run = made_run(tmp_path / "run", models=())
+    add_baseline(run, add_group(run, corpus="your batches"), [60, 40], [2.0, 1.0])
+    given = {"batches to collect": "Tensor of 4", "batches to evaluate": "Tensor of 4"}
+    run.write_study({"models": ["some-model"], "methods": ["mean"], "fractions": [1.0], "bins": 16, "given": given})
+    rows = json_of(command("status", run.path, "--json"), "status")[1]["rows"]
+    assert [(row["method"], row["done"], row["left"]) for row in rows] == [("none", 1, 0), ("mean", 0, 1)]
+
+
 def test_status_asks_for_the_cells_that_a_study_asks_for(command, tmp_path):
     """It says so without the centers at hand, and so in words of its own."""
     from ablation_lens.study.records import StudyRecord
