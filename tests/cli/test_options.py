@@ -1,7 +1,9 @@
 """What an error of Python's says to somebody who typed a command, and what a shell completes."""
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import typer.main
@@ -106,3 +108,20 @@ def test_a_completion_script_is_shown(command, monkeypatch):
     code, out, _ = command("--show-completion", "bash")
     assert code == 0
     assert "_ABLATION_LENS_COMPLETE=complete_bash" in out
+
+
+# ---------------------------------------------------------------------- the page about it
+
+
+def test_the_page_about_commands_has_every_command_and_every_schema():
+    from tests.answers import PAGE, SCHEMAS
+
+    page = PAGE.read_text(encoding="utf-8")
+    assert {name for name in COMMANDS if f"\n| `{name}" not in page} == set()
+    code = "".join(path.read_text(encoding="utf-8") for path in Path(options.__file__).parent.glob("*.py"))
+    assert set(re.findall(r'say_json\(\s*"(\w+)"', code)) == set(SCHEMAS)
+
+
+@pytest.mark.parametrize("name", sorted(set(COMMANDS) - {"demo"}))
+def test_every_command_that_prints_a_result_takes_json(name):
+    assert "as_json" in options.options_of(COMMANDS[name])

@@ -15,6 +15,7 @@ from ablation_lens import zoo
 from ablation_lens.corpora import CorpusWarning
 from ablation_lens.explorer import files as explorer_files
 from ablation_lens.measure import collection
+from tests.answers import answered
 from tests.pages import payload_of
 from tests.synthetic_statistics import draw, statistics_of
 
@@ -24,6 +25,15 @@ def test_info_prints_the_record(command, saved):
     assert code == 0, errors
     assert "ViTForImageClassification" in out
     require_refused(command("info", "./no-such-folder"), "there is no folder './no-such-folder'")
+
+
+def test_collect_and_info_print_json(command, tmp_path):
+    file = tmp_path / "s.safetensors"
+    values = answered(
+        command("collect", "tiny-opt", "--tokens", "200", "--context", "50", "--out", file, "--json"), "statistics"
+    )
+    assert (values["file"], values["positions"], values["corpora"][0]["name"]) == (str(file), 200, "stdlib")
+    assert answered(command("info", "tiny-vit", "--json"), "model")["n_layers"] == 4
 
 
 def test_collect_then_list_neurons(command, tmp_path):

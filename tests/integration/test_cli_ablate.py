@@ -1,10 +1,9 @@
 """`ablation-lens ablate`, as typed: what a model predicts after a prompt, before and after."""
 
-import json
-
 import pytest
 
 import ablation_lens as al
+from tests.answers import answered
 
 ASKED = ("--center", "zero", "--neuron", "L0", "--neuron", "L1.H2")
 
@@ -18,8 +17,7 @@ def test_a_prompt_before_and_after_is_as_by_python(command):
     code, out, errors = command(*asked)
     assert (code, errors) == (0, "")
     assert out == repr(expected) + "\n"
-    values = json.loads(command(*asked, "--json")[1])
-    assert values["schema"] == "ablation-lens.prompt/1"
+    values = answered(command(*asked, "--json"), "prompt")
     assert (values["kl"], values["ablation"]["neurons"]) == (expected.kl, 160)
     frame = expected.frame.reset_index()
     assert [row["prediction"] for row in values["predictions"]] == frame["prediction"].tolist()
@@ -32,7 +30,7 @@ def test_a_prompt_before_and_after_is_as_by_python(command):
         ("tiny-opt", "return", (), "say what to ablate"),
         ("tiny-opt", "return", (*ASKED, "--answer", "two words"), "give one of a single token"),
         ("tiny-vit", "return", ASKED, "reads images, and a prompt is a text"),
-        ("tiny-roberta", "return", ASKED, "write one <mask> into it"),
+        ("tiny-roberta", "return", ASKED, "write one <mask> into"),
         ("tiny-opt", "return", ("--center", "zero", "--neuron", "L7"), "L7 does not exist"),
     ],
 )

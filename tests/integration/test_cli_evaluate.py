@@ -1,10 +1,9 @@
 """`ablation-lens evaluate`, as typed: a model's scores with and without one ablation."""
 
-import json
-
 import pytest
 
 import ablation_lens as al
+from tests.answers import answered
 
 SIZE = ("--tokens", "300")
 
@@ -41,10 +40,7 @@ def measured(tmp_path_factory):
 def test_an_ablation_is_scored_as_by_python_however_it_is_said(command, measured, monkeypatch, name, asked):
     folder, before, scores = measured
     monkeypatch.chdir(folder)
-    code, out, errors = command("evaluate", "tiny-opt", *asked, *SIZE, "--json")
-    assert (code, errors) == (0, "")
-    values = json.loads(out)
-    assert values["schema"] == "ablation-lens.evaluation/1"
+    values = answered(command("evaluate", "tiny-opt", *asked, *SIZE, "--json"), "evaluation")
     assert values["before"] == {"top1": before.top1, "cross_entropy": before.cross_entropy}
     assert values["after"] == {"top1": scores[name].top1, "cross_entropy": scores[name].cross_entropy}
     change = values["difference"]["cross_entropy"]

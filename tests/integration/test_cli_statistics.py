@@ -1,6 +1,5 @@
 """`ablation-lens neurons`, `merge`, `centers` and `explore` of run folders, as typed."""
 
-import json
 import re
 from types import SimpleNamespace
 
@@ -8,6 +7,7 @@ import pandas
 import pytest
 
 import ablation_lens as al
+from tests.answers import answered
 from tests.pages import payload_of
 from tests.synthetic_statistics import draw, statistics_of
 
@@ -18,15 +18,6 @@ def require_refused(answer, message):
     assert re.search(message, errors), errors
     assert errors.startswith("error: ")
     assert errors.count("\n") == 1
-
-
-def answered(answer, name):
-    """What `--json` printed."""
-    code, out, errors = answer
-    assert (code, errors) == (0, "")
-    values = json.loads(out)
-    assert values.pop("schema") == f"ablation-lens.{name}/1"
-    return values
 
 
 @pytest.fixture(scope="module")

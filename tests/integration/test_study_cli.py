@@ -1,6 +1,5 @@
 """`ablation-lens study`, `table` and `export`, as typed: what is printed, and with which exit code."""
 
-import json
 import subprocess
 import sys
 
@@ -10,6 +9,7 @@ import pytest
 from ablation_lens.runs.folder import MARKER, key_of
 from ablation_lens.study.results import Results, UnreadableFile
 from ablation_lens.study.study import Study
+from tests.answers import answered
 from tests.made_runs import add_baseline, add_cell, add_group, made_run
 from tests.studies import files
 
@@ -334,16 +334,8 @@ def test_in_a_pipe_the_best_has_an_asterisk_as_bold_is_lost(command, at_30):
 # ---------------------------------------------------------------------- JSON
 
 
-def json_of(answer, name):
-    code, out, _ = answer
-    values = json.loads(out)
-    assert values.pop("schema") == f"ablation-lens.{name}/1"
-    return code, values
-
-
 def test_every_command_about_runs_prints_json(command, run, tmp_path):
-    code, table = json_of(command("table", run.path, "--json"), "table")
-    assert code == 0
+    table = answered(command("table", run.path, "--json"), "table")
     (group,) = table["groups"]
     assert (group["model"], group["label"]) == ("some-model", "some-model")
     assert (table["better"], group["metrics"]) == (
@@ -355,11 +347,11 @@ def test_every_command_about_runs_prints_json(command, run, tmp_path):
         ("peak", True),
     ]
     csv = tmp_path / "c.csv"
-    assert json_of(command("export", run.path, csv, "--json"), "export")[1]["cells"] == 5
-    page = json_of(command("report", run.path, "--out", tmp_path, "--json"), "report")[1]
+    assert answered(command("export", run.path, csv, "--json"), "export")["cells"] == 5
+    page = answered(command("report", run.path, "--out", tmp_path, "--json"), "report")
     assert page["html"] == str(tmp_path / "report.html")
-    code, study = json_of(command(*VIT, *SIZES, "--out", tmp_path / "run2", "--json"), "study")
-    assert (code, study["cells"], study["failed"], study["left_out"]) == (0, 7, [], [])
+    study = answered(command(*VIT, *SIZES, "--out", tmp_path / "run2", "--json"), "study")
+    assert (study["cells"], study["failed"], study["left_out"]) == (7, [], [])
     assert {row["method"] for row in study["rows"]} == {"zero", "mean"}
 
 
@@ -381,9 +373,8 @@ def test_status_tells_what_is_done_and_left_and_failed(command, run):
     facts = {"group": group, "method": "gone", "fraction": 0.5, "seed": 1}
     told = {"model": "some-model", "cell": "gone, 50 %, seed 1", "facts": facts}
     run.record_failure(key_of(facts), told, ValueError("no such center"))
-    code, values = json_of(command("status", run.path, "--json"), "status")
+    values = answered(command("status", run.path, "--json"), "status")
     rows = {(row["model"], row["method"]): (row["done"], row["left"], row["failed"]) for row in values["rows"]}
-    assert code == 0
     assert rows["some-model", "none"] == (1, 0, 0)
     assert rows["some-model", "mean"] == (2, 1, 0)  # 100 % is left
     assert rows["some-model", "gone"] == (0, 3, 1)
@@ -401,7 +392,7 @@ def test_status_finds_the_cells_of_batches_of_ones_own(command, tmp_path):
     add_baseline(run, add_group(run, corpus="your batches"), [60, 40], [2.0, 1.0])
     given = {"batches to collect": "Tensor of 4", "batches to evaluate": "Tensor of 4"}
     run.write_study({"models": ["some-model"], "methods": ["mean"], "fractions": [1.0], "bins": 16, "given": given})
-    rows = json_of(command("status", run.path, "--json"), "status")[1]["rows"]
+    rows = answered(command("status", run.path, "--json"), "status")["rows"]
     assert [(row["method"], row["done"], row["left"]) for row in rows] == [("none", 1, 0), ("mean", 0, 1)]
 
 
@@ -427,7 +418,7 @@ def test_a_study_begun_and_interrupted_is_followed_by_its_status(command, tmp_pa
     assert command(*VIT, *SIZES, "--out", out)[0] == 0
     for place in sorted((out / "cells").iterdir())[:3]:
         place.unlink()
-    rows = json_of(command("status", out, "--json"), "status")[1]["rows"]
+    rows = answered(command("status", out, "--json"), "status")["rows"]
     assert sum(row["done"] for row in rows) == 4
     assert sum(row["left"] for row in rows) == 3
 
