@@ -91,9 +91,20 @@ def _table(given: Any) -> Table:
 
     def rows(columns: Sequence[str]) -> Iterator[Row]:
         for number, row in enumerate(guard(_plain_rows(given, columns, images), location)):
+            for name in set(images) & set(row):
+                _require_bytes(row[name], f"{name!r} of row {number} in {location}")
             yield f"row {number}", row
 
     return Table(location, kinds, rows, class_names)
+
+
+def _require_bytes(cell: Any, where: str) -> None:
+    """Refuse an image that is the path of a file: no row of a table opens one."""
+    path = cell.get("path") if isinstance(cell, Mapping) and cell.get("bytes") is None else None
+    if path is not None and not str(path).rsplit("::", 1)[-1].startswith("hf://"):
+        raise CorpusError(
+            f"{where} is the path of a file, and no row opens one here; give the folder instead of the data set."
+        )
 
 
 def _plain_rows(given: Any, columns: Sequence[str], images: Sequence[str]) -> Iterator[Mapping[str, Any]]:

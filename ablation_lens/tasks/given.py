@@ -152,6 +152,7 @@ class Given:
         return replace(batch, labels=labels.masked_fill(~scored, 0), scored=scored), single
 
     def _of_tokens(self, item: Mapping[Any, Any], *, masked: bool) -> tuple[Batch, bool]:
+        _require_rows(item)
         item = _padded(item)
         ids = ids_of(item["input_ids"])
         single, ids = ids.ndim == 1, one_or_more_rows(ids)
@@ -380,6 +381,18 @@ def _class_ids(labels: Any) -> Int[Tensor, " batch"]:
 
 
 # ---------------------------------------------------------------------- rows of different lengths
+
+
+def _require_rows(item: Mapping[Any, Any]) -> None:
+    """Refuse what PyTorch's default collation makes of rows that are lists: a tensor per position, not per row."""
+    for name in ("input_ids", "attention_mask", "labels", "special_tokens_mask"):
+        parts: Any = item.get(name)
+        listed = isinstance(parts, list | tuple) and parts and all(isinstance(part, Tensor) for part in parts)
+        if listed and len({tuple(part.shape) for part in parts}) == 1 and parts[0].ndim:
+            raise MismatchError(
+                f"{name} is a list of tensors, as a DataLoader makes of rows that are lists: one for each position, "
+                f"not for each row; give it dataset.with_format('torch'), or torch.stack({name}) if these are rows."
+            )
 
 
 def _padded(item: Mapping[Any, Any]) -> Mapping[Any, Any]:

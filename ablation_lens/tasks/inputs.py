@@ -1,5 +1,6 @@
 """Token ids, masks, labels and pixels out of tensors, arrays and lists, and whether a model can read them."""
 
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -101,6 +102,21 @@ def pixels_of(value: Any, what: str = "pixel_values") -> Float[Tensor, "*batch c
             "model.image_processor(images, return_tensors='pt')."
         )
     return pixels
+
+
+def whole(value: Any, name: str) -> int:
+    """A whole number, also one that is written as 1e4.
+
+    >>> whole(1e4, "tokens")
+    10000
+    >>> whole("100", "tokens")
+    Traceback (most recent call last):
+    ablation_lens.errors.MismatchError: tokens='100' is not possible; give a whole number.
+    """
+    try:
+        return int(value) if isinstance(value, float) and value.is_integer() else operator.index(value)
+    except TypeError as error:
+        raise MismatchError(f"{name}={shorten(repr(value), 60)} is not possible; give a whole number.") from error
 
 
 def told(value: Any) -> str:

@@ -8,7 +8,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, overload
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -17,7 +17,7 @@ from torch import Tensor
 from ablation_lens.errors import MismatchError
 from ablation_lens.hooked import task_of
 from ablation_lens.records import CorpusRecord
-from ablation_lens.tasks.inputs import ids_of, mask_of, one_or_more_rows, pixels_of, told
+from ablation_lens.tasks.inputs import ids_of, mask_of, one_or_more_rows, pixels_of, told, whole
 from ablation_lens.tasks.prompts import id_of_answer, mask_places, tokens_of_texts
 
 
@@ -143,7 +143,7 @@ class Batch:
         """A batch of your own images, none of them scored; a model makes so many `positions` of each (`cfg.n_ctx`)."""
         pixels = pixels_of(pixels, "pixels")
         rows = len(pixels)
-        valid = torch.ones(rows, positions, dtype=torch.bool)
+        valid = torch.ones(rows, whole(positions, "positions"), dtype=torch.bool)
         return cls(pixels, valid, torch.zeros(rows, dtype=torch.int64), torch.zeros(rows, dtype=torch.bool))
 
     @property
@@ -366,7 +366,7 @@ class BatchPlan:
         >>> [len(plan.part(0, 2)), len(plan.part(2))] == [2, len(plan) - 2]
         True
         """
-        return PlanPart(self, start, len(self) if stop is None else stop)
+        return PlanPart(self, whole(start, "start"), len(self) if stop is None else whole(stop, "stop"))
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -377,6 +377,32 @@ class BatchPlan:
     def nth(self, place: int) -> Batch:
         """The batch at a place, counted from 0."""
         return self.batch(self.batches[place])
+
+    @overload
+    def __getitem__(self, place: int) -> Batch: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> "PlanPart": ...
+
+    def __getitem__(self, place: int | slice) -> "Batch | PlanPart":
+        """A batch, or the `part` between two of them.
+
+        >>> from ablation_lens import load_model, task_for
+        >>> plan = task_for(load_model("tiny-opt")).batches(tokens=1000, batch_size=1)
+        >>> len(plan[0].inputs), len(plan[:2]), len(plan[-2:])
+        (1, 2, 2)
+        """
+        if isinstance(place, slice):
+            start, stop, step = place.indices(len(self))
+            if step != 1:
+                raise MismatchError(
+                    f"a step of {step} leaves batches out; a part of a plan goes from one batch to another."
+                )
+            return self.part(start, stop)
+        number = whole(place, "the place of a batch")
+        if not -len(self) <= number < len(self):
+            raise MismatchError(f"there is no batch {number} among {len(self)}; count from 0.")
+        return self.nth(number % len(self))
 
     def batch(self, numbers: tuple[int, ...]) -> Batch:
         """The documents of these numbers, padded to the longest of them."""

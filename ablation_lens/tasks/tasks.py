@@ -17,7 +17,8 @@ import torch
 from ablation_lens.corpora import Corpus, ImageDocument, TextDocument, open_corpus, own_corpus, warn_when_short
 from ablation_lens.errors import CorpusError, ModelError
 from ablation_lens.hooked import task_of, tokenizer_of
-from ablation_lens.tasks.inputs import told
+from ablation_lens.names import require_known
+from ablation_lens.tasks.inputs import told, whole
 from ablation_lens.tasks.plans import Batch, BatchPlan, ImageItem, Item, TextItem, cut_batches
 
 __all__ = ["Batch", "BatchPlan", "CausalLM", "ImageClassification", "MaskedLM", "Task", "task_for"]
@@ -83,6 +84,7 @@ class Task(ABC):
         size = self._size(tokens, images)
         if count not in COUNTS:
             raise CorpusError(f"count={count!r} is not known; use 'all' or 'skip-common'.")
+        batch_size = None if batch_size is None else whole(batch_size, "batch_size")
         if batch_size is not None and batch_size < 1:
             raise CorpusError(f"batch_size={batch_size} is not possible; use 1 or more.")
         items, reading = self._items(self.corpus.restricted_to(split), size, seed, count)
@@ -113,6 +115,7 @@ class Task(ABC):
         size, other = (images, tokens) if self.unit == "images" else (tokens, images)
         if other is not None:
             raise CorpusError(f"{self.name} is measured in {self.unit}; give {self.unit}=…")
+        size = None if size is None else whole(size, self.unit)
         if size is not None and size < 2:
             raise CorpusError(f"{self.unit}={size} is too few; give at least 2, or None for the whole split.")
         return size
@@ -326,8 +329,15 @@ def task_for(model: Any, corpus: Any = None, *, context: int | None = None, **op
     'own texts'
     """
     require_model(model)
+    for name in options:
+        require_known(name, _OPTIONS, "option")
+    context = None if context is None else whole(context, "context")
+    if context is not None and context < 1:
+        raise CorpusError(f"context={context} is not possible; use 1 or more.")
     kind = task_of(model)
     if kind == "image-classification":
+        if context is not None:
+            raise CorpusError(f"context={context} is about texts; an image always has {model.cfg.n_ctx} positions.")
         return _image_task(model, corpus, options)
     tokenizer = tokenizer_of(model)
     if tokenizer is None:
@@ -346,6 +356,9 @@ def task_for(model: Any, corpus: Any = None, *, context: int | None = None, **op
     known = min(len(tokenizer), int(model.cfg.d_vocab))
     ordinary = tuple(token for token in range(known) if token not in special)
     return MaskedLM(corpus=opened, tokenizer=tokenizer, max_context=limit, ordinary_ids=ordinary)
+
+
+_OPTIONS = ("labels", "column", "block", "errors", "split")
 
 
 def require_model(model: Any) -> None:

@@ -215,6 +215,10 @@ MISTAKES = {
     "a mask instead of ids": (torch.rand(2, 5) > 0.5, "bool"),
     "a row longer than the context": (torch.full((1, 400), 7), "context of 256"),
     "a DataLoader of tuples": (DataLoader(TensorDataset(torch.ones(2, 3), torch.ones(2, 3))), "what is what"),
+    "a DataLoader that turned rows into columns": (
+        DataLoader([{"input_ids": [5, 6, 7]}, {"input_ids": [8, 9, 4]}], batch_size=2),
+        "one for each position",
+    ),
     "a mask of another shape": ({"input_ids": [[5, 6, 7]], "attention_mask": [[1, 1]]}, "attention_mask"),
     "a mask of other numbers": ({"input_ids": [[5, 6, 7]], "attention_mask": [[1, 1, 7]]}, "0 and 1"),
     "labels of another shape": ({"input_ids": [[5, 6, 7]], "labels": [[5, 6]]}, "labels have the shape"),
@@ -318,6 +322,14 @@ def test_images_of_a_data_set_are_read_with_their_labels(vit):
     data = datasets.Dataset.from_dict({"image": list(map(Image.fromarray, images)), "label": range(6)}, features)
     assert al.evaluate(vit, data).predictions == 6
     assert len(al.task_for(vit, data).batches(split="all").items) == 6
+
+
+def test_images_of_a_data_set_that_are_paths_are_refused(vit, tmp_path):
+    Image.new("RGB", (32, 32)).save(tmp_path / "one.png")
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
+    data = datasets.Dataset.from_dict({"image": [str(tmp_path / "one.png")], "label": [1]}, features)
+    with pytest.raises(CorpusError, match="give the folder"):
+        al.evaluate(vit, data)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from ablation_lens.corpora import CorpusSizeWarning, open_corpus
-from ablation_lens.errors import CorpusError, MismatchError, ModelError
+from ablation_lens.errors import AblationLensError, CorpusError, MismatchError, ModelError
 from ablation_lens.tasks.plans import Batch, cut_batches
 from ablation_lens.tasks.tasks import CausalLM, MaskedLM, task_for
 from tests.tiny_tokenizers import SPECIALS, WORDS, word_tokenizer
@@ -302,3 +302,33 @@ def test_a_plan_says_what_it_is(corpus):
     assert "masked-lm" in text
     assert "50 tokens" in text
     json.dumps(masked(corpus).batches(split="all").corpus.to_dict())
+
+
+# ---------------------------------------------------------------------- natural mistakes
+
+
+@pytest.mark.parametrize(
+    ("ask", "told"),
+    [
+        (lambda task: task.batches(tokens="100"), "tokens='100'"),
+        (lambda task: task.batches(tokens=99.5), "tokens=99.5"),
+        (lambda task: task.batches(batch_size="8"), "batch_size='8'"),
+        (lambda task: task.batches().part("a"), "start='a'"),
+        (lambda task: task.batches()[1000], "no batch 1000"),
+        (lambda task: task.batches()[::2], "step of 2"),
+    ],
+)
+def test_a_size_or_place_that_is_none_is_one_sentence(corpus, ask, told):
+    with pytest.raises(MismatchError, match=told):
+        ask(causal(corpus))
+
+
+def test_a_size_may_be_written_with_an_exponent(corpus):
+    assert causal(corpus).batches(tokens=3e1) == causal(corpus).batches(tokens=30)
+
+
+@pytest.mark.parametrize(("options", "told"), [({"colum": "x"}, "'column'"), ({"context": 0}, "context=0")])
+def test_an_option_of_a_task_that_is_none_is_one_sentence(options, told):
+    model = SimpleNamespace(tokenizer=word_tokenizer(), cfg=SimpleNamespace(n_ctx=8, d_vocab=25))
+    with pytest.raises(AblationLensError, match=told):
+        task_for(model, ["the cat sat"], **options)
