@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 # The stamp remembers what was installed: nothing is reinstalled until the lock or the project file changes.
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check types lint lint-js test-js format bench lock env clean
+.PHONY: demo test check types lint lint-js test-js format bench notebooks lock env clean
 
 env: $(STAMP)
 
@@ -54,6 +54,10 @@ format: $(STAMP)
 
 bench: $(STAMP)
 	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+# What the notebooks show, as pages; needs a Chrome or Chromium for the figures.
+notebooks: $(STAMP)
+	$(BIN)/python scripts/notebooks.py
 
 # Resolve every dependency anew in a throwaway environment and pin what came out.
 lock:

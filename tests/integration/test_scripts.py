@@ -40,7 +40,7 @@ def script(monkeypatch, capsys):
 
 def test_every_script_is_run_here():
     assert {path.name for path in (ROOT / "benchmarks").glob("*.py")} == {*BENCHMARKS, "peak_memory.py"}
-    assert {path.name for path in (ROOT / "scripts").glob("*.py")} == {"lock.py", "pictures.py"}
+    assert {path.name for path in (ROOT / "scripts").glob("*.py")} == {"lock.py", "notebooks.py", "pictures.py"}
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)
@@ -63,6 +63,35 @@ def test_pictures(script, tmp_path):
     for name in ("figure-1", "explorer"):
         with Image.open(tmp_path / f"{name}.png") as picture:
             assert min(picture.size) > 400
+
+
+# jupyter_client closes its sockets when they are collected.
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_notebooks(script, tmp_path):
+    if shutil.which("chromium") is None:
+        pytest.skip("CHROMIUM IS MISSING: the figures of notebooks are not made (apt-get install chromium)")
+    for module in ("nbclient", "nbconvert", "kaleido"):
+        pytest.importorskip(module, reason=f"{module} is missing (extras notebook and images)")
+    import nbformat
+
+    sources = [
+        "print('one')\nprint('two')",
+        "import plotly.graph_objects as go\ngo.Figure(go.Bar(y=[1, 2]), {'title': 'Bars [1]'})",
+    ]
+    notebook = nbformat.v4.new_notebook(
+        cells=[nbformat.v4.new_markdown_cell("# Title"), *map(nbformat.v4.new_code_cell, sources)]
+    )
+    nbformat.write(notebook, tmp_path / "small.ipynb")
+    assert "small.md" in script(
+        ROOT / "scripts" / "notebooks.py", str(tmp_path / "small.ipynb"), "--out", str(tmp_path)
+    )
+    text = (tmp_path / "small.md").read_text(encoding="utf-8")
+    assert text.startswith("# Title\n\n*What [small.ipynb]")
+    assert "    one\n    two\n" in text
+    (picture,) = (tmp_path / "small_files").iterdir()
+    assert f"![Bars \\[1\\]](small_files/{picture.name})" in text
+    with Image.open(picture) as opened:
+        assert opened.size == (1350, 675)
 
 
 def test_lock_says_what_it_does(script, capsys):
