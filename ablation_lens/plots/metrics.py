@@ -44,7 +44,7 @@ class ShownMetric:
 _KNOWN = {
     "top1": ShownMetric("top1", "top-1", "%", 100.0),
     "cross_entropy": ShownMetric("cross_entropy", "cross-entropy", "nats"),
-    "kl": ShownMetric("kl", "KL from the model as it is", "nats"),
+    "kl": ShownMetric("kl", "KL divergence", "nats"),
     "logit_difference": ShownMetric("logit_difference", "logit difference"),
     "probability_difference": ShownMetric("probability_difference", "probability difference"),
 }

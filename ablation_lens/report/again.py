@@ -16,12 +16,14 @@ SETTINGS = "study.toml"
 _ALWAYS = ("models", "methods", "fractions", "seeds", "corpora")
 
 
-def command_for(study: StudyRecord, out: str = "runs/again") -> str:
-    """The command that runs a study again, from a preset if it is one.
+def command_for(study: StudyRecord, out: str = "runs/again") -> str | None:
+    """The command that runs a study again, from a preset if it is one; None of what was given in Python.
 
     >>> command_for(StudyRecord(**Study.preset("quick").to_dict()))
     'ablation-lens study --preset quick --out runs/again'
     """
+    if study.given:
+        return None
     given = _said(study.to_dict())
     for preset in PRESETS:
         if given == _said(Study.preset(preset).to_dict()):
@@ -42,8 +44,10 @@ def toml_of(study: StudyRecord) -> str:
     <BLANKLINE>
     """
     usual = _said(Study(models=("any",)).to_dict())
-    lines: list[str] = []
+    lines = [f"# {on_one_line(name)}, given in Python: {on_one_line(told)}" for name, told in study.given.items()]
     for name, value in _said(study.to_dict()).items():
+        if name == "given":
+            continue
         if name == "metrics":
             own = [metric for metric in value if metric not in BUILT_IN]
             lines += [f"# {on_one_line(metric)} is a function: Study.from_toml(..., metrics=...)" for metric in own]

@@ -377,8 +377,12 @@ def _add_again(page: Page, results: Results, studies: Iterable[StudyRecord]) -> 
         )
     )
     for study in studies:
-        page.add(Code(command_for(study)))
-        page.add(Paragraph(f"with these settings as {SETTINGS}:" if SETTINGS in command_for(study) else "which is:"))
+        command = command_for(study)
+        if command is None:
+            page.add(Paragraph("From Python, with what was given there and these settings:"))
+        else:
+            page.add(Code(command))
+            page.add(Paragraph(f"with these settings as {SETTINGS}:" if SETTINGS in command else "which is:"))
         page.add(Code(toml_of(study).rstrip()))
 
 

@@ -138,11 +138,11 @@ def test_metrics_of_a_users_own_have_their_panels(page, folder):
     curves = found["metrics-1"]
     assert [note.text for note in curves.layout.annotations][:2] == [
         "tiny-vit: bold &lt;b&gt; &amp; &#36;x&#36;",
-        "tiny-vit: KL from the model as it is",
+        "tiny-vit: KL divergence",
     ]
     # Nobody said what is better for the function, so no method is the best by it.
     assert [note.text for note in found["metrics-1-differences"].layout.annotations] == [
-        f"{name}: KL from the model as it is" for name in al.Results.load(folder).groups.values()
+        f"{name}: KL divergence" for name in al.Results.load(folder).groups.values()
     ]
 
 

@@ -600,7 +600,7 @@ def test_differences_have_their_intervals_and_say_who_is_as_good_as_the_best():
     # Side by side, in the order of methods, and each nearer to its own fraction than to another.
     places = [drawn(figure, name)[0].x[0] for name in ("zero", "mean", "peak", "resample-tokens")]
     assert places == sorted(set(places))
-    assert max(abs(place - 50) for place in places) < 25
+    assert max(abs(place - 50) for place in places) < 5
 
 
 def test_constants_can_be_told_apart_beside_resampling():

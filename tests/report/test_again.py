@@ -43,6 +43,15 @@ def test_a_metric_that_is_a_function_is_named_and_not_made_up(tmp_path):
     assert "# mine is a function" in text
 
 
+def test_what_was_given_in_python_is_described_and_no_command_is_made_up():
+    held = StudyRecord(("mine",), ("zero",), given={f"model {HOSTILE}": "HookedTransformer, checksum 3f"})
+    assert command_for(held) is None
+    first, *rest = toml_of(held).splitlines()
+    assert first.startswith("# model m")
+    assert first.endswith(", given in Python: HookedTransformer, checksum 3f")
+    assert rest == ['models = ["mine"]', 'methods = ["zero"]']
+
+
 def test_settings_of_before_there_were_more_are_read_as_far_as_they_go(tmp_path):
     text = toml_of(StudyRecord(("tiny-opt",), ("zero",)))
     assert text.splitlines() == ['models = ["tiny-opt"]', 'methods = ["zero"]']
