@@ -11,7 +11,7 @@ from ablation_lens.errors import AblationLensError
 
 if TYPE_CHECKING:
     from ablation_lens import adapters, corpora, plots, zoo
-    from ablation_lens.ablation.ablation import Ablation
+    from ablation_lens.ablation.ablation import Ablation, Ablations
     from ablation_lens.ablation.masks import named_neurons, random_neurons, top_neurons, whole_heads
     from ablation_lens.explorer import explore
     from ablation_lens.measure import metrics, resampling
@@ -35,6 +35,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Ablation",
     "AblationLensError",
+    "Ablations",
     "ActivationStatistics",
     "Batch",
     "ModelRecord",
@@ -67,6 +68,7 @@ __all__ = [
 # attribute of its package, which would hide the function.
 _HOMES = {
     "Ablation": "ablation.ablation",
+    "Ablations": "ablation.ablation",
     "ActivationStatistics": "neurons.statistics",
     "Batch": "tasks.plans",
     "ModelRecord": "records",

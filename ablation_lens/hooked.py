@@ -3,9 +3,13 @@
 A `HookedTransformer`, a `TransformerBridge`, the encoders of `adapters` and a user's own model answer alike.
 """
 
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any, Protocol
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from ablation_lens.errors import MismatchError
@@ -41,25 +45,102 @@ def listening(*modules: Any) -> bool:
     return bool(everywhere())
 
 
-class CachedPositions:
-    """A pre-hook on a block: how many positions its key-value cache holds before the call."""
+@dataclass(frozen=True)
+class Columns:
+    """The columns of one activation: `count` of them, after `start` that a key-value cache holds.
 
-    def __init__(self, layer: int) -> None:
-        self.layer, self.length = layer, 0
+    `real` says of all of them, cached ones first, which hold a token and not padding; None where all do.
+
+    >>> columns = Columns(1, 2, torch.tensor([[False, True, True], [True, True, False]]))
+    >>> columns.places(torch.device("cpu")).tolist(), columns.lengths(torch.device("cpu")).tolist()
+    ([[0, 1], [1, 2]], [[2], [2]])
+    """
+
+    start: int
+    count: int
+    real: Bool[Tensor, "batch column"] | None = None
+
+    def places(self, device: torch.device) -> Int[Tensor, "#batch column"]:
+        """The position of every column: how many real tokens are before it in its row; -1 at padding.
+
+        Padding after a text counts on: in a text that begins its row, a column's number is its position.
+        """
+        if self.real is None:
+            return torch.arange(self.start, self.start + self.count, device=device)[None]
+        real = self.real.to(device)
+        counted = real | (real.flip(1).cumsum(1).flip(1) == 0)
+        return (counted.cumsum(1) - 1).masked_fill(~counted, -1)[:, self.start :]
+
+    def lengths(self, device: torch.device) -> Int[Tensor, "#batch 1"]:
+        """How many real tokens each row has so far."""
+        if self.real is None:
+            return torch.tensor([[self.start + self.count]], device=device)
+        return self.real.to(device).sum(1, keepdim=True)
+
+
+@contextmanager
+def watch_columns(model: Any, layers: Iterable[int]) -> Iterator[dict[int, Callable[[int], Columns]]]:
+    """Per layer a function that says, while the model runs, what so many columns of an activation are.
+
+    By pre-hooks, which know the cache and the attention mask that a model is called with.
+    """
+    with ExitStack() as leaving:
+        mask = None
+        if hasattr(model, "original_model"):
+            # A bridge's blocks see a mask of queries against keys, in which sliding windows hide real tokens, too.
+            mask = _SeenMask()
+            leaving.callback(model.original_model.register_forward_pre_hook(mask, with_kwargs=True).remove)
+        # One per block: while the model runs, the caches of earlier blocks hold the new positions already.
+        watching = {layer: _BlockInput(layer, mask) for layer in layers}
+        for layer, block_input in watching.items():
+            leaving.callback(model.blocks[layer].register_forward_pre_hook(block_input, with_kwargs=True).remove)
+        yield {layer: block_input.columns for layer, block_input in watching.items()}
+
+
+class _SeenMask:
+    """A pre-hook on a Hugging Face model: the attention mask it was called with."""
+
+    real: Tensor | None = None
+
+    def __call__(self, module: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        """Look at it, as torch calls a pre-hook that is registered `with_kwargs=True`."""
+        mask = kwargs.get("attention_mask")
+        self.real = mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
+
+
+class _BlockInput:
+    """A pre-hook on a block: how many positions its key-value cache holds before the call, and the attention mask."""
+
+    def __init__(self, layer: int, mask: _SeenMask | None) -> None:
+        self.layer, self.mask = layer, mask
+        self.cached = 0
+        self.real: Tensor | None = None
 
     def __call__(self, block: Any, args: Any, kwargs: dict[str, Any]) -> None:
-        """Look into the cache, as torch calls a pre-hook that is registered `with_kwargs=True`."""
+        """Look into the cache."""
         entry = kwargs.get("past_kv_cache_entry")  # transformer-lens 3
         cache = kwargs.get("past_key_values")  # Hugging Face, and with it transformer-lens 4
         if entry is not None:
-            self.length = int(entry.past_keys.shape[1])  # [batch pos head dim]
+            self.cached = int(entry.past_keys.shape[1])  # [batch pos head dim]
         else:
             # Not the length of the keys it holds: a sliding window has dropped the first ones.
-            self.length = 0 if cache is None else int(cache.get_seq_length(self.layer))
+            self.cached = 0 if cache is None else int(cache.get_seq_length(self.layer))
+        if self.mask is not None:
+            self.real = self.mask.real
+        else:
+            # transformer-lens 3 gives [batch key] by name, an adapter [batch 1 1 key] after the residual stream.
+            given = kwargs.get("attention_mask", args[1] if len(args) > 1 else None)
+            self.real = given.flatten(1) if isinstance(given, Tensor) else None
 
-    def count(self) -> int:
-        """The positions before the first one of this call."""
-        return self.length
+    def columns(self, count: int) -> Columns:
+        """What so many columns of an activation in this block are."""
+        real = None if self.real is None or bool(self.real.all()) else self.real.bool()
+        if real is not None and real.shape[1] != self.cached + count:
+            raise MismatchError(
+                f"the attention mask has {real.shape[1]} columns, and there are {self.cached} cached positions and "
+                f"{count} new ones: which of them are padding cannot be told."
+            )
+        return Columns(self.cached, count, real)
 
 
 def require_site(model: Any, site: Site, *, replaced: bool = False) -> None:

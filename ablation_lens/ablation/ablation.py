@@ -1,32 +1,68 @@
-"""`Ablation`: which neurons are set to what, and the TransformerLens hooks that do it."""
+"""`Ablation`: which neurons are set to what, and the TransformerLens hooks that do it; `Ablations`: several of them."""
 
 import warnings
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import KW_ONLY, dataclass, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeGuard
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ablation_lens.ablation.baking import bake
-from ablation_lens.ablation.masks import as_mask
+from ablation_lens.ablation.masks import as_mask, named_neurons
+from ablation_lens.ablation.places import (
+    Positions,
+    count_from_end,
+    describe_positions,
+    find,
+    read_positions,
+    values_at,
+)
 from ablation_lens.errors import FileFormatError, MismatchError, NonFiniteError
 from ablation_lens.files import load_tensors, save_tensors
-from ablation_lens.hooked import CachedPositions, require_site
+from ablation_lens.hooked import Columns, require_site, watch_columns
 from ablation_lens.records import ModelRecord, Record, record_of, stated_record
 from ablation_lens.sites import Hook, Site, neuron_name
 
-KIND, VERSION = "ablation", 2
-"""What these files call themselves, and their format: the second says more of the model."""
+KIND, SEVERAL, VERSION = "ablation", "ablations", 3
+"""What these files call themselves, and their format: the second says more of the model, the third of positions."""
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 # Weak, so that no model stays in memory because it was warned about.
 _warned: "weakref.WeakKeyDictionary[Any, set[str]]" = weakref.WeakKeyDictionary()
 """What was said about which model: once is enough."""
+
+
+class Provider(Protocol):
+    """Values that depend on the input: whoever runs a model asks for them, batch by batch.
+
+    Counterfactual inputs and means by position are such values. What is given for a position is for the real token
+    of that number, wherever a row's padding is.
+
+    >>> def half_of_what_is_there(model, batch, site):
+    ...     from ablation_lens.measure.forward import capture
+    ...     return torch.stack([values / 2 for values in capture(model, batch, site).values()])
+    >>> import ablation_lens as al
+    >>> model = al.load_model("tiny-opt")
+    >>> ablation = Ablation(al.named_neurons("L1", (4, 4, 32)), half_of_what_is_there)
+    >>> tuple(ablation.resolve(model, al.Batch.causal(torch.tensor([[2, 7, 9]]))).values.shape)
+    (4, 1, 3, 4, 32)
+    """
+
+    def __call__(self, model: Any, batch: Any, site: Site, /) -> Tensor:
+        """One value per neuron, per `[layer pos head dim]`, or per `[layer batch pos head dim]`."""
+        ...
+
+
+class _Batch(Protocol):
+    """What is asked of a batch: which columns of it are real."""
+
+    @property
+    def valid(self) -> Bool[Tensor, "batch pos"]: ...
 
 
 @dataclass(frozen=True)
@@ -37,19 +73,22 @@ class AblationHeader(Record):
     site: str
     positions: tuple[int, ...] | None
     center: str | None
+    span: tuple[int | None, int | None, int | None] | None = None
+    """A slice of positions: start, stop, step."""
 
 
 # eq=False: `==` of two tensors is a tensor, and has no single truth value.
 @dataclass(frozen=True, eq=False, repr=False)
 class Ablation:
-    """Neurons, and the values they are set to.
+    """Neurons, and the values they are set to. `ablation | other` is both, and `at` says where.
 
     Attributes:
         mask: which neurons are ablated; names such as `["L3.H5", "L2.H1.D3"]` become one.
-        values: what they are set to: one value per neuron, or one per neuron and position.
+        values: what they are set to: one number, one value per neuron, per neuron and position, or also per row of a
+            batch; or a function that is asked for every batch (`Provider`).
         source: the model the values belong to; other models are then refused.
         site: where the neurons are; its name will do.
-        positions: ablate at these positions only, counted from 0; None for all.
+        positions: ablate at these positions only; None for all. What `at` takes.
         center: what the values are called, for people.
 
     >>> ablation = Ablation(torch.tensor([[[True, False]]]), torch.zeros(1, 1, 2), center="zero")
@@ -61,25 +100,40 @@ class Ablation:
     """
 
     mask: Bool[Tensor, "layer head dim"]
-    values: Float[Tensor, "layer head dim"] | Float[Tensor, "layer pos head dim"]
+    values: Float[Tensor, "layer *batch_and_pos head dim"] | Provider
     source: ModelRecord | None = None
     _: KW_ONLY
     site: Site = Site.Z
-    positions: tuple[int, ...] | None = None
+    positions: Positions | None = None
     center: str | None = None
 
     def __post_init__(self) -> None:
-        values = self.values
         # A frozen dataclass refuses plain assignments.
         object.__setattr__(self, "site", Site.of(self.site))
-        # Without the position axis, which is the second.
-        per_neuron = values.shape if values.ndim == 3 else (*values.shape[:1], *values.shape[2:])
-        mask = as_mask(self.mask, per_neuron, site=self.site)
-        object.__setattr__(self, "mask", mask)
-        if values.ndim not in (3, 4) or tuple(per_neuron) != tuple(mask.shape):
+        object.__setattr__(self, "positions", read_positions(self.positions))
+        # Names need the shape of the values, and a single value that of the mask.
+        shape = _per_neuron(self.values.shape) if isinstance(self.values, Tensor) else ()
+        if not shape and not isinstance(self.mask, Tensor):
             raise MismatchError(
-                f"values of shape {tuple(values.shape)} do not fit a mask of shape {tuple(mask.shape)}; expected "
-                "[layer head dim] or [layer pos head dim]."
+                "names alone do not say how many neurons there are; use "
+                "al.Ablation.from_names(names, values, model=model), or al.named_neurons(names, shape)."
+            )
+        object.__setattr__(self, "mask", as_mask(self.mask, shape, site=self.site))
+        if isinstance(self.values, int | float) and not isinstance(self.values, bool):
+            object.__setattr__(self, "values", torch.full(self.mask.shape, float(self.values)))
+        if isinstance(self.values, Tensor):
+            self._require_possible(self.values)
+        elif not callable(self.values):
+            raise MismatchError(
+                f"values are a {type(self.values).__name__}; expected a number, a tensor [layer head dim] or a "
+                "function of (model, batch, site)."
+            )
+
+    def _require_possible(self, values: Tensor) -> None:
+        if values.ndim not in (3, 4, 5) or _per_neuron(values.shape) != tuple(self.mask.shape):
+            raise MismatchError(
+                f"values of shape {tuple(values.shape)} do not fit a mask of shape {tuple(self.mask.shape)}; expected "
+                "[layer head dim], [layer pos head dim] or [layer batch pos head dim]."
             )
         if values.dtype not in _FLOATS:
             raise MismatchError(f"values must be floating-point numbers of 16, 32 or 64 bits, got {values.dtype}.")
@@ -89,19 +143,82 @@ class Ablation:
                 f"the value of {neuron_name(layer, head, dim, self.site)} is not finite; an ablated neuron needs "
                 "a number."
             )
-        if self.positions is not None:
-            # Sorted and without repeats, as `repr` counts them.
-            object.__setattr__(self, "positions", tuple(sorted({int(place) for place in self.positions})))
-            if not self.positions or self.positions[0] < 0 or self.positions[-1] >= 2**31:
-                raise MismatchError(f"positions={self.positions} is not possible; count from 0, and name at least one.")
+
+    @classmethod
+    def from_names(
+        cls,
+        names: str | Iterable[str | tuple[int, ...]],
+        values: "float | Tensor | Provider" = 0.0,
+        *,
+        model: Any,
+        site: Site | str = Site.Z,
+        positions: Any = None,
+        center: str | None = None,
+    ) -> "Ablation":
+        """Set the named neurons, heads and layers of a model to values of your own.
+
+        To a center of their distribution: `stats.ablation(["L3.H1", "L2.H0.D5"], "peak")`.
+
+        >>> import ablation_lens as al
+        >>> al.Ablation.from_names(["L3.H1", "L2.H0.D5"], 0.0, model=al.load_model("tiny-opt"))
+        Ablation(33 of 512 neurons in 2 layers → 0)
+        """
+        where = Site.of(site)
+        require_site(model, where)
+        mask = named_neurons(names, where.shape(model.cfg), site=where)
+        if center is None and isinstance(values, int | float):
+            center = f"{values:g}"
+        return cls(mask, values, site=where, positions=positions, center=center)  # type: ignore[arg-type]
 
     @property
     def depends_on_position(self) -> bool:
         """Whether what happens to a neuron differs between positions."""
-        return self.values.ndim == 4 or self.positions is not None
+        return self.positions is not None or not isinstance(self.values, Tensor) or self.values.ndim > 3
+
+    @property
+    def depends_on_batch(self) -> bool:
+        """Whether it is made for one batch, or has to be asked for every one: then it has no file, and is not baked."""
+        per_batch = callable(self.positions) or isinstance(self.positions, Tensor)
+        return per_batch or not isinstance(self.values, Tensor) or self.values.ndim == 5
+
+    def resolve(self, model: Any, batch: "_Batch") -> "Ablation":
+        """This ablation for one batch, in plain tensors; itself where nothing depends on the batch.
+
+        `al.evaluate` asks for that. Positions and values count the real tokens of every row.
+
+        >>> import ablation_lens as al
+        >>> model, batch = al.load_model("tiny-opt"), al.Batch.causal(torch.tensor([[2, 7, 9], [2, 5, 8]]))
+        >>> last = Ablation.from_names("L1.H0", model=model).at(-1).resolve(model, batch)
+        >>> with last.applied_to(model):
+        ...     logits = model(batch.inputs)
+        """
+        values, positions = self.values, self.positions
+        if callable(positions):
+            positions = read_positions(positions(batch))
+            if callable(positions):
+                raise MismatchError("positions are a function of the batch that gives a function; expected positions.")
+        if not isinstance(values, Tensor):
+            values = values(model, batch, self.site)
+            if not isinstance(values, Tensor):
+                raise MismatchError(f"values(model, batch, site) gave a {type(values).__name__}; expected a tensor.")
+        valid = batch.valid
+        rows = [*([len(positions)] if isinstance(positions, Tensor) else []), *([values.shape[1]] * (values.ndim == 5))]
+        if any(number != len(valid) for number in rows):
+            raise MismatchError(
+                f"this ablation is for the {rows[0]} rows of one batch, and there are {len(valid)}; give a function of "
+                "the batch instead."
+            )
+        from_start = not bool((valid[:, 1:] & ~valid[:, :-1]).any())
+        plain = not rows and not count_from_end(positions) and ((values.ndim == 3 and positions is None) or from_start)
+        if plain and values is self.values and positions is self.positions:
+            return self
+        plainly = Ablation(self.mask, values, self.source, site=self.site, positions=positions, center=self.center)
+        return plainly if plain else _ForBatch(**vars(plainly), real=valid)
 
     def hooks(self, offset: int | None = None, *, model: Any = None) -> list[Hook]:
         """Plain TransformerLens `(name, function)` pairs, for the layers with an ablated neuron.
+
+        Hooks see no attention mask: positions are columns here. `applied_to` and `resolve` count real tokens.
 
         Args:
             offset: the position of the first token, where a key-value cache holds what came before. Needed only for
@@ -112,7 +229,18 @@ class Ablation:
         """
         if model is not None:
             self.require_fits(model)
-        return [(self.site.hook_name(layer), _Replace(self, layer, lambda: offset)) for layer in self._layers()]
+        self._require_tensors("hooks()")
+        return self._hooks({layer: lambda count: _columns(offset, count) for layer in self._layers()})
+
+    def _hooks(self, columns: "Mapping[int, Callable[[int], Columns]]") -> list[Hook]:
+        return [(self.site.hook_name(layer), _Replace(self, layer, columns[layer])) for layer in self._layers()]
+
+    def _require_tensors(self, what: str) -> None:
+        if callable(self.positions) or not isinstance(self.values, Tensor):
+            raise MismatchError(
+                f"{what} is not possible with values or positions that are asked for every batch; al.evaluate does so, "
+                "and resolve(model, batch) gives them for one."
+            )
 
     def _layers(self) -> list[int]:
         found: list[int] = self.mask.flatten(1).any(1).nonzero().flatten().tolist()
@@ -120,6 +248,9 @@ class Ablation:
 
     def applied_to(self, model: Any) -> AbstractContextManager[Any]:
         """The model with this ablation in place, also under cached generation; nests, and always cleans up.
+
+        Positions count real tokens where the model is given an attention mask, or makes one for left padding, and
+        columns otherwise.
 
         >>> import ablation_lens as al
         >>> model = al.load_model("tiny-opt")
@@ -133,22 +264,24 @@ class Ablation:
         """
         # Here and not in the generator, which runs only at `with`: errors and warnings belong to this call.
         self.require_fits(model)
+        self._require_tensors("applied_to(model)")
         return self._in_place(model)
 
     @contextmanager
     def _in_place(self, model: Any) -> Iterator[Any]:
         with ExitStack() as leaving:
-            hooks = self.hooks()
-            if self.depends_on_position:
-                # One per block: while the model runs, the caches of earlier blocks hold the new positions already.
-                caches = {layer: CachedPositions(layer) for layer in self._layers()}
-                for layer, cached in caches.items():
-                    handle = model.blocks[layer].register_forward_pre_hook(cached, with_kwargs=True)
-                    # At once: if anything below fails, the handles made so far are removed.
-                    leaving.callback(handle.remove)
-                hooks = [(self.site.hook_name(layer), _Replace(self, layer, c.count)) for layer, c in caches.items()]
+            hooks = leaving.enter_context(self._hooks_in(model))
             leaving.enter_context(model.hooks(fwd_hooks=hooks))
             yield model
+
+    @contextmanager
+    def _hooks_in(self, model: Any) -> Iterator[list[Hook]]:
+        """Hooks that know the columns of what the model is given."""
+        if not self.depends_on_position:
+            yield self.hooks()
+            return
+        with watch_columns(model, self._layers()) as columns:
+            yield self._hooks(columns)
 
     def require_fits(self, model: Any) -> None:
         """Raise `MismatchError` unless the ablation's shape, and its source where known, are the model's."""
@@ -177,10 +310,12 @@ class Ablation:
             )
 
     def _is_zero(self) -> bool:
-        by_position = self.values if self.values.ndim == 4 else self.values[:, None]
-        # Both as [layer pos head dim], the positions of the mask to be broadcast.
-        chosen = self.mask[:, None].to(self.values.device)
-        return bool(chosen.any()) and not bool((chosen & (by_position != 0)).any())
+        if not isinstance(self.values, Tensor):
+            return False
+        # Masks of layers, with an axis for every one that the values have besides: rows and positions.
+        between = [1] * (self.values.ndim - 3)
+        chosen = self.mask.view(len(self.mask), *between, *self.mask.shape[1:]).to(self.values.device)
+        return bool(chosen.any()) and not bool((chosen & (self.values != 0)).any())
 
     def bake(self, model: Any) -> Any:
         """An equivalent model without hooks: the values are folded into new output weights and biases.
@@ -196,48 +331,269 @@ class Ablation:
         True
         """
         self.require_fits(model)
+        return bake(model, self.site, self.mask, self._constants())
+
+    def _constants(self) -> Float[Tensor, "layer head dim"]:
+        """The values, where they are the same at every position of everything."""
+        self._require_tensors("baking")
         if self.depends_on_position:
             raise MismatchError(
                 "values that depend on the position cannot be baked into weights, which are the same at every "
                 "position; use applied_to(model)."
             )
-        return bake(model, self.site, self.mask, self.values)
+        assert isinstance(self.values, Tensor)
+        return self.values
 
-    def at(self, *positions: int) -> "Ablation":
-        """The same ablation at some positions only."""
-        return replace(self, positions=positions)
+    def at(self, *positions: Any) -> "Ablation":
+        """The same ablation at some positions only, counted among a row's real tokens; -1 is the last.
+
+        Numbers, `slice(0, 3)`, `range(3)`, `[0, 1]`, a boolean `[batch pos]`, or a function of the batch.
+
+        >>> ablation = Ablation(["L0.H0"], torch.zeros(1, 2, 3))
+        >>> ablation.at(-1), ablation.at(0, 1), ablation.at(slice(1, None))  # doctest: +NORMALIZE_WHITESPACE
+        (Ablation(3 of 6 neurons in 1 layer → given values at position -1),
+         Ablation(3 of 6 neurons in 1 layer → given values at 2 positions),
+         Ablation(3 of 6 neurons in 1 layer → given values at positions 1:))
+        """
+        chosen: Any = positions[0] if len(positions) == 1 else list(positions)
+        return replace(self, positions=chosen)
+
+    def __or__(self, other: "Ablation | Ablations") -> "Ablations":
+        """Both; where both speak of a neuron, the later one wins."""
+        return Ablations((self,)) | other
 
     def save(self, path: str | Path) -> None:
         """Write one safetensors file, atomically."""
-        header = AblationHeader(self.source, self.site.value, self.positions, self.center)
-        save_tensors(path, KIND, header.to_dict(), {"mask": self.mask, "values": self.values}, version=VERSION)
+        header, tensors = self._to_file()
+        save_tensors(path, KIND, header, tensors, version=VERSION)
+
+    def _to_file(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        self._require_tensors("a file")
+        if self.depends_on_batch:
+            raise MismatchError(
+                "what is for the rows of one batch cannot be saved as an ablation; save positions that are the same in "
+                "every row."
+            )
+        assert isinstance(self.values, Tensor)
+        span = (self.positions.start, self.positions.stop, self.positions.step) if _is_slice(self.positions) else None
+        places = self.positions if isinstance(self.positions, tuple) else None
+        header = AblationHeader(self.source, self.site.value, places, self.center, span)
+        return header.to_dict(), {"mask": self.mask, "values": self.values}
 
     @classmethod
     def load(cls, path: str | Path) -> "Ablation":
         """Read what `save` wrote; a truncated, foreign, changed or newer file is one clear error."""
         plain, tensors = load_tensors(path, KIND, newest=VERSION)
-        try:
-            header = AblationHeader.from_dict(plain)
-            return cls(
-                tensors["mask"],
-                tensors["values"],
-                header.source,
-                site=Site(header.site),
-                positions=header.positions,
-                center=header.center,
-            )
-        # What the constructor refuses is a fault of the file here, not of the caller.
-        except (FileFormatError, KeyError, ValueError, MismatchError, NonFiniteError) as error:
-            raise FileFormatError(f"{path} is not a complete ablation ({error}); make it again.") from error
+        with _whole(path):
+            return cls._of_file(plain, tensors)
+
+    @classmethod
+    def _of_file(cls, plain: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> "Ablation":
+        header = AblationHeader.from_dict(plain)
+        if header.span is not None and header.positions is not None:
+            raise FileFormatError("it names positions twice")
+        return cls(
+            tensors["mask"],
+            tensors["values"],
+            header.source,
+            site=Site(header.site),
+            positions=header.positions if header.span is None else slice(*header.span),
+            center=header.center,
+        )
 
     def __repr__(self) -> str:
         chosen, layers = int(self.mask.sum()), int(self.mask.flatten(1).any(1).sum())
-        what = self.center or ("values by position" if self.values.ndim == 4 else "given values")
-        where = "" if self.positions is None else f" at {len(self.positions)} positions"
+        by = "values by batch" if not isinstance(self.values, Tensor) or self.values.ndim == 5 else "values by position"
+        given = isinstance(self.values, Tensor) and self.values.ndim == 3
+        what, where = self.center or ("given values" if given else by), describe_positions(self.positions)
         return (
             f"Ablation({chosen:,} of {self.mask.numel():,} neurons".replace(",", " ")
             + f" in {layers} layer{'' if layers == 1 else 's'} → {what}{where})"
         )
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class _ForBatch(Ablation):
+    """An ablation of one batch, whose rows and columns are known."""
+
+    real: Bool[Tensor, "batch pos"] = field(default_factory=lambda: torch.ones(1, 1, dtype=torch.bool))
+
+    @property
+    def depends_on_batch(self) -> bool:
+        return True
+
+    def hooks(self, offset: int | None = None, *, model: Any = None) -> list[Hook]:
+        if model is not None:
+            self.require_fits(model)
+        if offset:
+            raise MismatchError(f"an ablation of one batch has its positions already; offset={offset} is not possible.")
+        return self._hooks(dict.fromkeys(self._layers(), self._columns))
+
+    def _columns(self, count: int) -> Columns:
+        if count != self.real.shape[1]:
+            raise MismatchError(
+                f"this ablation was resolved for a batch with {self.real.shape[1]} columns, and {count} came in; "
+                "resolve it for this one."
+            )
+        return Columns(0, count, self.real)
+
+    @contextmanager
+    def _hooks_in(self, model: Any) -> Iterator[list[Hook]]:
+        yield self.hooks()
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Ablations:
+    """Several ablations together, also of several sites; where two speak of a neuron, the later one wins.
+
+    Does what an `Ablation` does.
+
+    >>> one, other = Ablation(["L0.H0"], torch.zeros(1, 2, 3)), Ablation(["L0"], torch.ones(1, 1, 5), site="mlp")
+    >>> one | other
+    Ablations(3 of 6 z neurons in 1 layer → given values | 5 of 5 mlp neurons in 1 layer → given values)
+    >>> [name for name, _ in (one | other).hooks()]
+    ['blocks.0.attn.hook_z', 'blocks.0.mlp.hook_post']
+    """
+
+    parts: tuple[Ablation, ...]
+
+    def __post_init__(self) -> None:
+        parts = tuple(self.parts)
+        object.__setattr__(self, "parts", parts)
+        if not parts or not all(isinstance(part, Ablation) for part in parts):
+            raise MismatchError("several ablations are a tuple of at least one; join them by `ablation | other`.")
+        sources = [part.source for part in parts if part.source is not None]
+        for source in sources[1:]:
+            sources[0].require_same(source, "these ablations' values are of two models")
+
+    def __or__(self, other: "Ablation | Ablations") -> "Ablations":
+        """These, and after them the other."""
+        if not isinstance(other, Ablation | Ablations):
+            return NotImplemented
+        return Ablations((*self.parts, *(other.parts if isinstance(other, Ablations) else (other,))))
+
+    def __iter__(self) -> Iterator[Ablation]:
+        return iter(self.parts)
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+    @property
+    def depends_on_position(self) -> bool:
+        """Whether that is so of any."""
+        return any(part.depends_on_position for part in self.parts)
+
+    @property
+    def depends_on_batch(self) -> bool:
+        """Whether that is so of any."""
+        return any(part.depends_on_batch for part in self.parts)
+
+    def at(self, *positions: Any) -> "Ablations":
+        """The same at some positions only, all of them; see `Ablation.at`."""
+        return Ablations(tuple(part.at(*positions) for part in self.parts))
+
+    def resolve(self, model: Any, batch: "_Batch") -> "Ablations":
+        """These for one batch, in plain tensors; see `Ablation.resolve`."""
+        parts = tuple(part.resolve(model, batch) for part in self.parts)
+        return self if all(new is old for new, old in zip(parts, self.parts, strict=True)) else Ablations(parts)
+
+    def require_fits(self, model: Any) -> None:
+        """Raise `MismatchError` unless every one is the model's."""
+        for part in self.parts:
+            part.require_fits(model)
+
+    def hooks(self, offset: int | None = None, *, model: Any = None) -> list[Hook]:
+        """All pairs; see `Ablation.hooks`. TransformerLens calls hooks of one point in order."""
+        return [pair for part in self.parts for pair in part.hooks(offset, model=model)]
+
+    def applied_to(self, model: Any) -> AbstractContextManager[Any]:
+        """The model with all in place; see `Ablation.applied_to`."""
+        # Before `with`, as errors and warnings belong to this call.
+        entered = [part.applied_to(model) for part in self.parts]
+        return _all_of(entered, model)
+
+    def bake(self, model: Any) -> Any:
+        """An equivalent model without hooks, where every one can be baked; see `Ablation.bake`."""
+        self.require_fits(model)
+        joined: dict[Site, tuple[Tensor, Tensor]] = {}
+        for part in self.parts:
+            mask, values = part.mask.cpu(), part._constants().double().cpu()
+            if part.site in joined:
+                # A row that is zero already would keep the first value: the later one has to win before.
+                before, first = joined[part.site]
+                mask, values = mask | before, torch.where(mask, values, first)
+            joined[part.site] = (mask, values)
+        for site, (mask, values) in joined.items():
+            model = bake(model, site, mask, values)
+        return model
+
+    def save(self, path: str | Path) -> None:
+        """Write all into one safetensors file, atomically."""
+        files = [part._to_file() for part in self.parts]
+        tensors = {f"{number}.{name}": held[name] for number, (_, held) in enumerate(files) for name in held}
+        save_tensors(path, SEVERAL, {"parts": [header for header, _ in files]}, tensors, version=VERSION)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Ablations":
+        """Read what `save` wrote; a truncated, foreign, changed or newer file is one clear error."""
+        plain, tensors = load_tensors(path, SEVERAL, newest=VERSION)
+        with _whole(path):
+            headers = _AblationsHeader.from_dict(plain).parts
+            return cls(
+                tuple(
+                    Ablation._of_file(header, {name: tensors[f"{number}.{name}"] for name in ("mask", "values")})
+                    for number, header in enumerate(headers)
+                )
+            )
+
+    def __repr__(self) -> str:
+        parts = [
+            repr(part).removeprefix("Ablation(").removesuffix(")").replace(" neurons", f" {part.site.value} neurons")
+            for part in self.parts
+        ]
+        return f"Ablations({' | '.join(parts)})"
+
+
+@dataclass(frozen=True)
+class _AblationsHeader(Record):
+    parts: tuple[dict[str, Any], ...]
+
+
+@contextmanager
+def _all_of(entered: list[AbstractContextManager[Any]], model: Any) -> Iterator[Any]:
+    with ExitStack() as leaving:
+        for context in entered:
+            leaving.enter_context(context)
+        yield model
+
+
+@contextmanager
+def _whole(path: str | Path) -> Iterator[None]:
+    """What the constructor refuses is a fault of the file here, not of the caller."""
+    try:
+        yield
+    except (FileFormatError, KeyError, ValueError, MismatchError, NonFiniteError) as error:
+        raise FileFormatError(f"{path} is not a complete ablation ({error}); make it again.") from error
+
+
+def _per_neuron(shape: Sequence[int]) -> tuple[int, ...]:
+    """Without the axes of rows and positions, which stand between layers and heads."""
+    return (*shape[:1], *shape[-2:]) if len(shape) > 2 else tuple(shape)
+
+
+def _is_slice(positions: Positions | None) -> TypeGuard[slice]:
+    return isinstance(positions, slice)
+
+
+def _columns(offset: int | None, count: int) -> Columns:
+    # Several positions without an offset are taken for a text from its start. A single one may as well be the next
+    # token of a text in a cache.
+    if offset is None and count == 1:
+        raise MismatchError(
+            "this ablation depends on the position, and a single token came in, as happens with a key-value cache: "
+            "which position it has cannot be told. Use applied_to(model), or hooks(offset=…)."
+        )
+    return Columns(offset or 0, count)
 
 
 def _warn_once(model: Any, text: str) -> None:
@@ -251,47 +607,41 @@ def _warn_once(model: Any, text: str) -> None:
 class _Replace:
     """The hook of one layer: one `torch.where`, on whatever device and in whatever dtype the activation is."""
 
-    def __init__(self, ablation: Ablation, layer: int, offset: Callable[[], int | None]) -> None:
-        self.ablation, self.layer, self.offset = ablation, layer, offset
+    def __init__(self, ablation: Ablation, layer: int, columns: Callable[[int], Columns]) -> None:
+        self.ablation, self.layer, self.columns = ablation, layer, columns
         self.ready: tuple[Any, Tensor, Tensor] | None = None
 
     def __call__(self, value: Tensor, hook: Any) -> Tensor:
         site = self.ablation.site
         heads = site.to_heads(value)
-        mask, replacement = self._on(heads)  # [head dim], and [head dim] or [pos head dim]
+        mask, replacement = self._on(heads)  # [head dim], and [head dim], [pos head dim] or [batch pos head dim]
         if self.ablation.depends_on_position:
-            places = self._places(value.shape[1])
-            if replacement.ndim == 3:
-                replacement = replacement[places]
+            columns = self.columns(heads.shape[1])
+            if replacement.ndim > 2:
+                self._require_rows(replacement if replacement.ndim == 4 else None, heads)
+                replacement = values_at(replacement, columns)
+            if columns.real is not None:  # padding before a text has no position
+                self._require_rows(columns.real, heads)
+                mask = mask & (columns.places(mask.device) >= 0)[:, :, None, None]
             if self.ablation.positions is not None:
-                here = torch.arange(places.start, places.stop, device=mask.device)
-                chosen = torch.isin(here, torch.tensor(self.ablation.positions, device=mask.device))
-                mask = mask & chosen[:, None, None]
+                marks = self.ablation.positions
+                self._require_rows(marks if isinstance(marks, Tensor) else None, heads)
+                mask = mask & find(marks, columns, mask.device)[:, :, None, None]
         # Not in place: a cache may hold the activation. Not by arithmetic with the mask: 0 times NaN is NaN.
         return site.from_heads(torch.where(mask, replacement, heads))
+
+    def _require_rows(self, given: Tensor | None, heads: Tensor) -> None:
+        # A single row would be broadcast over all, without an error.
+        if given is not None and len(given) != len(heads):
+            rows = f"{len(given)} row{'' if len(given) == 1 else 's'}"
+            raise MismatchError(f"this ablation is for a batch of {rows}, and {len(heads)} came in.")
 
     def _on(self, value: Tensor) -> tuple[Tensor, Tensor]:
         """Mask and values like the activation, kept for the batches to come."""
         # Both may change between calls: one ablation serves models of several dtypes.
         key = (value.device, value.dtype)
         if self.ready is None or self.ready[0] != key:
+            assert isinstance(self.ablation.values, Tensor)
             mask = self.ablation.mask[self.layer].to(value.device)
             self.ready = (key, mask, self.ablation.values[self.layer].to(value))
         return self.ready[1], self.ready[2]
-
-    def _places(self, length: int) -> slice:
-        offset = self.offset()
-        # Several positions without an offset are taken for a text from its start. A single one may as well be
-        # the next token of a text in a cache.
-        if offset is None and length == 1:
-            raise MismatchError(
-                "this ablation depends on the position, and a single token came in, as happens with a key-value cache: "
-                "which position it has cannot be told. Use applied_to(model), or hooks(offset=…)."
-            )
-        end = (offset or 0) + length
-        if self.ablation.values.ndim == 4 and end > self.ablation.values.shape[1]:
-            raise MismatchError(
-                f"there are values for {self.ablation.values.shape[1]} positions, and the input reaches {end}; "
-                "shorten it, or make the values from a longer one."
-            )
-        return slice(end - length, end)
