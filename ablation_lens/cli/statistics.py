@@ -186,7 +186,7 @@ def neurons(
         frame = frame[frame["shape"] == choose(shape, {word: word for word in SHAPE_WORDS}, "shape")]
     of_words = column in ("neuron", "shape")
     frame = frame.sort_values(
-        _NEURON if column == "neuron" else column,  # type: ignore[arg-type]
+        _NEURON if column == "neuron" else column,
         ascending=of_words if ascending is None else ascending,
         kind="stable",
     )

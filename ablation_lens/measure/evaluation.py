@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ablation_lens.ablation.ablation import Ablation
+from ablation_lens.ablation.ablation import Ablation, Ablations
 from ablation_lens.errors import CorpusError, MismatchError, NonFiniteError
 from ablation_lens.measure.forward import ends_plainly, final_residual, logits_everywhere, logits_from
 from ablation_lens.measure.metrics import BUILT_IN, Asked, Given, Metric, metrics_of, rows_of
@@ -46,7 +46,8 @@ def evaluate(
         model: any model with TransformerLens hooks.
         batches: a `BatchPlan`, or what else `collect` takes (docs/INPUTS.md); padding that is not marked is found as
             there.
-        ablation: an `Ablation`, or anything with a `hooks()` method; None evaluates the model as it is.
+        ablation: an `Ablation`, several (`a | b`), or anything with a `hooks()` method; None evaluates the model as it
+            is.
         metrics: what to measure besides top-1 and cross-entropy: names out of `al.metrics`, functions
             `(logits, batch) -> [row]`, or a dict of either. `score["kl"]` is then the average.
         on_batch: called after each batch with its number of rows, for progress.
@@ -75,18 +76,27 @@ def evaluate(
 
 def hooks_for(model: Any, ablation: Any) -> Callable[[Batch], Sequence[Hook]]:
     """What an ablation does to a batch."""
-    if isinstance(ablation, Ablation):
+    if isinstance(ablation, Ablation | Ablations):
         ablation.require_fits(model)
-        # Made once: they keep their tensors. No cache here: a document of a single token begins at 0, too.
-        hooks = ablation.hooks(offset=0)
-    elif ablation is None or hasattr(ablation, "hooks"):
+        for_all: list[Hook] = []
+
+        def resolved(batch: Batch) -> list[Hook]:
+            plain = ablation.resolve(model, batch)
+            # No cache here: a document of a single token begins at 0, too.
+            if plain is not ablation:
+                return plain.hooks(offset=0)
+            # Made once where they are the same for every batch: they keep their tensors.
+            for_all[:] = for_all or ablation.hooks(offset=0)
+            return for_all
+
+        return resolved
+    if ablation is None or hasattr(ablation, "hooks"):
         hooks = [] if ablation is None else list(ablation.hooks())
-    else:
-        raise MismatchError(
-            f"{type(ablation).__name__} is not an ablation; give for example al.Ablation(mask, values) or "
-            'stats.ablation(mask, "peak").'
-        )
-    return lambda batch: hooks
+        return lambda batch: hooks
+    raise MismatchError(
+        f"{type(ablation).__name__} is not an ablation; give for example al.Ablation(mask, values) or "
+        'stats.ablation(mask, "peak").'
+    )
 
 
 class _Totals:

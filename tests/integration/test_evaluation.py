@@ -9,6 +9,7 @@ import torch
 import ablation_lens.measure.evaluation as evaluation
 from ablation_lens import load_model
 from ablation_lens.ablation.ablation import Ablation
+from ablation_lens.ablation.masks import random_neurons
 from ablation_lens.errors import CorpusError, MismatchError, NonFiniteError
 from ablation_lens.measure.evaluation import evaluate
 from ablation_lens.measure.forward import ends_plainly, final_residual, logits_from
@@ -214,3 +215,54 @@ def test_float64_stays_float64(saved):
     batch = batch_for(BY_NAME["roberta"])
     expected = oracle(model(batch.inputs, batch.valid.long()).detach(), batch)
     assert evaluate(model, [batch]).loss.numpy() == pytest.approx(expected[:, 1], rel=1e-13)
+
+
+TEXTS = torch.tensor([[2, 7, 9, 11], [1, 2, 8, 4]])
+REAL = torch.tensor([[True, True, True, True], [False, True, True, True]])
+
+
+def test_positions_from_the_end_are_those_of_every_row(opt):
+    """The last real token, also under left padding."""
+    shape = Site.Z.shape(opt.cfg)
+    everywhere = Ablation(random_neurons(shape, 1.0, seed=0), torch.full(shape, 0.5))
+    batch = Batch.prompts(TEXTS, [5, 6], valid=REAL)
+
+    score = evaluate(opt, [batch], everywhere.at(-1))
+    for row in (0, 1):
+        tokens = TEXTS[row][REAL[row]][None]
+        logits = opt.run_with_hooks(tokens, fwd_hooks=everywhere.at(tokens.shape[1] - 1).hooks())
+        expected = torch.nn.functional.cross_entropy(logits[0, -1:], torch.tensor([[5, 6][row]])).item()
+        assert abs(score.rows("cross_entropy")[row] - expected) <= 1e-4
+
+
+def test_a_provider_is_asked_for_every_batch_and_for_its_halves(opt):
+    asked = []
+
+    def provider(model, batch, site):
+        asked.append(len(batch.inputs))
+        return torch.zeros(site.shape(model.cfg))
+
+    def full(value, hook):
+        if len(value) > 1:
+            raise torch.OutOfMemoryError
+
+    shape = Site.Z.shape(opt.cfg)
+    mask = random_neurons(shape, 0.5, seed=0)
+    plan = [Batch.causal(torch.tensor([[2, 7, 9], [2, 8, 4]]))]
+    expected = evaluate(opt, plan, Ablation(mask, torch.zeros(shape)))
+    opt.blocks[0].hook_resid_pre.add_hook(full)
+    try:
+        score = evaluate(opt, plan, Ablation(mask, provider))
+    finally:
+        opt.reset_hooks()
+    assert asked == [2, 1, 1]
+    assert np.abs(score.loss.numpy() - expected.loss.numpy()).max() <= 1e-4
+
+
+def test_several_ablations_are_one(opt):
+    shape = Site.Z.shape(opt.cfg)
+    first = Ablation(random_neurons(shape, 0.5, seed=0), torch.zeros(shape))
+    second = Ablation(random_neurons(shape, 0.5, seed=1), torch.ones(shape))
+    together = Ablation(first.mask | second.mask, torch.where(second.mask, second.values, first.values))
+    plan = [Batch.causal(torch.tensor([[2, 7, 9], [2, 8, 4]]))]
+    assert torch.equal(evaluate(opt, plan, first | second).loss, evaluate(opt, plan, together).loss)
