@@ -70,7 +70,11 @@ Statistics = Annotated[
     typer.Option(help="Where the center is from: a statistics file or a run folder. Left out: collected now."),
 ]
 Site_ = Annotated[
-    str | None, typer.Option(help="Which neurons: z (attention), mlp, …; z when left out.", show_default=False)
+    str | None,
+    typer.Option(
+        help="Which neurons: z (attention), mlp, q, … (docs/SITES.md). Left out: those of --statistics, or z.",
+        autocompletion=options.completing(options.SITES),
+    ),
 ]
 
 _NAMED = ("center", "fraction", "seed", "statistics", "site")

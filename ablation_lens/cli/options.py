@@ -42,7 +42,13 @@ Corpus = Annotated[
 ]
 Tokens = Annotated[int | None, typer.Option(help="How many tokens; all of the split when left out.")]
 Images = Annotated[int | None, typer.Option(help="How many images, for an image model.")]
-Site = Annotated[str, typer.Option(help="Which neurons: z (attention) or mlp.")]
+SITES = ("z", "mlp", "q", "k", "v", "attn_out", "mlp_out", "resid_pre", "resid_mid", "resid_post")
+Site = Annotated[
+    str,
+    typer.Option(
+        help="Which neurons: z (attention), mlp, q, k, v, … (docs/SITES.md).", autocompletion=completing(SITES)
+    ),
+]
 Labels = Annotated[Path | None, typer.Option(help="A CSV file,label for a folder of images.")]
 Context = Annotated[int | None, typer.Option(help="Positions that a document is cut to.", min=1)]
 BatchSize = Annotated[int | None, typer.Option(help="Documents per batch.")]
@@ -93,7 +99,9 @@ def name_options(message: str, commands: Mapping[str, Any], context: Any) -> str
     def spell(match: re.Match[str]) -> str:
         text, function = match[0], match["function"]
         if function in commands:
-            return f"ablation-lens {function} {_spell_all(match['keywords'], options_of(commands[function]))}"
+            spelled = _spell_all(match["keywords"], options_of(commands[function]))
+            # Something that only Python has stays Python's.
+            return f"ablation-lens {function} {spelled}" if spelled.startswith("--") else text
         return text if function or any(text in word for word in words) else _spell(match, options)
 
     return _MENTIONED.sub(spell, message)

@@ -43,7 +43,7 @@ def collect(
     from ablation_lens.tasks.tasks import task_for
 
     # Wrong names and paths are refused before the model is loaded, which takes long.
-    where = choose(site, {member.value: member for member in Site}, "site")
+    where = Site.of(site)
     # A hub id is not a path here, so it is passed over.
     require_target(out, *(Path(given).expanduser() for given in (model, corpus, labels) if given is not None))
     loaded = load_model(model, dtype=dtype, device=device)

@@ -49,7 +49,13 @@ def study(
     ] = None,
     fractions: Annotated[str | None, typer.Option(help="Shares of the neurons, such as 0.1,0.5,1.")] = None,
     seeds: Annotated[str | None, typer.Option(help="Such as 42,123,456.")] = None,
-    site: Annotated[str | None, typer.Option(help="Which neurons: z (attention), mlp, ….")] = None,
+    site: Annotated[
+        str | None,
+        typer.Option(
+            help="Which neurons: z (attention), mlp, q, … (docs/SITES.md).",
+            autocompletion=options.completing(options.SITES),
+        ),
+    ] = None,
     text: Annotated[str | None, typer.Option(help="The corpus of text models.")] = None,
     image: Annotated[str | None, typer.Option(help="The corpus of image models.")] = None,
     collect_tokens: Annotated[int | None, typer.Option(help="Tokens that statistics are of.")] = None,

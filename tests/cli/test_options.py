@@ -1,8 +1,11 @@
 """What an error of Python's says to somebody who typed a command, and what a shell completes."""
 
+import ast
+import inspect
 import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,7 @@ from ablation_lens import zoo
 from ablation_lens.cli import options
 from ablation_lens.cli.app import app
 from ablation_lens.neurons import centers
+from ablation_lens.sites import Site
 from ablation_lens.study import methods
 
 COMMANDS = typer.main.get_command(app).commands
@@ -36,6 +40,7 @@ def told(message, command, *typed):
         ("give epsilon=1.", "collect", (), "give epsilon=1."),
         ("write 'peak bins=64' in the model's file.", "study", (), "write 'peak bins=64' in the model's file."),
         ("call gather(..., examples=3).", "explore", (), "call gather(..., examples=3)."),
+        ("collect(..., positions=True) does.", "evaluate", (), "collect(..., positions=True) does."),
     ],
 )
 def test_an_argument_is_said_as_the_option_that_it_is_here(message, command, typed, expected):
@@ -60,6 +65,7 @@ def test_settings_of_a_file_keep_the_names_that_they_have_there():
 def test_the_names_that_a_shell_completes_are_those_that_there_are():
     """They are listed without torch, and so in a second place."""
     assert set(options.CENTERS) == {name for name in centers.names() if centers.is_ours(name)}
+    assert tuple(site.value for site in Site) == options.SITES
     assert set(options.METHODS) == set(options.CENTERS) | set(methods.names()) - set(centers.names())
 
 
@@ -125,3 +131,10 @@ def test_the_page_about_commands_has_every_command_and_every_schema():
 @pytest.mark.parametrize("name", sorted(set(COMMANDS) - {"demo"}))
 def test_every_command_that_prints_a_result_takes_json(name):
     assert "as_json" in options.options_of(COMMANDS[name])
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_every_command_says_what_it_begins_before_it_imports_what_takes_long(name):
+    body = ast.parse(textwrap.dedent(inspect.getsource(COMMANDS[name].callback.__wrapped__))).body[0].body
+    first = next(statement for statement in body if not isinstance(statement.value, ast.Constant))
+    assert ast.unparse(first).startswith("announce(")
