@@ -146,6 +146,20 @@ def test_the_keyboard_does_everything(visit, zoo):
         assert "bin=" in fragment(page)
         page.keyboard.press("Escape")
         assert "bin=" not in fragment(page)
+        page.keyboard.press("h")
+        until(page, f"document.getElementById('crumb').textContent === '› {beside.rpartition('.')[0]}'")
+        page.keyboard.press("h")
+        until(page, "document.getElementById('crumb').textContent === ''")
+        # What is drawn anew keeps the focus, and a menu that closes gives it back.
+        page.locator("#line-median").focus()
+        page.keyboard.press("Space")
+        until(page, "!document.getElementById('line-median').checked")
+        assert page.evaluate("document.activeElement.id") == "line-median"
+        page.locator("#syntax-menu summary").focus()
+        page.keyboard.press("Enter")
+        page.keyboard.press("Tab")
+        page.keyboard.press("Escape")
+        assert page.evaluate("document.activeElement.parentElement.id") == "syntax-menu"
         page.keyboard.press("/")
         page.keyboard.type("L3 p")  # letters typed into the filter are not commands
         until(page, "document.getElementById('found').textContent.includes('of 512')")

@@ -73,6 +73,7 @@
     async draw(changed) {
       const { state } = this;
       $("said").textContent = "";
+      const held = document.activeElement?.id;
       if (state.theme) document.documentElement.dataset.theme = state.theme;
       if (LIST.some((key) => changed.has(key))) this.drawList();
       if (state.neuron < 0 && this.list.order.length) {
@@ -83,6 +84,8 @@
       // After sorting the top of the list is what one wants to see, wherever the neuron at hand went.
       if (changed.has("neuron")) this.list.mark(state.neuron);
       if (state.neuron >= 0) await this.drawNeuron();
+      // Tables are made anew; who came by keyboard goes on where they were.
+      if (held && document.activeElement === document.body) $(held)?.focus({ preventScroll: true });
       this.saveHash();
       if (MAP.some((key) => changed.has(key))) await this.drawMap();
       else if (changed.has("neuron")) await this.markMap();
@@ -269,6 +272,7 @@
       const card = $("text-card");
       if (state.text === null || !$("whole-texts")) {
         card.hidden = true;
+        delete $("text").dataset.of;
         return;
       }
       const { documents, values, vocabulary } = await this.decoded("whole-texts");
@@ -285,6 +289,10 @@
         $("text").replaceChildren();
         return;
       }
+      // Not anew, and back at its start, for every change of bins.
+      const of = `${name} ${state.text}`;
+      if ($("text").dataset.of === of) return;
+      $("text").dataset.of = of;
       const read = (words) => { $("text-read").textContent = words; };
       const { mean, std } = dataset.column;
       lens.whole.draw($("text"), { tokens: ids.map((id) => vocabulary[id]), values: numbers, mean: mean[index], std: std[index], at: context?.position ?? 0, read });
@@ -349,7 +357,8 @@
       const [layers, heads, dims] = dataset.shape;
       $("model").textContent = facts.model;
       const corpus = facts.corpus ? ` of ${facts.corpus.split(",")[0]}` : "";
-      $("facts").textContent = `${layers} layers × ${heads} heads × ${dims} dims = ${whole(dataset.size)} neurons · ${facts.positions} positions${corpus}`;
+      const places = lens.names.hasHeads(dataset) ? `${heads} heads × ${dims} dims` : `${dims} dims of ${facts.site}`;
+      $("facts").textContent = `${layers} layers × ${places} = ${whole(dataset.size)} neurons · ${facts.positions} positions${corpus}`;
       const pairs = this.datasets.flatMap((each, i) => (i ? [["compared with", each.label], ...each.provenance] : each.provenance));
       $("provenance").append(...pairs.flatMap(([term, words]) => [element("dt", {}, term), element("dd", {}, words)]));
     }
@@ -366,6 +375,7 @@
       $("shape").append(option("", "all shapes"), ...shapes.map(({ shape, count }) => option(shape, `${shape} (${whole(count)})`)));
       if (this.contexts.size) $("shape").append(option("examples", `with examples (${whole(this.contexts.size)})`));
       $("shape").append(option("notes", "with notes"));
+      $("filter").placeholder = `Filter:  ${headName(Math.min(3, dataset.shape[0] - 1), 0, dataset)}   peak/σ>2`;
       $("syntax").append(...lens.filter.syntax(dataset).flatMap(([query, says]) => [
         element("dt", {}, element("button", { type: "button", class: "link mono", click: () => this.try(query) }, query)), element("dd", {}, says),
       ]));
@@ -430,6 +440,12 @@
       else $("said").textContent = `${lens.state.MOST_PINS} neurons are pinned, the most that can be told apart: unpin one first.`;
     }
 
+    /* Of the neuron that is shown. */
+    headAtHand() {
+      const [, heads, dims] = this.dataset.shape;
+      return [Math.floor(this.state.neuron / (heads * dims)), Math.floor(this.state.neuron / dims) % heads];
+    }
+
     chooseHead(head) {
       return this.update({ query: lens.filter.withHead(this.state.query, head, this.dataset) });
     }
@@ -475,6 +491,7 @@
         ArrowLeft: () => this.neighbour(-1),
         "/": () => $("filter").focus(),
         l: () => this.update({ log: !this.state.log }),
+        h: () => this.chooseHead(this.state.head ? null : this.headAtHand()),
         p: () => this.togglePin(this.state.neuron),
         "[": () => this.widen(1),
         "]": () => this.widen(-1),
@@ -490,7 +507,10 @@
 
     back(typing, target) {
       const open = document.querySelectorAll("details.menu[open]");
-      if (open.length) open.forEach((menu) => { menu.open = false; });
+      if (open.length) open.forEach((menu) => {
+        if (menu.contains(document.activeElement)) menu.querySelector("summary").focus();
+        menu.open = false;
+      });
       else if (typing && target.id === "filter" && this.state.query) {
         target.value = "";
         this.update({ query: "" });

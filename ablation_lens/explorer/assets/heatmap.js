@@ -77,7 +77,7 @@
     const layout = lens.theme.layout(shade, {
       xaxis: lens.theme.axis(shade, {
         title: { text: drilled ? "dim" : hasHeads(dataset) ? "head" : "", font: { size: 11 }, standoff: 4 }, showgrid: false, dtick: ticks(width), fixedrange: true,
-        range: [-0.5, width - 0.5], showticklabels: drilled || hasHeads(dataset),
+        range: [-0.5, width - 0.5], showticklabels: drilled || hasHeads(dataset), ...(drilled || hasHeads(dataset) ? {} : { ticks: "" }),
       }),
       yaxis: lens.theme.axis(shade, {
         title: { text: drilled ? "" : "layer", font: { size: 11 }, standoff: 4 }, showgrid: false,

@@ -60,7 +60,7 @@
   function drawWidths(table, shownAt, width, std, choose) {
     const finest = shownAt[0].shown.peak;
     const rows = shownAt.map(({ width: each, shown }) => {
-      const button = element("button", { type: "button", class: "link", "aria-label": `show at most ${each} bins`, click: () => choose(each) }, `≤ ${each}`);
+      const button = element("button", { type: "button", class: "link", id: `at-most-${each}`, "aria-label": `show at most ${each} bins`, click: () => choose(each) }, `≤ ${each}`);
       const cells = [number(shown.epsilon, 3), number(shown.peak), number((shown.peak - finest) / std, 2)];
       const row = element("tr", { "aria-current": each === width ? "true" : null }, element("th", { scope: "row" }, button), ...cells.map((cell) => element("td", {}, cell)));
       row.dataset.peak = String(shown.peak);

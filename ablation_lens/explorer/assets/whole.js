@@ -39,9 +39,15 @@
       event.preventDefault();
       event.stopPropagation(); // not the page's own arrow keys
       go(current + by);
-      spans[current].scrollIntoView({ block: "nearest" });
+      show();
+    };
+    // Within the box alone: `scrollIntoView` would move the page, too.
+    const show = () => {
+      const { offsetTop, offsetHeight } = spans[current];
+      if (offsetTop < box.scrollTop || offsetTop + offsetHeight > box.scrollTop + box.clientHeight) box.scrollTop = offsetTop - box.clientHeight / 2;
     };
     go(at);
+    show();
   }
 
   /* [[token, effect], …] as a list; what is nothing but space is shown as signs. */
