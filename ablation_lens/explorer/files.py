@@ -39,7 +39,10 @@ def explore_files(
     # Of a run folder the model says which statistics are meant, with examples or without.
     sources = given if run is None else given[1:]
     if examples == 0 and any(sources):
-        raise MismatchError("a model, a corpus and labels are where examples come from; say how many of those, too.")
+        raise MismatchError(
+            "examples=0 asks for no examples, but a model, a corpus or labels, which only examples are from, were given; "
+            "leave out one or the other."
+        )
     if run is not None:
         statistics = run.find_statistics(model)
     loaded = ActivationStatistics.load(statistics)

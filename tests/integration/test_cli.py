@@ -192,7 +192,7 @@ def test_explore_writes_a_page_with_examples_and_a_comparison(command, files, tm
         (("first.safetensors", "--html", "first.safetensors"), "is what is read; give another file"),
         (("first.safetensors", "--html", "page.html", "--compare", "own.safetensors"), "cannot lie over each other"),
         (("own.safetensors", "--html", "page.html", "--examples", "2"), "of 'synthetic', and what a file names is not"),
-        (("first.safetensors", "--html", "page.html", "--corpus", "stdlib"), "say how many of those"),
+        (("first.safetensors", "--html", "page.html", "--corpus", "stdlib", "--examples", "0"), "one or the other"),
         (
             ("first.safetensors", "--html", "page.html", "--examples", "2", "--model", "tiny-mistral"),
             "tiny-opt and tiny-mistral are not the same model",
