@@ -15,7 +15,15 @@ from ablation_lens.study.results import METRICS, Results, csv_of
 if TYPE_CHECKING:
     from rich.table import Table
 
-TITLES = {"top1": "Top-1 accuracy (%)", "cross_entropy": "Cross-entropy (nats)"}
+TITLES = {
+    "top1": "Top-1 accuracy (%)",
+    "cross_entropy": "Cross-entropy (nats)",
+    "kl": "KL divergence (nats)",
+    "logit_difference": "Logit difference",
+    "probability_difference": "Probability difference",
+    "probability": "Probability",
+    "rank": "Rank",
+}
 RESAMPLED = {
     "resample-characters": "RS1",
     "resample-pixels": "RS1",
@@ -40,11 +48,11 @@ class Entry:
     paper_change: float | None
     comparable: bool
 
-    def text(self, bold: Callable[[str], str], plus_minus: str = "±") -> str:
+    def text(self, bold: Callable[[str], str], plus_minus: str = "±", digits: int = 2) -> str:
         """For people; `bold` is how the format at hand makes text bold."""
         if math.isnan(self.mean):  # a baseline that failed
             return "–"
-        number = f"{self.mean:.2f}" + ("" if math.isnan(self.sd) else f" {plus_minus} {self.sd:.2f}")
+        number = f"{self.mean:.{digits}f}" + ("" if math.isnan(self.sd) else f" {plus_minus} {self.sd:.{digits}f}")
         shown = bold(number) if self.as_best else number
         if self.paper_change is None or math.isnan(self.change):
             return shown
@@ -140,7 +148,8 @@ class Table2:
         texts, before = [], None
         for metric, fraction, name, entries in self.rows:
             title = TITLES.get(metric, metric) if fraction == 0 else f"{100 * fraction:g} % ablated"
-            row = [entries[group].text(bold, plus_minus) if group in entries else "–" for group in self.groups]
+            digits = 2 if metric in METRICS else 4  # of the paper's two, two are enough
+            row = [entries[group].text(bold, plus_minus, digits) if group in entries else "–" for group in self.groups]
             texts.append((title if (metric, fraction) != before else "", name, row))
             before = (metric, fraction)
         return texts
