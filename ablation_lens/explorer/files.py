@@ -40,8 +40,8 @@ def explore_files(
     sources = given if run is None else given[1:]
     if examples == 0 and any(sources):
         raise MismatchError(
-            "examples=0 asks for no examples, but a model, a corpus or labels, which only examples are from, were given; "
-            "leave out one or the other."
+            "examples=0 asks for no examples, but a model, a corpus or labels, which only examples are from, were "
+            "given; leave out one or the other."
         )
     if run is not None:
         statistics = run.find_statistics(model)
