@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from ablation_lens.cli import options
-from ablation_lens.cli.terminal import INTERRUPTED, announce, cell, complain, say, say_json, show, width
+from ablation_lens.cli.terminal import INTERRUPTED, announce, cell, complain, has_width, say, say_json, show, width
 from ablation_lens.errors import AblationLensError
 from ablation_lens.names import choose
 
@@ -226,11 +226,13 @@ def _show_neurons(frame: Any, top: int, sort: str, column: str) -> None:
     texts = {key: [heading, *(f"{row:.4g}" for row in frame[key].head(top))] for key, heading in numbers.items()}
     names = ["neuron", *map(str, frame.index[:top])]
     words = ["shape", *frame["shape"].head(top)]
+
+    def needed() -> int:
+        return sum(max(map(len, column_of)) + 3 for column_of in (names, *texts.values(), words))
+
     # A name or number that is cut is another one, so it is a column that goes.
-    room = width() - 2
     for spare in (key for key in _DISPENSABLE if key != column):
-        shown = [names, *texts.values(), words]
-        if sum(max(map(len, column_of)) + 3 for column_of in shown) - 3 > room:
+        if has_width() and needed() - 1 > width():
             del texts[spare]
     table = Table(
         title=cell(f"{min(top, len(frame))} of {len(frame)} neurons by {sort}"), box=SIMPLE_HEAD, pad_edge=False
@@ -239,7 +241,7 @@ def _show_neurons(frame: Any, top: int, sort: str, column: str) -> None:
         table.add_column(cell(column_of[0]), justify="left" if column_of in (names, words) else "right", no_wrap=True)
     for row in list(zip(names, *texts.values(), words, strict=True))[1:]:
         table.add_row(*map(cell, row))
-    show(table)
+    show(table, columns=None if has_width() else needed())
 
 
 def explore(

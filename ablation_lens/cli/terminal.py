@@ -46,11 +46,11 @@ def say_lines(text: str) -> None:
     _write("".join(map(_line, text.rstrip("\n").split("\n"))))
 
 
-def show(*parts: "RenderableType") -> None:
-    """Tables, as wide as the terminal; what a cell holds is made by `cell`."""
+def show(*parts: "RenderableType", columns: int | None = None) -> None:
+    """Tables, as wide as the terminal, or as so many columns; what a cell holds is made by `cell`."""
     from rich.console import Console
 
-    console = Console(emoji=False)  # a name may hold :boom:
+    console = Console(emoji=False, width=columns)  # a name may hold :boom:
     with console.capture() as captured:
         for part in parts:
             console.print(part)
@@ -69,6 +69,11 @@ def width() -> int:
     from rich.console import Console
 
     return Console().width
+
+
+def has_width() -> bool:
+    """Whether lines must fit in so many columns; in a pipe and in a file they may be as long as they are."""
+    return "COLUMNS" in os.environ or (sys.stdout is not None and sys.stdout.isatty())
 
 
 def shows_bold() -> bool:

@@ -70,6 +70,13 @@ def test_in_a_narrow_terminal_columns_are_left_out_and_no_number_is_cut(command,
     assert max(map(len, out.splitlines())) <= columns
 
 
+def test_a_pipe_gets_every_column_as_it_has_no_width(command, files, monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    _, out, _ = command("neurons", files / "one.safetensors", "--sort", "excess_kurtosis")
+    assert "…" not in out
+    assert all(heading in out for heading in ("mean μ", "|μ−peak|/σ", "excess_kurtosis", "shape"))
+
+
 def test_names_and_words_are_sorted_from_a_on(command, files):
     place = files / "one.safetensors"
     for way, first in (((), "L0.H0.D0"), (("--descending",), "L1.H0.D5")):
