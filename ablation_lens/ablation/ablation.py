@@ -392,6 +392,8 @@ class Ablation:
         header = AblationHeader.from_dict(plain)
         if header.span is not None and header.positions is not None:
             raise FileFormatError("it names positions twice")
+        if tensors["values"].ndim > 4:
+            raise FileFormatError("it is for the rows of one batch")
         return cls(
             tensors["mask"],
             tensors["values"],

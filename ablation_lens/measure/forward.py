@@ -50,21 +50,26 @@ def final_residual(model: Any, batch: Batch, hooks: Sequence[Hook] = ()) -> Floa
 def watch(
     model: Any,
     batch: Batch,
-    site: Site | str,
-    see: Callable[[int, Float[Tensor, "batch pos head dim"]], None],
+    site: Site | str | Iterable[Site | str],
+    see: Callable[..., None],
     layers: Iterable[int] | None = None,
 ) -> None:
-    """Run the model, and show `see(layer, values)` what the site holds, layer by layer as it is computed."""
+    """Run the model, and show `see(layer, values)` what the site holds, layer by layer as it is computed.
 
-    where = Site.of(site)
-    require_site(model, where)
+    Of several sites, `see(site, layer, values)`: values are `[batch pos head dim]`.
+    """
+    several = not isinstance(site, Site | str)
+    sites = [Site.of(each) for each in ([site] if isinstance(site, Site | str) else site)]
+    for each in sites:
+        require_site(model, each)
 
-    def hook_for(layer: int) -> Callable[[Tensor, Any], None]:
+    def hook_for(here: Site, layer: int) -> Callable[[Tensor, Any], None]:
+        place = (here, layer) if several else (layer,)
         # `see` returns None, so the activation stays; anything else would replace it.
-        return lambda value, hook: see(layer, where.to_heads(value.detach()))
+        return lambda value, hook: see(*place, here.to_heads(value.detach()))
 
     wanted = range(model.cfg.n_layers) if layers is None else sorted(set(layers))
-    final_residual(model, batch, [(where.hook_name(layer), hook_for(layer)) for layer in wanted])
+    final_residual(model, batch, [(here.hook_name(layer), hook_for(here, layer)) for layer in wanted for here in sites])
 
 
 def capture(

@@ -500,7 +500,10 @@ def test_files_that_are_no_whole_ablation_are_one_clear_error(opt, tmp_path):
         ({"source.d_model": -1}, {}),
         ({"source.checksum": 5}, {}),
         ({"positions": ["x"]}, {}),
-        ({"positions": [-1]}, {}),
+        ({"positions": []}, {}),
+        ({"span": [0, 1, 0]}, {}),
+        ({"span": [0, "x", 1]}, {}),
+        ({"span": [0, 3, 1], "positions": [1]}, {}),
         ({"positions": [True]}, {}),
         ({"positions": [10**30]}, {}),
         ({"positions": {}}, {}),
@@ -511,6 +514,7 @@ def test_files_that_are_no_whole_ablation_are_one_clear_error(opt, tmp_path):
         ({}, {"values": lambda tensors: tensors["values"] * torch.inf}),
         ({}, {"values": lambda tensors: tensors["values"][:1]}),
         ({}, {"values": lambda tensors: tensors["values"].to(torch.float8_e4m3fn)}),
+        ({}, {"values": lambda tensors: tensors["values"][:, None, None]}),
         ({}, {"values": None}),
     ],
     ids=itertools.count(),
@@ -518,7 +522,7 @@ def test_files_that_are_no_whole_ablation_are_one_clear_error(opt, tmp_path):
 def test_a_forged_file_whose_checksum_is_right_is_one_clear_error(opt, tmp_path, changed, held):
     path = tmp_path / "a.safetensors"
     Ablation(random_neurons(SHAPE, 0.5, 0), torch.zeros(SHAPE), opt.record).save(path)
-    header, tensors = load_tensors(path, "ablation", newest=2)
+    header, tensors = load_tensors(path, "ablation", newest=3)
     for name, value in changed.items():
         inner, _, field = name.rpartition(".")
         (header[inner] if inner else header)[field] = value

@@ -13,6 +13,7 @@ from ablation_lens.errors import CorpusError, FileFormatError, MismatchError, Mo
 from ablation_lens.measure import collection
 from ablation_lens.measure.collection import CollectionInterrupted, collect
 from ablation_lens.neurons.statistics import ActivationStatistics, PlanReading
+from ablation_lens.neurons.statistics_file import Parts
 from ablation_lens.sites import Site
 from ablation_lens.tasks.padding import PaddingWarning
 from ablation_lens.tasks.plans import Batch
@@ -484,3 +485,58 @@ def test_the_table_has_a_row_per_neuron(opt):
         "flat",
         "gaussian-like",
     }
+
+
+# ---------------------------------------------------------------------- several sites in one pass
+
+SITES = ("z", Site.MLP, "k", "resid_post")
+
+
+def as_bits(statistics):
+    """Everything that statistics hold, to be compared bit for bit."""
+    header = [statistics.provenance, statistics.trimmed is None, statistics.positions is None]
+    return header, Parts(statistics.histogram, statistics.moments, statistics.trimmed, statistics.positions).tensors()
+
+
+def same_bits(one, other):
+    (one_header, ones), (other_header, others) = as_bits(one), as_bits(other)
+    return (
+        one_header == other_header
+        and ones.keys() == others.keys()
+        and all(torch.equal(ones[name], others[name]) for name in ones)
+    )
+
+
+@pytest.mark.parametrize("name", ["mistral", "roberta"])
+def test_several_sites_in_one_pass_are_what_each_gives_alone_bit_for_bit(saved, name):
+    model, batches = load_model(saved(name)), batches_of(BY_NAME[name], 2)
+    options = {"passes": 2, "positions": True, "bins": 64, "progress": False}
+    together = collect(model, batches, site=SITES, **options)
+    assert list(together) == [Site.of(site) for site in SITES]
+    for site, statistics in together.items():
+        alone = collect(model, batches, site=site, **options)
+        assert same_bits(statistics, alone)
+
+
+def test_the_comparison_sees_a_batch_more(opt):
+    one, two = (collect(opt, batches_of(BY_NAME["opt"], count), progress=False) for count in (1, 2))
+    assert same_bits(one, one)
+    assert not same_bits(one, two)
+
+
+def test_a_list_of_one_site_is_a_dictionary_and_one_of_none_is_refused(opt):
+    batches = batches_of(BY_NAME["opt"], 1)
+    assert list(collect(opt, batches, site=["mlp", Site.MLP], progress=False)) == [Site.MLP]
+    with pytest.raises(MismatchError, match="no site"):
+        collect(opt, batches, site=[], progress=False)
+    with pytest.raises(MismatchError, match="did you mean"):
+        collect(opt, batches, site=["z", "mpl"], progress=False)
+
+
+def test_ctrl_c_hands_over_every_site_with_the_same_batches(opt, heeding):
+    batches = batches_of(BY_NAME["opt"], 4)
+    with pytest.raises(CollectionInterrupted) as caught:
+        collect(opt, interrupting(batches, after=1), site=SITES, progress=False)
+    for site in SITES:
+        expected = collect(opt, batches[:2], site=site, progress=False)
+        assert same_bits(caught.value.statistics[Site.of(site)], expected)
