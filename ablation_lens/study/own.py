@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ablation_lens.corpora import Corpus, is_dataset
+from ablation_lens.corpora.own import DATA_SET, TEXTS
 from ablation_lens.errors import MismatchError
 from ablation_lens.records import record_of, stated_record
 from ablation_lens.tasks.inputs import told
@@ -70,8 +71,10 @@ def is_corpus(value: Any) -> bool:
 
 
 def corpus_name(value: Any) -> str:
-    """What settings call a corpus."""
-    return value if isinstance(value, str) else value.name if isinstance(value, Corpus) else f"own {_kind(value)}"
+    """What settings call a corpus: as its record does."""
+    if isinstance(value, str | Corpus):
+        return value if isinstance(value, str) else value.name
+    return DATA_SET if is_dataset(value) else TEXTS
 
 
 def description(

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ablation_lens.study.results import Results
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Study:
     """Every method at every fraction with every seed, for every model.
 
@@ -89,7 +89,7 @@ class Study:
     labels: str | None = None
     dtype: str | Mapping[str, str] | None = None
     device: str | None = None
-    batches: Mapping[Any, Any] | None = field(default=None, repr=False)
+    batches: Mapping[Any, Any] | None = None
 
     def __post_init__(self) -> None:
         for name, (possible, wanted) in _LISTS.items():
@@ -127,6 +127,13 @@ class Study:
             self._require_nothing_idle(own.kept_batches(self.batches, self.models))
         # By label: "peak  bins=64" and "peak bins=64" are one method with one set of cells.
         object.__setattr__(self, "methods", tuple(dict.fromkeys(method.label for method in methods)))
+
+    def __repr__(self) -> str:
+        # A model that was given would be shown with all its modules, and a corpus with all its texts.
+        shown = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "batches"}
+        shown["models"] = tuple(own.names_of(self.models))
+        shown["corpora"] = {kind: own.corpus_name(corpus) for kind, corpus in self.corpora.items()}
+        return f"Study({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
 
     def _require_nothing_idle(self, kept: Sequence[tuple[Any, Mapping[str, Any]]]) -> None:
         """Keep the batches, and refuse settings that would say nothing beside them."""

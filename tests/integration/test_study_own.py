@@ -209,5 +209,12 @@ def test_mistakes_that_show_in_a_run_are_one_sentence(model, tmp_path):
         Study(models=["tiny-opt"], corpora={"text": []}, **SETTINGS).run(tmp_path / "empty", progress=False)
 
 
+def test_a_study_is_shown_by_the_names_of_what_it_was_given(model):
+    shown = repr(study([model], corpora={"text": TEXTS}))
+    assert al.record_of(model).name in shown
+    assert "'own texts'" in shown
+    assert "\n" not in shown
+
+
 def test_a_preset_leaves_its_sizes_out_where_batches_are_given(model):
     assert Study.preset("quick", models=[model], batches=own_batches()).collect_tokens is None
