@@ -187,3 +187,26 @@ def test_sites_have_files_tables_and_resampled_values(saved, tmp_path):
         resampled = al.resampling.resample(model, "tokens", seed=0, positions=9, site=site)
         resampled.save(tmp_path / f"{site}-r")
         assert al.resampling.Resampled.load(tmp_path / f"{site}-r").site is Site(site)
+
+
+@pytest.mark.skipif(transformer_lens_major() >= 4, reason="transformer-lens 4 has no HookedTransformer")
+@pytest.mark.filterwarnings("ignore:HookedTransformer is deprecated:DeprecationWarning")
+def test_a_model_of_attention_alone_is_told_so_wherever_an_mlp_is_asked_for():
+    from transformer_lens import HookedTransformer, HookedTransformerConfig
+
+    cfg = HookedTransformerConfig(
+        n_layers=1, d_model=8, n_ctx=6, d_head=4, n_heads=2, d_vocab=9, attn_only=True, seed=0
+    )
+    model, tokens = HookedTransformer(cfg), torch.tensor([[1, 2, 3]])
+    for site in ("mlp", "mlp_out"):
+        ablation = Ablation(torch.ones(1, 1, 8, dtype=torch.bool), torch.zeros(1, 1, 8), site=site)
+        for ask in (
+            lambda site=site: al.collect(model, [tokens], site=site, progress=False),
+            lambda site=site: Ablation.from_names("L0", model=model, site=site),
+            lambda ablation=ablation: ablation.applied_to(model),
+            lambda site=site: Site.of(site).shape(model.cfg),
+        ):
+            with pytest.raises(MismatchError, match=r"attention only, .* use site='z'"):
+                ask()
+    with pytest.raises(MismatchError, match=r"no blocks\.0\.hook_resid_mid"):
+        al.collect(model, [tokens], site="resid_mid", progress=False)
