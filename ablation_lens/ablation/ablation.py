@@ -1,5 +1,6 @@
 """`Ablation`: which neurons are set to what, and the TransformerLens hooks that do it; `Ablations`: several of them."""
 
+import sys
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -602,8 +603,11 @@ def _warn_once(model: Any, text: str) -> None:
     said = _warned.setdefault(model, set())
     if text not in said:
         said.add(text)
-        # The line that called `applied_to`, `bake`, `hooks` or `evaluate`, which asked `require_fits`: the user's own.
-        warnings.warn(text, stacklevel=4)
+        # The user's own line: the first outside of this package, however many calls of it lie between.
+        frame, level = sys._getframe(1), 2
+        while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("ablation_lens."):
+            frame, level = frame.f_back, level + 1
+        warnings.warn(text, stacklevel=level)
 
 
 class _Replace:
