@@ -144,12 +144,16 @@ def require_readable(
             "[batch pos]."
         )
     else:
-        if inputs.shape[1] > cfg.n_ctx:
+        # A model of one's own need not say either.
+        context, vocabulary = getattr(cfg, "n_ctx", None), getattr(cfg, "d_vocab", None)
+        if context is not None and inputs.shape[1] > context:
             raise MismatchError(
-                f"rows of {inputs.shape[1]:,} positions were given to a model with a context of {cfg.n_ctx:,}; cut "
-                f"them, as in tokens[:, :{cfg.n_ctx}]."
+                f"rows of {inputs.shape[1]:,} positions were given to a model with a context of {context:,}; cut "
+                f"them, as in tokens[:, :{context}]."
             )
-        _require_among(inputs[valid] if valid.shape == inputs.shape else inputs, cfg.d_vocab, "token ids", "vocabulary")
+        if vocabulary is not None:
+            real = inputs[valid] if valid.shape == inputs.shape else inputs
+            _require_among(real, int(vocabulary), "token ids", "vocabulary")
     known = getattr(cfg, "d_vocab_out", None)
     if known is not None and known > 0:
         of = "range of classes" if task_of(model) == "image-classification" else "vocabulary"

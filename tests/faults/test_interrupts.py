@@ -6,9 +6,10 @@ import signal
 from pathlib import Path
 
 import pytest
+import torch
 
 import ablation_lens as al
-from ablation_lens.files import load_tensors
+from ablation_lens.files import load_tensors, save_tensors
 from tests.faults.processes_run import done
 from tests.studies import rows
 
@@ -121,6 +122,8 @@ def test_kills_while_writing(tmp_path, size, draw, tally):
     """The old file or the new one, whole; never a half one."""
     counted = tally("kills while writing")
     paths = [tmp_path / f"{number}.safetensors" for number in range(20 * size)]
+    for path in paths:  # so that the first write is killed like any other, and not too early for a file
+        save_tensors(path, "written", {"number": 0}, {"tensor": torch.zeros(5000)})
     runs = [{"writes": str(path), "signals": [[draw.uniform(0.05, 0.15), signal.SIGKILL]]} for path in paths]
     for path, end in zip(paths, done(tmp_path, runs), strict=True):
         with counted.attempt(f"killed after {end['signals']}"):
