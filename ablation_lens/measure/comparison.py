@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -76,10 +77,12 @@ class Ranking:
             spread = "" if np.isnan(row["sd"]) else f"{row['sd']:.4f}"
             lines.append(
                 f"{'*' if row['as_best'] else ' '} {name:{wide}}  {row['value']:9.4f}  {spread:>8}  "
-                f"{row['change']:+9.4f}  {row['to_best']:+11.4f}  [{row['low']:+.4f}, {row['high']:+.4f}]"
+                f"{row['change']:+9.4f}  {row['to_best']:+11.4f}  {_range(row['low'], row['high'])}"
             )
         over = "documents, given these masks" if self.conditional else "masks and documents"
         lines.append(f"* cannot be told from the best (paired difference, bootstrapped over {over})")
+        if self.frame["low"].isna().all():
+            lines.append("one document says nothing of others: there is no interval")
         lines += [f"left out: {on_one_line(name)} ({on_one_line(why)})" for name, why in self.left_out.items()]
         return "\n".join(lines)
 
@@ -98,8 +101,8 @@ def compare_centers(
     centers: Iterable[str] | Mapping[str, Tensor] | None = None,
     mask: Any = None,
     fraction: float = 0.5,
-    seeds: Sequence[int] = SEEDS,
-    site: Site | str = Site.Z,
+    seeds: Sequence[int] | int = SEEDS,
+    site: Site | str | None = None,
     better: Better | None = None,
     progress: bool = True,
 ) -> Ranking:
@@ -114,7 +117,7 @@ def compare_centers(
         mask: which neurons, as a mask or by name; None draws a `fraction` of every layer for each of the `seeds`.
         fraction: see `mask`.
         seeds: see `mask`.
-        site: where the neurons are, if no statistics are given.
+        site: where the neurons are: that of the statistics, or z.
         better: "higher" or "lower"; needed for a function that does not say (`al.metrics.Metric(function, better=…)`).
         progress: show a bar. After Ctrl-C, what every center was measured with is ranked.
 
@@ -136,12 +139,16 @@ def compare_centers(
         padding = Padding(model, stacklevel=3)
         listed = [padding.marked(batch) for batch in listed]  # kept, as they are read for every center
     if statistics is None:
+        site = Site.of(Site.Z if site is None else site)
         collected = _default_plan(model)
         require_disjoint(collected, plan_of(listed) or freeze(model, listed))
         statistics = collect(model, collected, site=site, progress=progress)
+    _require_statistics(statistics, site)
     _require_other_documents(statistics, listed)
     values, left_out = _values(statistics, centers)
     masks, what = _masks(statistics, mask, fraction, seeds)
+    # Once: the checksum of the weights takes time, and none of what follows changes them.
+    statistics.ablation(masks[0], "mean").require_fits(model)
     scores: dict[str, list[Score]] = {center: [] for center in values}
     try:
         with progress_over("comparing centers", 1 + len(masks) * len(values), progress, "evaluations") as advance:
@@ -164,6 +171,10 @@ def compare_centers(
     return Ranking(name, direction, unablated[name], frame, what, conditional, left_out)
 
 
+def _range(low: float, high: float) -> str:
+    return "–" if np.isnan(low) else f"[{low:+.4f}, {high:+.4f}]"
+
+
 def _one_metric(metric: Given) -> tuple[str, Any]:
     found = metrics_of(metric)
     if len(found) != 1:
@@ -179,6 +190,17 @@ def _default_plan(model: Any) -> BatchPlan:
         return task.batches(split="collect", **size)
 
 
+def _require_statistics(statistics: Any, site: Site | str | None) -> None:
+    if not isinstance(statistics, ActivationStatistics):
+        way = "ActivationStatistics.load(path)" if isinstance(statistics, str | Path) else "those of one site"
+        raise MismatchError(f"statistics are what collect gives, got {type(statistics).__name__}; give {way}.")
+    if site is not None and Site.of(site) is not statistics.site:
+        raise MismatchError(
+            f"site={Site.of(site).value!r} was asked for, and the statistics are of {statistics.site.value!r}; leave "
+            "site= out, or give statistics of that site."
+        )
+
+
 def _require_other_documents(statistics: ActivationStatistics, batches: Any) -> None:
     plan = plan_of(batches)
     if plan is not None and any(reading.plan == plan.digest for reading in statistics.provenance.plans):
@@ -192,7 +214,7 @@ def _values(
     statistics: ActivationStatistics, centers: Iterable[str] | Mapping[str, Tensor] | None
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """What the neurons are set to, by name, and which centers cannot be had."""
-    if isinstance(centers, Mapping):
+    if isinstance(centers, Mapping) and centers:
         return dict(centers), {}
     if centers is not None:
         wanted = [centers] if isinstance(centers, str) else list(centers)
@@ -209,15 +231,20 @@ def _values(
 
 
 def _masks(
-    statistics: ActivationStatistics, mask: Any, fraction: float, seeds: Sequence[int]
+    statistics: ActivationStatistics, mask: Any, fraction: float, seeds: Sequence[int] | int
 ) -> tuple[list[Tensor], str]:
     site = statistics.site.value
     if mask is not None:
         chosen = as_mask(mask, statistics.shape, site=statistics.site)
+        if not bool(chosen.any()):
+            raise MismatchError("the mask holds no neuron, so nothing would be ablated; name at least one.")
         return [chosen], f"{int(chosen.sum()):,} {site} neurons ablated"
-    drawn = [random_neurons(statistics.shape, fraction, seed) for seed in dict.fromkeys(seeds)]
-    if not drawn:
-        raise MismatchError("no seed was given; give at least one, or a mask.")
+    listed = [seeds] if isinstance(seeds, int) else list(dict.fromkeys(seeds))
+    drawn = [random_neurons(statistics.shape, fraction, seed) for seed in listed]
+    if not drawn or not bool(drawn[0].any()):
+        raise MismatchError(
+            f"seeds={listed} with fraction={fraction} ablate nothing; give at least one seed, and more."
+        )
     return drawn, f"{100 * fraction:g} % of the {site} neurons ablated, {len(drawn)} masks"
 
 

@@ -1,5 +1,6 @@
 """How well a model predicts: top-1, cross-entropy and other metrics over a batch plan, with or without an ablation."""
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -60,18 +61,31 @@ def evaluate(
     (64, True, True)
     """
     measured = {**_ALWAYS, **metrics_of(metrics)}
+    _warn_of_hooks(model, measured)
     hooks_on = hooks_for(model, ablation)
     totals = _Totals()
     splits, padding = 0, Padding(model, stacklevel=3)
     with torch.inference_mode():
         for item in batches_of(model, batches, scored=True):
             batch = padding.marked(item)
+            if not isinstance(ablation, Ablation | Ablations | None):
+                _require_columns(batch)
             rows, splits_here = _score_within_memory(model, batch.to(model.cfg.device), hooks_on, measured)
             splits += splits_here
             totals.add(batch, rows)
             if on_batch is not None:
                 on_batch(len(batch.inputs))
     return totals.score(splits)
+
+
+def _warn_of_hooks(model: Any, metrics: Mapping[str, Metric]) -> None:
+    names = ", ".join(name for name, metric in metrics.items() if metric.clean)
+    points = getattr(model, "hook_dict", {}).values()
+    if names and any(getattr(point, "fwd_hooks", None) for point in points):
+        warnings.warn(
+            f"hooks are on this model already, so {names} is from the model with them, not from the model as it is.",
+            stacklevel=3,
+        )
 
 
 def hooks_for(model: Any, ablation: Any) -> Callable[[Batch], Sequence[Hook]]:
@@ -97,6 +111,15 @@ def hooks_for(model: Any, ablation: Any) -> Callable[[Batch], Sequence[Hook]]:
         f"{type(ablation).__name__} is not an ablation; give for example al.Ablation(mask, values) or "
         'stats.ablation(mask, "peak").'
     )
+
+
+def _require_columns(batch: Batch) -> None:
+    # Texts are moved to the start of their rows, and hooks may have been written for other columns.
+    if batch.from_start() is not batch:
+        raise MismatchError(
+            "hooks of your own are for columns, and with padding on the left these are not what evaluate runs; pad on "
+            "the right, or give an Ablation, which counts real tokens."
+        )
 
 
 class _Totals:
@@ -183,15 +206,15 @@ def _score(
     single = {name: metric for name, metric in metrics.items() if not metric.whole}
     whole = {name: metric for name, metric in metrics.items() if metric.whole}
     found: dict[str, list[Tensor]] = {name: [] for name in single}
-    compares = any(metric.clean for metric in single.values())
+    compares, compares_whole = (any(metric.clean for metric in each.values()) for each in (single, whole))
 
     def take(logits: Tensor, clean: Tensor | None, part: slice) -> None:
         predictions = asked.answered(logits, clean, part)
         for name, metric in single.items():
             found[name].append(metric.per_prediction(predictions))
 
-    everywhere: Tensor | None = None
-    if ends_plainly(model, batch):
+    everywhere = clean_everywhere = None
+    if ends_plainly(model, batch) and all(map(_acts_in_blocks, hooks)):
         residual = final_residual(model, batch, hooks)
         hidden = residual[batch.scored]
         clean = final_residual(model, batch)[batch.scored] if compares else None
@@ -201,9 +224,12 @@ def _score(
             take(logits_from(model, hidden[part]), None if clean is None else logits_from(model, clean[part]), part)
         if whole:
             everywhere = logits_from(model, residual.flatten(0, 1)).unflatten(0, residual.shape[:2])
+        if compares_whole:
+            clean_everywhere = logits_everywhere(model, batch)
     else:
         everywhere = logits_everywhere(model, batch, hooks)
-        clean = logits_everywhere(model, batch)[batch.scored] if compares else None
+        clean_everywhere = logits_everywhere(model, batch) if compares or compares_whole else None
+        clean = None if clean_everywhere is None else clean_everywhere[batch.scored]
         take(everywhere[batch.scored], clean, slice(None))
     made, weights = {}, asked.weights(rows).cpu()
     for name, parts in found.items():
@@ -213,11 +239,18 @@ def _score(
     if whole:
         assert everywhere is not None
         logits = _as_given(everywhere, given)
+        clean = None if clean_everywhere is None else _as_given(clean_everywhere, given)
         for name, metric in whole.items():
-            values, weight = rows_of(metric, logits, given)
+            values, weight = rows_of(metric, logits, given, clean)
             _require_finite(name, values)
             made[name] = Sums((values.double() * weight.double()).cpu(), weight.double().cpu())
     return {name: made[name] for name in metrics}
+
+
+def _acts_in_blocks(hook: Hook) -> bool:
+    """Whether a hook has done its work when the last block has: what comes after is otherwise computed without it."""
+    name = hook[0]
+    return isinstance(name, str) and name.startswith(("blocks.", "hook_", "embed.", "pos_embed."))
 
 
 def _require_finite(name: str, values: Tensor) -> None:

@@ -1,5 +1,6 @@
 """How sure a difference between two methods is: a bootstrap over masks and documents."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +16,8 @@ RESAMPLES = 2000
 class Interval:
     """A difference and its 95 % interval.
 
-    `conditional` says that only documents were resampled: the interval holds for the masks that were drawn.
+    The ends are NaN where one document and few masks say nothing of others. `conditional` says that only documents were
+    resampled: the interval holds for the masks that were drawn.
     """
 
     difference: float
@@ -56,6 +58,9 @@ def difference(
     # How often each document is drawn, instead of which: one matrix product then makes all replicates.
     drawn = generator.multinomial(documents, np.full(documents, 1 / documents), size=resamples).astype(np.float64)
     conditional = seeds < ENOUGH_SEEDS
+    if conditional and np.count_nonzero(predictions) < 2:
+        # Drawn again and again, one document is always itself: that says nothing of others.
+        return Interval(observed, math.nan, math.nan, conditional)
     weights = np.full((resamples, seeds), 1 / seeds)
     if not conditional:
         weights = generator.multinomial(seeds, np.full(seeds, 1 / seeds), size=resamples) / seeds

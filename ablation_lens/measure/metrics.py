@@ -4,7 +4,10 @@ A metric of your own is any function `(logits, batch) -> [row]`; those of this m
 and are called the same way.
 """
 
+import functools
 import hashlib
+import inspect
+import types
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any, Literal
@@ -100,8 +103,20 @@ class Metric:
             raise MismatchError(f"a metric is a function of (logits, batch), got {self.function!r:.60}.")
         if self.better not in ("higher", "lower", None):
             raise MismatchError(f"better={self.better!r} is not possible; give 'higher', 'lower' or None.")
+        self._require_arguments()
         if not self.name:
             object.__setattr__(self, "name", str(getattr(self.function, "__name__", type(self.function).__name__)))
+
+    def _require_arguments(self) -> None:
+        wanted = ("logits", "batch", *(["clean"] if self.clean else [])) if self.whole else ("predictions",)
+        try:
+            inspect.signature(self.function).bind(*wanted)
+        except TypeError:
+            raise MismatchError(
+                f"a metric is called as function({', '.join(wanted)}), which {self.function!r:.60} does not take."
+            ) from None
+        except ValueError:  # of functions written in C nobody knows
+            return
 
     @property
     def is_ours(self) -> bool:
@@ -118,10 +133,10 @@ class Metric:
 
         A row of several scored predictions gets their mean, one of none NaN.
         """
-        if self.whole:
-            return rows_of(self, logits, batch)[0]
         if self.clean and clean is None:
             raise MismatchError(f"{self.name} compares with the model as it is: give clean=, the logits without it.")
+        if self.whole:
+            return rows_of(self, logits, batch, clean)[0]
         base = None if clean is None else clean[batch.scored]
         asked, rows = Asked.of(batch), len(batch.inputs)
         values = self.per_prediction(asked.answered(logits[batch.scored], base))
@@ -129,27 +144,40 @@ class Metric:
 
     def per_prediction(self, predictions: Predictions) -> Float[Tensor, " prediction"]:
         """A value per scored prediction."""
-        values: Tensor = self.function(predictions)
+        values = self.function(predictions)
+        if not isinstance(values, Tensor) or values.shape != predictions.labels.shape:
+            raise MismatchError(
+                f"the metric {self.name} gave {_told(values)} for {len(predictions.labels)} predictions; it must give "
+                "a number for each."
+            )
         return values
 
 
 def rows_of(
-    metric: Metric, logits: Float[Tensor, "batch *pos out"], batch: Batch
+    metric: Metric, logits: Float[Tensor, "batch *pos out"], batch: Batch, clean: Tensor | None = None
 ) -> tuple[Float[Tensor, " row"], Float[Tensor, " row"]]:
     """What a function of one's own gives for a batch, and its weights: 1, if it does not give any."""
-    given = metric.function(logits, batch)
+    try:
+        given = metric.function(logits, batch, *([clean] if metric.clean else []))
+    except Exception as error:
+        error.add_note(f"(raised by the metric {metric.name}, for a batch of {len(batch.inputs)} rows)")
+        raise
     values, weights = given if isinstance(given, tuple) and len(given) == 2 else (given, None)
     expected = (len(batch.inputs),)
     for part in (values, weights):
-        shape = tuple(getattr(part, "shape", ()))
-        if part is not None and (not isinstance(part, Tensor) or shape != expected):
-            what = f"a tensor of shape {shape}" if isinstance(part, Tensor) else type(part).__name__
+        if part is not None and (not isinstance(part, Tensor) or tuple(part.shape) != expected):
             raise MismatchError(
-                f"the metric {metric.name} gave {what} for {expected[0]} rows; it must give one number per row: a "
-                f"tensor of shape {expected}, without a mean over the batch."
+                f"the metric {metric.name} gave {_told(part)} for {expected[0]} rows; it must give one number per row: "
+                f"a tensor of shape {expected}, without a mean over the batch."
             )
     assert isinstance(values, Tensor)
+    if weights is not None and not bool((torch.isfinite(weights) & (weights >= 0)).all()):
+        raise MismatchError(f"the metric {metric.name} gave a weight that is negative or not a number.")
     return values, torch.ones_like(values, dtype=torch.float64) if weights is None else weights
+
+
+def _told(given: Any) -> str:
+    return f"a tensor of shape {tuple(given.shape)}" if isinstance(given, Tensor) else type(given).__name__
 
 
 # ---------------------------------------------------------------------- those that everybody needs
@@ -275,7 +303,9 @@ def metrics_of(given: Given) -> dict[str, Metric]:
 
 
 def identity_of(metric: Metric, batch: Batch, classes: int) -> str:
-    """What tells metrics of one name apart: for a function of one's own, what it gives for made-up logits.
+    """What tells metrics of one name apart: of a function of one's own, its code and what it gives for made-up logits.
+
+    Neither is enough: other code may give the same, and equal code other values, by something that it reads.
 
     >>> batch = Batch.causal(torch.tensor([[5, 6, 7]]))
     >>> one, other = (Metric(lambda logits, batch, t=token: logits[:, -1, t]) for token in (1, 2))
@@ -285,12 +315,43 @@ def identity_of(metric: Metric, batch: Batch, classes: int) -> str:
     said = f" {metric.version}" if metric.version > 1 else ""
     if metric.is_ours:
         return f"{metric.name}{said}"
-    row = batch.rows(0, 1)
-    logits = torch.randn((*row.scored.shape, classes), generator=torch.Generator().manual_seed(0))
-    parts = rows_of(metric, logits, row)
-    # Three digits: another processor may give other last ones, and a metric that was edited gives other first ones.
-    text = " ".join(f"{value:.3g}" for part in parts for value in part.tolist())
+    row, generator = batch.rows(0, 1), torch.Generator().manual_seed(0)
+    text = _code(metric.function)
+    for sharpness in (1, 10):
+        logits, clean = (sharpness * torch.randn((*row.scored.shape, classes), generator=generator) for _ in range(2))
+        parts = rows_of(metric, logits, row, clean)
+        # Three digits: another processor may give other last ones.
+        text += " ".join(f"{value:.3g}" for part in parts for value in part.tolist())
     return f"{hashlib.sha256(text.encode()).hexdigest()[:16]}{said}"
+
+
+def _code(value: Any, depth: int = 0) -> str:
+    """What a function does, and the plain values that it reads, as far as that can be said."""
+    if isinstance(value, int | float | str | bytes | bool | None):
+        return repr(value)
+    if isinstance(value, Tensor):
+        return repr(value.tolist())
+    if depth > 4:
+        return type(value).__name__
+    if isinstance(value, tuple | list | set | frozenset):
+        listed = [_code(each, depth + 1) for each in value]
+        return str(listed if isinstance(value, tuple | list) else sorted(listed))
+    if isinstance(value, Mapping):
+        return str([(str(name), _code(each, depth + 1)) for name, each in value.items()])
+    if isinstance(value, types.CodeType):
+        return f"{value.co_code.hex()} {value.co_names} {_code(value.co_consts, depth + 1)}"
+    if isinstance(value, functools.partial):
+        return _code((value.func, value.args, value.keywords), depth + 1)
+    if isinstance(value, types.FunctionType):
+        read = [value.__globals__.get(name) for name in value.__code__.co_names]
+        closed = [cell.cell_contents for cell in value.__closure__ or ()]
+        return _code((value.__code__, value.__defaults__, closed, read), depth + 1)
+    if isinstance(value, types.MethodType):
+        return _code((value.__func__, value.__self__), depth + 1)
+    if isinstance(value, types.ModuleType | type):
+        return value.__name__
+    call = vars(type(value)).get("__call__")
+    return _code((getattr(value, "__dict__", None), call), depth + 1)
 
 
 def _is_plain(given: Any) -> bool:

@@ -377,4 +377,5 @@ class Results:
 
     def __repr__(self) -> str:
         groups = ", ".join(self.groups.values())
-        return f"Results({len(self.frame)} cells of {groups} in {self.folder.path})"
+        failed = f", {len(self.failed)} failed" if self.failed else ""
+        return f"Results({len(self.frame)} cells of {groups} in {self.folder.path}{failed})"

@@ -126,3 +126,27 @@ def test_ctrl_c_ranks_what_every_center_was_measured_with(model, task, statistic
             progress=False,
         )
     assert len(ranking.frame) == 3
+
+
+def test_centers_of_another_model_are_refused(task, statistics):
+    other = al.load_model("tiny-opt")
+    with torch.no_grad():
+        other.blocks[0].attn.W_O.mul_(2)
+    with pytest.raises(MismatchError, match="another model"):
+        al.compare_centers(other, task.batches(tokens=300), statistics=statistics, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"site": "mlp"}, "site='mlp'"),
+        ({"statistics": {"z": None}}, "what collect gives"),
+        ({"statistics": "file.safetensors"}, "load"),
+        ({"centers": {}}, "no center"),
+        ({"mask": []}, "nothing would be ablated"),
+        ({"fraction": 0.0}, "ablate nothing"),
+    ],
+)
+def test_what_cannot_be_compared_is_one_sentence(options, said, model, task, statistics):
+    with pytest.raises(MismatchError, match=said):
+        al.compare_centers(model, task.batches(tokens=300), **{"statistics": statistics, **options}, progress=False)

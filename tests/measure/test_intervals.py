@@ -113,6 +113,13 @@ def test_the_other_way_round_is_the_mirror_image_and_every_run_the_same():
     assert difference(first, second, predictions) == one
 
 
-def test_whole_numbers_and_one_document_are_fine():
-    interval = difference(np.array([[5]]), np.array([[3]]), np.array([4]))
+def test_whole_numbers_are_fine():
+    interval = difference(np.array([[5, 5]]), np.array([[3, 3]]), np.array([4, 4]))
     assert (interval.difference, interval.low, interval.high) == (0.5, 0.5, 0.5)
+
+
+def test_one_document_says_nothing_of_others():
+    interval = difference(np.array([[5]]), np.array([[3]]), np.array([4]))
+    assert interval.difference == 0.5
+    assert np.isnan([interval.low, interval.high]).all()
+    assert not interval.excludes_zero

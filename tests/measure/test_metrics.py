@@ -181,3 +181,80 @@ def test_an_image_model_has_them_too():
     assert score["probability"] == pytest.approx(np.exp(-score.rows("cross_entropy")).mean(), rel=1e-5)
     assert (score["rank"] == 1) == (score.top1 == 1)
     assert score["kl"] == 0
+
+
+class Scaled:
+    """Hooks that are no ablation: they scale what one point holds."""
+
+    def __init__(self, name):
+        self.name = name
+
+    def hooks(self):
+        return [(self.name, lambda value, hook: value * 0.3)]
+
+
+@pytest.mark.parametrize("name", ["ln_final.hook_normalized", "blocks.2.hook_resid_post", "hook_embed"])
+def test_hooks_of_one_s_own_are_obeyed_wherever_they_are(name, model, prompts):
+    arguments = prompts.arguments()
+    logits = model.run_with_hooks(*arguments[0], fwd_hooks=Scaled(name).hooks(), **arguments[1])
+    score = al.evaluate(model, [prompts], Scaled(name), metrics=["logit_difference"])
+    expected = metrics.logit_difference(logits, prompts).double().numpy()
+    assert np.abs(score.rows("logit_difference") - expected).max() <= 1e-4
+
+
+def test_hooks_of_one_s_own_are_refused_where_their_columns_are_others(model):
+    batch = Batch.prompts(torch.tensor([[2, 7, 9], [1, 2, 8]]), [5, 6], valid=torch.tensor([[1, 1, 1], [0, 1, 1]]) > 0)
+    with pytest.raises(MismatchError, match="pad on the right"):
+        al.evaluate(model, [batch], Scaled("blocks.1.attn.hook_z"))
+
+
+def test_kl_of_a_model_that_is_hooked_already_says_so(model, ablation, prompts):
+    with ablation.applied_to(model), pytest.warns(UserWarning, match="hooks are on this model"):
+        al.evaluate(model, [prompts], ablation, metrics=["kl"])
+
+
+def test_a_metric_of_one_s_own_may_compare_with_the_clean_logits(model, ablation, prompts):
+    moved = metrics.Metric(lambda logits, batch, clean: (logits - clean).abs().amax((1, 2)), clean=True, name="moved")
+    assert al.evaluate(model, [prompts], ablation, metrics=moved)["moved"] > 0
+    assert al.evaluate(model, [prompts], metrics=moved)["moved"] == 0
+
+
+@pytest.mark.parametrize(
+    ("function", "said"),
+    [
+        (lambda logits: logits[:, 0, 0], "function\\(logits, batch\\)"),
+        (lambda logits, batch: (torch.ones(2), torch.tensor([1.0, -1.0])), "weight"),
+        (metrics.Metric(lambda predictions: predictions.logits.mean(), whole=False), "for each"),
+    ],
+)
+def test_a_metric_that_is_not_one_is_told(function, said, model, prompts):
+    with pytest.raises(MismatchError, match=said):
+        al.evaluate(model, [prompts], metrics={"mine": function})
+
+
+def test_an_error_in_a_metric_names_it(model, prompts):
+    def broken(logits, batch):
+        return logits[:, 99]
+
+    with pytest.raises(IndexError) as raised:
+        al.evaluate(model, [prompts], metrics=broken)
+    assert "the metric broken" in raised.value.__notes__[0]
+
+
+def test_an_edited_threshold_is_another_metric(model):
+    """Accuracy-like metrics give 0 for nearly all logits: what they do tells them apart."""
+    batch = Batch.causal(TOKENS)
+
+    def above(limit):
+        return metrics.Metric(lambda logits, batch: (logits[:, 0].softmax(-1).amax(-1) > limit).float())
+
+    one, same, other = (metrics.identity_of(above(limit), batch, 1000) for limit in (0.9, 0.9, 0.02))
+    assert one == same
+    assert one != other
+
+
+def test_one_document_has_no_interval(model):
+    score = al.evaluate(model, [Batch.causal(TOKENS[:1])])
+    interval = score.interval("cross_entropy")
+    assert np.isnan(interval.low)
+    assert not interval.excludes_zero
