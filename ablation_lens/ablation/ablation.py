@@ -17,9 +17,11 @@ from ablation_lens.ablation.baking import bake
 from ablation_lens.ablation.masks import as_mask, named_neurons
 from ablation_lens.ablation.places import (
     Positions,
+    by_row,
     count_from_end,
     describe_positions,
     find,
+    move_columns,
     read_positions,
     values_at,
 )
@@ -41,8 +43,8 @@ _warned: "weakref.WeakKeyDictionary[Any, set[str]]" = weakref.WeakKeyDictionary(
 class Provider(Protocol):
     """Values that depend on the input: whoever runs a model asks for them, batch by batch.
 
-    Counterfactual inputs and means by position are such values. What is given for a position is for the real token
-    of that number, wherever a row's padding is.
+    Counterfactual inputs and means by position are such values. `[layer pos head dim]` counts real tokens, wherever a
+    row's padding is; `[layer batch pos head dim]` is in the columns of the batch, padding included.
 
     >>> def half_of_what_is_there(model, batch, site):
     ...     from ablation_lens.measure.forward import capture
@@ -182,10 +184,23 @@ class Ablation:
         per_batch = callable(self.positions) or isinstance(self.positions, Tensor)
         return per_batch or not isinstance(self.values, Tensor) or self.values.ndim == 5
 
-    def resolve(self, model: Any, batch: "_Batch") -> "Ablation":
+    @property
+    def for_rows(self) -> int | None:
+        """Of how many rows the batch is that it was made for; None where it serves any batch."""
+        if isinstance(self.positions, Tensor):
+            return len(self.positions)
+        return self.values.shape[1] if isinstance(self.values, Tensor) and self.values.ndim == 5 else None
+
+    def resolve(self, model: Any, batch: "_Batch", *, run_as: "_Batch | None" = None) -> "Ablation":
         """This ablation for one batch, in plain tensors; itself where nothing depends on the batch.
 
-        `al.evaluate` asks for that. Positions and values count the real tokens of every row.
+        `al.evaluate` asks for that. Positions and values by position count the real tokens of every row; what is given
+        row by row, `[batch pos]` or `[layer batch pos head dim]`, is in the columns of the batch.
+
+        Args:
+            model: what functions of the batch are asked with.
+            batch: the batch as it was given.
+            run_as: the same batch as the model will see it, where its texts were moved within their rows.
 
         >>> import ablation_lens as al
         >>> model, batch = al.load_model("tiny-opt"), al.Batch.causal(torch.tensor([[2, 7, 9], [2, 5, 8]]))
@@ -193,28 +208,56 @@ class Ablation:
         >>> with last.applied_to(model):
         ...     logits = model(batch.inputs)
         """
+        given, seen = _valid(batch), _valid(batch if run_as is None else run_as)
+        if not self.depends_on_batch and _serves(self, seen):
+            return self
+        if given.shape != seen.shape or not torch.equal(given.sum(1), seen.sum(1)):
+            raise MismatchError("run_as holds other texts than the batch; give batch.from_start(), or leave it out.")
         values, positions = self.values, self.positions
         if callable(positions):
-            positions = read_positions(positions(batch))
+            positions = read_positions(by_row(positions(batch), given))
             if callable(positions):
                 raise MismatchError("positions are a function of the batch that gives a function; expected positions.")
         if not isinstance(values, Tensor):
-            values = values(model, batch, self.site)
-            if not isinstance(values, Tensor):
-                raise MismatchError(f"values(model, batch, site) gave a {type(values).__name__}; expected a tensor.")
-        valid = batch.valid
-        rows = [*([len(positions)] if isinstance(positions, Tensor) else []), *([values.shape[1]] * (values.ndim == 5))]
-        if any(number != len(valid) for number in rows):
-            raise MismatchError(
-                f"this ablation is for the {rows[0]} rows of one batch, and there are {len(valid)}; give a function of "
-                "the batch instead."
-            )
-        from_start = not bool((valid[:, 1:] & ~valid[:, :-1]).any())
-        plain = not rows and not count_from_end(positions) and ((values.ndim == 3 and positions is None) or from_start)
-        if plain and values is self.values and positions is self.positions:
-            return self
+            values = self._used(values(model, batch, self.site), given)
         plainly = Ablation(self.mask, values, self.source, site=self.site, positions=positions, center=self.center)
-        return plainly if plain else _ForBatch(**vars(plainly), real=valid)
+        plainly = plainly._moved(given, seen)
+        return plainly if _serves(plainly, seen) else _ForBatch(**vars(plainly), real=seen)
+
+    def _used(self, values: Any, valid: Bool[Tensor, "batch pos"]) -> Tensor:
+        """What a provider gave, without what is never used: of padding, and of neurons that stay."""
+        if not isinstance(values, Tensor):
+            raise MismatchError(f"values(model, batch, site) gave a {type(values).__name__}; expected a tensor.")
+        if values.ndim not in (3, 4, 5) or _per_neuron(values.shape) != tuple(self.mask.shape):
+            return values  # which the constructor refuses
+        used = self.mask.to(values.device).view(len(self.mask), *[1] * (values.ndim - 3), *self.mask.shape[1:])
+        if values.ndim == 5 and values.shape[1:3] == valid.shape:
+            used = used & valid.to(values.device)[None, :, :, None, None]
+        elif values.ndim == 4:
+            reached = torch.arange(values.shape[1], device=values.device) < int(valid.sum(1).max())
+            used = used & reached[:, None, None]
+        # Not only left unchecked: NaN at padding would reach real tokens through attention, as 0 times NaN is NaN.
+        return values.masked_fill(~used & ~torch.isfinite(values), 0)
+
+    def _moved(self, given: Bool[Tensor, "batch pos"], seen: Bool[Tensor, "batch pos"]) -> "Ablation":
+        """Marks and values of rows, from the columns of a batch to those that its texts were moved to."""
+        if self.for_rows is None:
+            return self
+        marks, values = self.positions, self.values
+        shapes = [tuple(marks.shape)] if isinstance(marks, Tensor) else []
+        if isinstance(values, Tensor) and values.ndim == 5:
+            shapes.append(tuple(values.shape[1:3]))
+        for shape in shapes:
+            if shape != tuple(given.shape):
+                raise MismatchError(
+                    f"this ablation is for the {shape[0]} rows of one batch, with {shape[1]} columns, and there are "
+                    f"{given.shape[0]}, with {given.shape[1]}; give a function of the batch instead."
+                )
+        if isinstance(marks, Tensor):
+            marks = move_columns(marks, given, seen)
+        if isinstance(values, Tensor) and values.ndim == 5:
+            values = torch.stack([move_columns(layer, given, seen) for layer in values])
+        return replace(self, positions=marks, values=values)
 
     def hooks(self, offset: int | None = None, *, model: Any = None) -> list[Hook]:
         """Plain TransformerLens `(name, function)` pairs, for the layers with an ablated neuron.
@@ -251,7 +294,7 @@ class Ablation:
         """The model with this ablation in place, also under cached generation; nests, and always cleans up.
 
         Positions count real tokens where the model is given an attention mask, or makes one for left padding, and
-        columns otherwise.
+        columns otherwise; a boolean `[batch pos]` is always in columns.
 
         >>> import ablation_lens as al
         >>> model = al.load_model("tiny-opt")
@@ -348,7 +391,8 @@ class Ablation:
     def at(self, *positions: Any) -> "Ablation":
         """The same ablation at some positions only, counted among a row's real tokens; -1 is the last.
 
-        Numbers, `slice(0, 3)`, `range(3)`, `[0, 1]`, a boolean `[batch pos]`, or a function of the batch.
+        Numbers, `slice(0, 3)`, `range(3)`, `[0, 1]`, a boolean `[batch pos]` in the columns of its batch, or a function
+        of the batch that gives one of these, or an integer tensor `[batch]`: one column for each row.
 
         >>> ablation = Ablation(["L0.H0"], torch.zeros(1, 2, 3))
         >>> ablation.at(-1), ablation.at(0, 1), ablation.at(slice(1, None))  # doctest: +NORMALIZE_WHITESPACE
@@ -495,9 +539,14 @@ class Ablations:
         """The same at some positions only, all of them; see `Ablation.at`."""
         return Ablations(tuple(part.at(*positions) for part in self.parts))
 
-    def resolve(self, model: Any, batch: "_Batch") -> "Ablations":
+    @property
+    def for_rows(self) -> int | None:
+        """Of how many rows the batch is that any was made for; None where all serve any batch."""
+        return next((part.for_rows for part in self.parts if part.for_rows is not None), None)
+
+    def resolve(self, model: Any, batch: "_Batch", *, run_as: "_Batch | None" = None) -> "Ablations":
         """These for one batch, in plain tensors; see `Ablation.resolve`."""
-        parts = tuple(part.resolve(model, batch) for part in self.parts)
+        parts = tuple(part.resolve(model, batch, run_as=run_as) for part in self.parts)
         return self if all(new is old for new, old in zip(parts, self.parts, strict=True)) else Ablations(parts)
 
     def require_fits(self, model: Any) -> None:
@@ -582,6 +631,22 @@ def _whole(path: str | Path) -> Iterator[None]:
 def _per_neuron(shape: Sequence[int]) -> tuple[int, ...]:
     """Without the axes of rows and positions, which stand between layers and heads."""
     return (*shape[:1], *shape[-2:]) if len(shape) > 2 else tuple(shape)
+
+
+def _serves(ablation: Ablation, valid: Bool[Tensor, "batch pos"]) -> bool:
+    """Whether hooks that count columns do what was meant in a batch with these real tokens."""
+    if ablation.for_rows is not None or count_from_end(ablation.positions):
+        return False
+    return not ablation.depends_on_position or not bool((valid[:, 1:] & ~valid[:, :-1]).any())
+
+
+def _valid(batch: Any) -> Bool[Tensor, "batch pos"]:
+    valid = getattr(batch, "valid", None)
+    if not isinstance(valid, Tensor):
+        raise MismatchError(
+            f"the batch is a {type(batch).__name__}; expected a Batch, such as al.Batch.causal(tokens, attention_mask)."
+        )
+    return valid
 
 
 def _is_slice(positions: Positions | None) -> TypeGuard[slice]:

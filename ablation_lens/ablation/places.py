@@ -1,6 +1,7 @@
 """At which positions: what people write, and the columns of a batch where that is.
 
-A position counts the real tokens of its row, wherever the padding is: 0 is the first, -1 the last.
+A position counts the real tokens of its row, wherever the padding is: 0 is the first, -1 the last. What is given row by
+row, as marks `[batch pos]`, is in the columns of its batch.
 """
 
 import operator
@@ -8,7 +9,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from ablation_lens.errors import MismatchError
@@ -19,6 +20,7 @@ Positions = tuple[int, ...] | slice | Tensor | Callable[[Any], Any]
 
 _FORMS = "give numbers such as -1 or [0, 1], a slice, a range, a boolean [batch pos], or a function of the batch"
 _FARTHEST = 2**31
+_WHOLE = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 
 
 def read_positions(given: Any) -> Positions | None:
@@ -110,11 +112,7 @@ def find(positions: Positions, columns: Columns, device: torch.device) -> Bool[T
         if positions.stop is not None:
             found &= places < _from_start(positions.stop, length)
     elif isinstance(positions, Tensor):
-        marks = positions.to(device)
-        places = places.expand(len(positions), -1)
-        # Beyond what is marked, as in generation, nothing is ablated.
-        inside = places.clamp(0, marks.shape[1] - 1)
-        found = marks.gather(1, inside) & (places == inside)
+        found = _marked(positions.to(device), columns)
     else:
         assert isinstance(positions, tuple)
         wanted = torch.tensor(positions, device=device)
@@ -126,6 +124,17 @@ def find(positions: Positions, columns: Columns, device: torch.device) -> Bool[T
     return found & (places >= 0)
 
 
+def _marked(marks: Bool[Tensor, "batch pos"], columns: Columns) -> Bool[Tensor, "batch column"]:
+    if not columns.start and marks.shape[1] != columns.count:
+        raise MismatchError(
+            f"boolean positions of shape {tuple(marks.shape)} are for a batch with {marks.shape[1]} columns, padding "
+            f"included, and {columns.count} came in."
+        )
+    marks = marks[:, columns.start : columns.start + columns.count]
+    # Beyond what is marked, as in generation with a cache, nothing is ablated.
+    return torch.nn.functional.pad(marks, (0, columns.count - marks.shape[1]))
+
+
 def _from_start(end: int, length: Tensor) -> Tensor:
     return (length + end).clamp(min=0) if end < 0 else torch.full_like(length, end)
 
@@ -133,17 +142,63 @@ def _from_start(end: int, length: Tensor) -> Tensor:
 def values_at(
     values: Float[Tensor, "pos head dim"] | Float[Tensor, "batch pos head dim"], columns: Columns
 ) -> Float[Tensor, "pos head dim"] | Float[Tensor, "batch pos head dim"]:
-    """Values by position as the columns have them; at padding, any."""
+    """Values by position as the columns have them; at padding, any. Those of rows are in columns already."""
     known, real = values.shape[-3], columns.real
-    end = columns.start + columns.count if real is None else int(columns.lengths(real.device).max())
+    by_column = real is None or values.ndim == 4
+    end = columns.start + columns.count if by_column else int(columns.lengths(real.device).max())
     if end > known:
         raise MismatchError(
             f"there are values for {known} positions, and the input reaches {end}; shorten it, or make the values from "
             "a longer one."
         )
-    if real is None:
+    if by_column:
         return values[..., columns.start : end, :, :]
-    places = columns.places(values.device).clamp(0, known - 1)
-    if values.ndim == 3:
-        return values[places]
-    return values[torch.arange(len(places), device=values.device)[:, None], places]
+    return values[columns.places(values.device).clamp(0, known - 1)]
+
+
+def by_row(given: Any, valid: Bool[Tensor, "batch pos"]) -> Any:
+    """What a function of a batch gave: a tensor of one column per row as marks, anything else as it is.
+
+    >>> by_row(torch.tensor([2, 1]), torch.tensor([[True, True, True], [True, True, False]])).int().tolist()
+    [[0, 0, 1], [0, 1, 0]]
+    """
+    if getattr(given, "ndim", 0) != 1 or str(getattr(given, "dtype", "")).rpartition(".")[2] not in _WHOLE:
+        return given
+    columns, (rows, width) = torch.as_tensor(given).long().to(valid.device), valid.shape
+    if len(columns) != rows:
+        raise MismatchError(
+            f"the function of the batch gave {len(columns)} positions for {rows} rows; a tensor has one column per "
+            "row, and positions for all rows are a list or a tuple."
+        )
+    row = torch.arange(rows, device=valid.device)
+    inside = (columns >= 0) & (columns < width)
+    real = inside & valid[row, columns.clamp(0, width - 1)]
+    if not bool(real.all()):
+        first = int((~real).nonzero()[0])
+        what = "is padding" if bool(inside[first]) else f"is not one of its {width} columns"
+        raise MismatchError(
+            f"the function of the batch gave column {int(columns[first])} for row {first}, which {what}; give the "
+            "column of a real token, counted from 0, as in batch.valid."
+        )
+    marks = torch.zeros_like(valid)
+    marks[row, columns] = True
+    return marks
+
+
+def move_columns(
+    rows: Shaped[Tensor, "batch pos *rest"], given: Bool[Tensor, "batch pos"], moved: Bool[Tensor, "batch pos"]
+) -> Shaped[Tensor, "batch pos *rest"]:
+    """What is given per column, in the columns of a batch whose texts stand elsewhere in their rows.
+
+    >>> left, right = torch.tensor([[False, True, True]]), torch.tensor([[True, True, False]])
+    >>> move_columns(torch.tensor([[7, 8, 9]]), left, right).tolist()
+    [[8, 9, 7]]
+    """
+    if torch.equal(given, moved):
+        return rows
+    # The columns of real tokens first, in their order.
+    before, after = ((~valid).byte().argsort(dim=1, stable=True).to(rows.device) for valid in (given, moved))
+    row = torch.arange(len(rows), device=rows.device)[:, None]
+    found = torch.empty_like(rows)
+    found[row, after] = rows[row, before]
+    return found

@@ -66,10 +66,11 @@ def evaluate(
     totals = _Totals()
     splits, padding = 0, Padding(model, stacklevel=3)
     with torch.inference_mode():
-        for item in batches_of(model, batches, scored=True):
+        for number, item in enumerate(batches_of(model, batches, scored=True)):
             batch = padding.marked(item)
             if not isinstance(ablation, Ablation | Ablations | None):
                 _require_columns(batch)
+            _require_its_rows(ablation, batch, number, own=isinstance(batches, Batch))
             rows, splits_here = _score_within_memory(model, batch.to(model.cfg.device), hooks_on, measured)
             splits += splits_here
             totals.add(batch, rows)
@@ -88,14 +89,14 @@ def _warn_of_hooks(model: Any, metrics: Mapping[str, Metric]) -> None:
         )
 
 
-def hooks_for(model: Any, ablation: Any) -> Callable[[Batch], Sequence[Hook]]:
-    """What an ablation does to a batch."""
+def hooks_for(model: Any, ablation: Any) -> Callable[[Batch, Batch], Sequence[Hook]]:
+    """What an ablation does to a batch as it was given, in the layout that the model will see."""
     if isinstance(ablation, Ablation | Ablations):
         ablation.require_fits(model)
         for_all: list[Hook] = []
 
-        def resolved(batch: Batch) -> list[Hook]:
-            plain = ablation.resolve(model, batch)
+        def resolved(given: Batch, batch: Batch) -> list[Hook]:
+            plain = ablation.resolve(model, given, run_as=batch)
             # No cache here: a document of a single token begins at 0, too.
             if plain is not ablation:
                 return plain.hooks(offset=0)
@@ -104,12 +105,12 @@ def hooks_for(model: Any, ablation: Any) -> Callable[[Batch], Sequence[Hook]]:
             return for_all
 
         return resolved
-    if ablation is None or hasattr(ablation, "hooks"):
+    if ablation is None or (hasattr(ablation, "hooks") and not isinstance(ablation, type)):
         hooks = [] if ablation is None else list(ablation.hooks())
-        return lambda batch: hooks
+        return lambda given, batch: hooks
     raise MismatchError(
-        f"{type(ablation).__name__} is not an ablation; give for example al.Ablation(mask, values) or "
-        'stats.ablation(mask, "peak").'
+        f"{f'the class {ablation.__name__}' if isinstance(ablation, type) else type(ablation).__name__} is not an "
+        'ablation; give for example al.Ablation(mask, values) or stats.ablation(mask, "peak").'
     )
 
 
@@ -119,6 +120,22 @@ def _require_columns(batch: Batch) -> None:
         raise MismatchError(
             "hooks of your own are for columns, and with padding on the left these are not what evaluate runs; pad on "
             "the right, or give an Ablation, which counts real tokens."
+        )
+
+
+def _require_its_rows(ablation: Any, batch: Batch, number: int, *, own: bool) -> None:
+    """Refuse what was made for the rows of one batch where others may have come in, or these in another order.
+
+    A batch of one's `own`, given as such, is the one that was meant.
+    """
+    if not isinstance(ablation, Ablation | Ablations) or ablation.for_rows is None:
+        return
+    sorted_otherwise = not own and batch.documents not in ((), tuple(range(len(batch.inputs))))
+    if number or sorted_otherwise:
+        why = "there are several batches" if number else "the batches of a plan are sorted by length"
+        raise MismatchError(
+            f"this ablation has positions or values for each of the {ablation.for_rows} rows of one batch, and {why}; "
+            "give them as a function of the batch, or evaluate one tensor, dict or Batch at a time."
         )
 
 
@@ -172,7 +189,7 @@ class _Totals:
 
 
 def _score_within_memory(
-    model: Any, batch: Batch, hooks_on: Callable[[Batch], Sequence[Hook]], metrics: Mapping[str, Metric]
+    model: Any, batch: Batch, hooks_on: Callable[[Batch, Batch], Sequence[Hook]], metrics: Mapping[str, Metric]
 ) -> tuple[dict[str, Sums], int]:
     """Score a batch; when memory runs out, its halves, padded as before."""
     try:
@@ -195,14 +212,14 @@ def _score_within_memory(
 def _score(
     model: Any,
     given: Batch,
-    hooks_on: Callable[[Batch], Sequence[Hook]],
+    hooks_on: Callable[[Batch, Batch], Sequence[Hook]],
     metrics: Mapping[str, Metric],
     *,
     at_once: int = CHUNK_LOGITS,
 ) -> dict[str, Sums]:
     """The sums of every row; `at_once` is how many logits exist at a time, if no metric wants all of them."""
     batch, rows = given.from_start(), len(given.inputs)
-    hooks, asked = hooks_on(batch), Asked.of(batch)
+    hooks, asked = hooks_on(given, batch), Asked.of(batch)
     single = {name: metric for name, metric in metrics.items() if not metric.whole}
     whole = {name: metric for name, metric in metrics.items() if metric.whole}
     found: dict[str, list[Tensor]] = {name: [] for name in single}

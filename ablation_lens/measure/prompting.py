@@ -147,7 +147,7 @@ def prompt(
 
 
 def _probabilities(model: Any, batch: Batch, ablation: Hooks | None) -> Float[Tensor, " out"]:
-    logits = logits_everywhere(model, batch, hooks_for(model, ablation)(batch))[batch.scored][0]
+    logits = logits_everywhere(model, batch, hooks_for(model, ablation)(batch, batch))[batch.scored][0]
     return logits.double().softmax(-1).cpu()
 
 

@@ -66,11 +66,15 @@ def test_what_is_no_position_is_one_sentence(wrong):
         read_positions(wrong)
 
 
-def test_marks_of_rows_count_real_tokens_and_end_where_they_end():
+def test_marks_of_rows_are_columns_and_end_where_they_end():
     real = torch.tensor([[False, True, True], [True, True, True]])
-    marks = torch.tensor([[True, False], [False, True]])
-    found = find(marks, Columns(0, 3, real), CPU)
-    assert (found & real).tolist() == [[False, True, False], [False, True, False]]
+    marks = torch.tensor([[True, False, True], [False, True, False]])
+    assert find(marks, Columns(0, 3, real), CPU).tolist() == [[False, False, True], [False, True, False]]
+    assert find(marks, Columns(2, 2), CPU).tolist() == [[True, False], [False, False]]
+    assert not find(marks, Columns(5, 1), CPU).any()
+    for width in (2, 40):
+        with pytest.raises(MismatchError, match=f"{width} columns, padding included, and 3 came in"):
+            find(torch.ones(2, width) > 0, Columns(0, 3, real), CPU)
 
 
 def test_a_cache_counts_on_and_ends_are_refused_under_it():
@@ -85,8 +89,8 @@ def test_values_follow_the_real_tokens():
     real = torch.tensor([[False, True, True], [True, True, False]])
     by_position = torch.arange(3.0).view(3, 1, 1)
     assert values_at(by_position, Columns(0, 3, real)).flatten(1).tolist() == [[0, 0, 1], [0, 1, 2]]
-    by_row = torch.arange(6.0).view(2, 3, 1, 1)
-    assert values_at(by_row, Columns(0, 3, real)).flatten(1).tolist() == [[0, 0, 1], [3, 4, 5]]
+    by_row = torch.arange(6.0).view(2, 3, 1, 1)  # in columns already
+    assert values_at(by_row, Columns(0, 3, real)).flatten(1).tolist() == [[0, 1, 2], [3, 4, 5]]
     assert values_at(by_row, Columns(1, 2)).flatten(1).tolist() == [[1, 2], [4, 5]]
     with pytest.raises(MismatchError, match="values for 1 positions, and the input reaches 2"):
         values_at(by_position[:1], Columns(0, 3, real))

@@ -1,12 +1,17 @@
 """Ablating at positions, with values that depend on the input, and several ablations together."""
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 
 import ablation_lens as al
 from ablation_lens import Ablation, Ablations, Site, load_model, random_neurons
-from ablation_lens.errors import FileFormatError, MismatchError
+from ablation_lens.ablation.places import find
+from ablation_lens.errors import FileFormatError, MismatchError, NonFiniteError
 from ablation_lens.files import save_tensors
+from ablation_lens.hooked import Columns
 from ablation_lens.measure.forward import capture, logits_everywhere
 from tests.tiny_models import run
 
@@ -82,15 +87,101 @@ def test_marks_of_rows_functions_and_values_by_position_count_them_too(text_mode
     batch = al.Batch.causal(inputs, mask)
     ablation = some(text_model, positions=5).at(1)
     expected = alone(text_model, ablation)
-    marks = torch.zeros(3, 5, dtype=torch.bool)
-    marks[:, 1] = True
-    for given in (1, marks, lambda batch: 1, lambda batch: marks[: len(batch.inputs)]):
+    second = mask & (mask.cumsum(1) == 2)  # in columns
+    for given in (1, second, lambda batch: 1, lambda batch: second, lambda batch: second.long().argmax(1)):
         resolved = ablation.at(given).resolve(text_model, batch)
         agree(run(text_model, inputs, mask.long(), resolved.hooks()), mask, expected)
         with resolved.applied_to(text_model):
             agree(run(text_model, inputs, mask.long()), mask, expected)
-    with ablation.at(marks).applied_to(text_model):
+    with ablation.at(second).applied_to(text_model):
         agree(run(text_model, inputs, mask.long()), mask, expected)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_batch_that_is_moved_takes_its_marks_and_rows_of_values_along(opt, side):
+    batch = al.Batch.causal(*padded(side))
+    last = torch.zeros_like(batch.valid)
+    last[torch.arange(3), torch.where(batch.valid, torch.arange(5), -1).argmax(1)] = True
+    one, seen = some(opt), []
+
+    def of_its_own(model, batch, site):
+        seen.append(batch.valid)
+        return torch.stack([values / 2 for values in capture(model, batch, site).values()])
+
+    halved = Ablation(one.mask, of_its_own)
+    fixed = Ablation(one.mask, of_its_own(opt, batch, Site.Z))
+    expected = al.evaluate(opt, batch, one.at(-1)).loss
+    by_text = [al.evaluate(opt, al.Batch.causal(text[None]), halved).loss for text in TEXTS]
+    for given in (last, lambda batch: last, lambda batch: last.long().argmax(1)):
+        assert torch.allclose(al.evaluate(opt, batch, one.at(given)).loss, expected, atol=1e-4)
+    for each in (halved, fixed, halved.resolve(opt, batch)):
+        assert torch.allclose(al.evaluate(opt, batch, each).loss, torch.cat(by_text), atol=1e-3)
+    assert all(torch.equal(valid, batch.valid) for valid in (*seen[:1], *seen[-2:]))
+    # In the layout it was given in, too, and for what stands elsewhere in its rows.
+    hooked = logits_everywhere(opt, batch, fixed.resolve(opt, batch).hooks())
+    start = batch.from_start()
+    moved = logits_everywhere(opt, start, fixed.resolve(opt, batch, run_as=start).hooks())
+    agree(hooked, batch.valid, [row[real] for row, real in zip(moved, start.valid, strict=True)])
+    with pytest.raises(MismatchError, match="other texts"):
+        fixed.resolve(opt, batch, run_as=al.Batch.causal(batch.inputs))
+
+
+def test_marks_of_another_shape_are_refused(opt):
+    tokens = torch.stack([TEXTS[0], TEXTS[0].flip(0)])
+    for width in (3, 40):
+        ablation = some(opt).at(torch.ones(2, width) > 0)
+        with pytest.raises(MismatchError, match=f"with {width} columns, and there are 2, with 5"):
+            ablation.resolve(opt, al.Batch.causal(tokens))
+        with pytest.raises(MismatchError, match="5 came in"), ablation.applied_to(opt):
+            opt(tokens)
+
+
+def test_what_is_for_the_rows_of_one_batch_serves_no_other(opt):
+    tokens = torch.stack([TEXTS[0], TEXTS[0].flip(0)])
+    marks = torch.ones(2, 5) > 0
+    values = torch.zeros(3, 2, 5, 6, 6)
+    sorted_by_length = replace(al.Batch.causal(tokens), documents=(1, 0))
+    for fixed in (some(opt).at(marks), Ablation(some(opt).mask, values)):
+        for each in (fixed, fixed | some(opt)):
+            al.evaluate(opt, tokens, each)
+            al.evaluate(opt, sorted_by_length, each)  # the batch itself
+            for wrong, why in (([tokens, tokens], "several batches"), ([sorted_by_length], "sorted by length")):
+                with pytest.raises(MismatchError, match=f"{why}; give them as a function"):
+                    al.evaluate(opt, wrong, each)
+    al.evaluate(opt, [tokens, tokens], some(opt).at(lambda batch: marks))
+
+
+def test_a_function_gives_one_column_per_row_or_positions_for_all(opt):
+    tokens = torch.stack([TEXTS[0], TEXTS[0].flip(0)])
+    batch = al.Batch.causal(tokens)
+    for given, expected in (
+        (torch.tensor([0, 3]), [[0], [3]]),
+        (np.array([0, 3]), [[0], [3]]),
+        ([0, 3], [[0, 3], [0, 3]]),
+        ((0, 3), [[0, 3], [0, 3]]),
+    ):
+        made = some(opt).at(lambda batch, given=given: given).resolve(opt, batch)
+        marks = find(made.positions, Columns(0, 5), torch.device("cpu")).expand(2, -1)
+        assert [row.nonzero().flatten().tolist() for row in marks] == expected
+    padding = al.Batch.causal(tokens, torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]]))
+    for wrong, why in (([1, 2, 3], "3 positions for 2 rows"), ([2, -1], "column -1 for row 1"), ([1, 1], "is padding")):
+        with pytest.raises(MismatchError, match=why):
+            some(opt).at(lambda batch, wrong=wrong: torch.tensor(wrong)).resolve(opt, padding)
+
+
+def test_values_of_a_provider_that_are_never_used_may_be_anything(opt):
+    inputs, mask = padded("left")
+    batch, one = al.Batch.causal(inputs, mask), some(opt)
+    unused = ~(one.mask[:, None, None] & mask[None, :, :, None, None])
+    by_row = torch.zeros(unused.shape).masked_fill(unused, torch.nan)
+    by_position = torch.zeros(3, 9, 6, 6).masked_fill(~one.mask[:, None], torch.nan)
+    by_position[:, 5:] = torch.nan  # beyond the longest text
+    expected = al.evaluate(opt, batch, Ablation(one.mask, 0.0)).loss
+    for values in (by_row, by_position):
+        found = al.evaluate(opt, batch, Ablation(one.mask, lambda model, batch, site, values=values: values)).loss
+        assert torch.allclose(found, expected)
+    with pytest.raises(NonFiniteError, match="not finite"):
+        al.evaluate(opt, batch, Ablation(one.mask, lambda model, batch, site: by_position[:, 4:]))
 
 
 def test_without_a_mask_they_count_columns(opt):
@@ -189,7 +280,7 @@ def test_what_is_asked_for_every_batch_has_no_plain_hooks_no_file_and_is_not_bak
 
 
 def test_marks_of_other_rows_are_refused(opt):
-    with pytest.raises(MismatchError, match="2 rows of one batch, and there are 1"):
+    with pytest.raises(MismatchError, match="2 rows of one batch, with 5 columns, and there are 1, with 5"):
         some(opt).at(torch.ones(2, 5) > 0).resolve(opt, al.Batch.causal(TEXTS[0][None]))
     with pytest.raises(MismatchError, match="a batch of 2 rows, and 1 came in"):
         opt.run_with_hooks(TEXTS[0][None], fwd_hooks=some(opt).at(torch.ones(2, 5) > 0).hooks())
