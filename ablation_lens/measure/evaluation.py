@@ -140,24 +140,24 @@ def _require_its_rows(ablation: Any, batch: Batch, number: int, *, own: bool) ->
 
 
 class _Totals:
-    """The sums of every document, in the order of the plan's numbers."""
+    """The sums of every document, in the order of the plan's numbers; those of a second plan come after them."""
 
     def __init__(self) -> None:
-        self._numbered: dict[int, list[tuple[float, float]]] = {}
+        self._plans: dict[str, dict[int, list[tuple[float, float]]]] = {}
         self._unnumbered: list[list[tuple[float, float]]] = []
         self._names: tuple[str, ...] = ()
 
     def add(self, batch: Batch, rows: Mapping[str, Sums]) -> None:
-        """Add a batch: a document that stands in several is added up."""
+        """Add a batch: a document that stands in several of one plan is added up."""
         self._names = tuple(rows)
         columns = [zip(sums.values.tolist(), sums.weights.tolist(), strict=True) for sums in rows.values()]
         for place, parts in enumerate(zip(*columns, strict=True)):
             if not batch.documents:
                 self._unnumbered.append(list(parts))
                 continue
-            number = batch.documents[place]
-            before = self._numbered.get(number)
-            self._numbered[number] = (
+            number, sums = batch.documents[place], self._plans.setdefault(batch.plan, {})
+            before = sums.get(number)
+            sums[number] = (
                 list(parts)
                 if before is None
                 else [(v + w, a + b) for (v, a), (w, b) in zip(before, parts, strict=True)]
@@ -165,8 +165,11 @@ class _Totals:
 
     def score(self, splits: int) -> Score:
         """What was added."""
-        # After the numbers of documents, wherever such rows stood among them.
-        sums = self._numbered | dict(enumerate(self._unnumbered, start=max(self._numbered, default=-1) + 1))
+        sums: dict[int, list[tuple[float, float]]] = {}
+        # Rows without numbers come after those with some, wherever they stood among them.
+        for more in (*self._plans.values(), dict(enumerate(self._unnumbered))):
+            first = max(sums, default=-1) + 1
+            sums |= {first + number: parts for number, parts in more.items()}
         if not any(parts[0][1] for parts in sums.values()):
             raise CorpusError("there was nothing to score: the batches hold no scored position.")
         order = sorted(sums)

@@ -1,5 +1,6 @@
 """Batches of somebody's own as a plan: kept as they are, with a digest, so that studies and records can name them."""
 
+import functools
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -32,7 +33,7 @@ class FrozenPlan(BatchPlan):
     held: tuple[Batch, ...] = field(default=(), repr=False, compare=False)
     content: str = ""
 
-    @property
+    @functools.cached_property
     def digest(self) -> str:
         """A digest of inputs, masks, labels and what is scored, batch by batch."""
         return self.content[:16]
@@ -95,7 +96,7 @@ def freeze(model: Any, given: Any, *, split: str = "all", scored: bool = False) 
         seed=None,
         items=tuple(items),
         batches=tuple(rows),
-        held=tuple(held),
+        held=tuple(replace(batch, plan=content[:16]) for batch in held),
         content=content,
     )
 
@@ -103,7 +104,7 @@ def freeze(model: Any, given: Any, *, split: str = "all", scored: bool = False) 
 def _numbered(batches: Sequence[Batch]) -> tuple[list[Batch], list[Item], list[tuple[int, ...]]]:
     """The batches with their documents numbered from 0, these documents, and which of them each batch holds."""
     own = all(batch.documents for batch in batches)
-    numbers: dict[int, int] = {}
+    numbers: dict[tuple[str, int], int] = {}
     items: list[Item] = []
     held, rows = [], []
     row = 0
@@ -113,12 +114,13 @@ def _numbered(batches: Sequence[Batch]) -> tuple[list[Batch], list[Item], list[t
             said = batch.documents[place] if own else row
             row += 1
             item = _item(batch, place, f"{'document' if own else 'row'} {said}")
-            if said not in numbers:
-                numbers[said] = len(items)
+            known = batch.plan, said  # two plans have documents of one number
+            if known not in numbers:
+                numbers[known] = len(items)
                 items.append(item)
             elif isinstance(item, TextItem):
-                items[numbers[said]] = _continued(items[numbers[said]], item)
-            here.append(numbers[said])
+                items[numbers[known]] = _continued(items[numbers[known]], item)
+            here.append(numbers[known])
         rows.append(tuple(here))
         held.append(replace(batch, documents=tuple(here)))
     return held, items, rows

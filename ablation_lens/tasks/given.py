@@ -29,6 +29,9 @@ IGNORED = -100
 _TOGETHER = 256
 """How many texts of a stream, or rows, are looked at at once, to batch those of similar length."""
 
+_IN_ORDER = "texts in the order given"
+"""What stands for a plan where texts are numbered over several of them."""
+
 _POSITIONS = 8192
 """Of a batch that is made of single rows."""
 
@@ -64,19 +67,20 @@ class Given:
             if all(not text.strip() for text in some):
                 continue
             plan = text_plan(self.model, some)
-            for batch in plan:
-                yield replace(batch, documents=tuple(before + number for number in batch.documents))
+            yield from _numbered_on(plan, before)
             before += len(plan.items)
 
     def _of_inputs(self, items: Iterator[Any]) -> Iterator[Batch]:
         """Every item is a batch; single rows that stand side by side become one."""
         rows: list[Batch] = []
+        before = 0
         for item in items:
             if _holds_texts(item):
                 yield from _drained(rows)
                 _require_texts(item)
-                # Without the numbers of its documents, which begin at 0 in every item.
-                yield from (replace(batch, documents=()) for batch in text_plan(self.model, item))
+                plan = text_plan(self.model, item)
+                yield from _numbered_on(plan, before)
+                before += len(plan.items)
                 continue
             batch, single = self._batch(item)
             if not single or not (rows and _go_together(rows, batch)):
@@ -219,6 +223,12 @@ def text_plan(model: Any, texts: Sequence[str]) -> BatchPlan:
     task = task_for(model, texts)
     assert isinstance(task, TextTask)
     return task.every_text()
+
+
+def _numbered_on(plan: BatchPlan, before: int) -> Iterator[Batch]:
+    """A plan's batches, whose documents go on with the numbers of those before them."""
+    for batch in plan:
+        yield replace(batch, documents=tuple(before + number for number in batch.documents), plan=_IN_ORDER)
 
 
 def _understood(model: Any, given: Any, scored: bool) -> "BatchPlan | Given":

@@ -4,6 +4,7 @@ A plan is fixed before anything runs, and every cell of a study shares it. It is
 strings, equal on every run and machine, with a digest that says so.
 """
 
+import functools
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -31,11 +32,13 @@ class Batch:
         labels: what is predicted *at* each position [batch pos], or for each image [batch].
         scored: which predictions count; shaped like `labels`.
         special: [batch pos], real positions that hold BOS, CLS, EOS and the like; None when there are none.
-        documents: the plan's number of each row's document.
+        documents: the plan's number of each row's document. A number that comes again is the same document, gone on
+            with, if `plan` is the same.
         answers: right answers of each row, filled with -1 where another row has more; None where labels say it all.
         wrong: wrong answers, likewise. Metrics such as `logit_difference` compare the two.
         valid_given: False where nobody said what is padding. `collect`, `evaluate` and `gather_contexts` then take
             the tokenizer's pad token before and after a text for padding; a model without a tokenizer cannot tell.
+        plan: the digest of the plan whose numbers `documents` are; "" for numbers of your own.
 
     >>> batch = Batch.causal(torch.tensor([[5, 6, 7], [8, 9, 0]]), valid=torch.tensor([[1, 1, 1], [1, 1, 0]]).bool())
     >>> batch.labels.tolist(), batch.scored.tolist()
@@ -51,6 +54,7 @@ class Batch:
     valid_given: bool = True
     answers: Int[Tensor, "batch answer"] | None = None
     wrong: Int[Tensor, "batch answer"] | None = None
+    plan: str = ""
 
     def __post_init__(self) -> None:
         given = {name: getattr(self, name) for name in ("inputs", "valid", "labels", "scored")}
@@ -345,7 +349,7 @@ class BatchPlan:
         padded = sum(len(batch) * max(self.items[number].length for number in batch) for batch in self.batches)
         return 1 - sum(item.length for item in self.items) / padded if padded else 0.0
 
-    @property
+    @functools.cached_property  # every batch asks for it
     def digest(self) -> str:
         """A digest of everything a model's score over this plan depends on, besides the model."""
         facts = {
@@ -408,7 +412,7 @@ class BatchPlan:
         """The documents of these numbers, padded to the longest of them."""
         items = [self.items[number] for number in numbers]
         if self.task == "image-classification":
-            return _image_batch([item for item in items if isinstance(item, ImageItem)], numbers)
+            return _image_batch([item for item in items if isinstance(item, ImageItem)], numbers, self)
         return _text_batch([item for item in items if isinstance(item, TextItem)], numbers, self)
 
     def __repr__(self) -> str:
@@ -488,10 +492,11 @@ def _text_batch(items: list[TextItem], numbers: tuple[int, ...], plan: BatchPlan
         scored=scored,
         special=marks(lambda item: item.special),
         documents=numbers,
+        plan=plan.digest,
     )
 
 
-def _image_batch(items: list[ImageItem], numbers: tuple[int, ...]) -> Batch:
+def _image_batch(items: list[ImageItem], numbers: tuple[int, ...], plan: BatchPlan) -> Batch:
     valid = torch.ones(len(items), items[0].length, dtype=torch.bool)
     special = torch.zeros_like(valid)
     special[:, 0] = True  # CLS
@@ -502,4 +507,5 @@ def _image_batch(items: list[ImageItem], numbers: tuple[int, ...]) -> Batch:
         scored=torch.ones(len(items), dtype=torch.bool),
         special=special,
         documents=numbers,
+        plan=plan.digest,
     )

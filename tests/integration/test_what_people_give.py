@@ -71,6 +71,22 @@ def test_the_score_of_texts_does_not_depend_on_how_they_were_held(opt):
         assert torch.allclose(score.loss, plain.loss, atol=1e-5)
 
 
+@pytest.mark.parametrize("hold", [lambda texts: DataLoader(texts, batch_size=2), lambda texts: [texts[:1], texts[1:]]])
+def test_rows_of_a_score_are_in_the_order_the_texts_were_given_in(opt, hold):
+    texts = ["import os", *TEXTS]  # the shortest first: batches begin with the longest
+    plain, score = al.evaluate(opt, texts), al.evaluate(opt, hold(texts))
+    assert score.documents == plain.documents
+    assert torch.allclose(score.loss, plain.loss, atol=1e-5)
+
+
+def test_documents_of_two_plans_are_not_one_because_of_their_numbers(opt):
+    first, second = (al.task_for(opt, texts).every_text() for texts in (TEXTS, ["import os", "return self.name"]))
+    score = al.evaluate(opt, [*first, *second])
+    assert score.documents == (0, 1, 2, 3, 4)
+    apart = torch.cat([al.evaluate(opt, plan).loss for plan in (first, second)])
+    assert torch.allclose(score.loss, apart, atol=1e-5)
+
+
 TOKEN_WISHES = {
     "tensor": lambda ids: ids,
     "Batch": al.Batch.causal,

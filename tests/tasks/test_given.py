@@ -1,5 +1,6 @@
 """What was given becomes batches and plans: the rules behind `tests/integration/test_what_people_give.py`."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -115,6 +116,14 @@ def test_documents_of_ones_own_stay_together():
     assert [batch.documents for batch in plan] == [(0, 1), (1, 0)]
     assert plan.items[0].tokens == (*IDS[0], *IDS[1])
     assert [batch.documents for batch in plan.part(1)] == [(1, 0)]
+
+
+def test_documents_of_two_plans_are_not_glued_together():
+    first = Batch.causal(torch.tensor(IDS))
+    batches = [replace(first, documents=(0, 1), plan=plan) for plan in ("one", "other")]
+    assert [batch.documents for batch in freeze(BARE, batches)] == [(0, 1), (2, 3)]
+    with pytest.raises(MismatchError, match="2 of 2 rows"):
+        require_disjoint(freeze(BARE, batches), freeze(BARE, IDS))
 
 
 def test_images_are_frozen_by_their_pixels():
