@@ -37,7 +37,7 @@ from ablation_lens.study.cells import Cell, StudyFolder
 from ablation_lens.study.methods import Method
 from ablation_lens.study.own import SIDES
 from ablation_lens.study.records import CellRecord, GroupRecord, InputRecord, statistics_key
-from ablation_lens.tasks.freezing import freeze, require_disjoint
+from ablation_lens.tasks.freezing import FrozenPlan, freeze, require_disjoint
 from ablation_lens.tasks.plans import BatchPlan, TextItem
 from ablation_lens.tasks.tasks import Task, task_for
 
@@ -187,8 +187,11 @@ class ModelRun:
     @property
     def _metric_facts(self) -> dict[str, Any]:
         batch, classes = next(iter(self.scored)), int(self.model.cfg.d_vocab_out)
+        layout = self.scored.layout if isinstance(self.scored, FrozenPlan) else ""
         return {
             name: {"identity": identity_of_metric(metric, batch, classes), "better": metric.better}
+            # A function may count from the end of a row; ours give the same wherever padding stands.
+            | ({"layout": layout} if layout and not metric.is_ours else {})
             for name, metric in self.metrics.items()
         }
 

@@ -27,11 +27,13 @@ _SCORED = ("inputs", "valid", "labels", "scored", "answers", "wrong")
 class FrozenPlan(BatchPlan):
     """A plan of batches that somebody gave: what `BatchPlan` is to documents.
 
-    Its `items` are the rows, or where the batches number their documents, those; its digest is over the tensors.
+    Its `items` are the rows, or where the batches number their documents, those; its digest is over the tensors, with
+    every text at the start of its row. `layout` is a digest of where padding stands otherwise.
     """
 
     held: tuple[Batch, ...] = field(default=(), repr=False, compare=False)
     content: str = ""
+    layout: str = field(default="", compare=False)
 
     @functools.cached_property
     def digest(self) -> str:
@@ -72,10 +74,13 @@ def freeze(model: Any, given: Any, *, split: str = "all", scored: bool = False) 
     if isinstance(found, BatchPlan):
         return found
     padding = Padding(model, stacklevel=3)
-    held, items, rows = _numbered([padding.mark(batch).to("cpu") for batch in found])
+    # Padding stays where it was given: a metric of one's own sees the same as in `evaluate`.
+    held, items, rows = _numbered([padding.marked(batch).to("cpu") for batch in found])
     if not any(batch.size for batch in held):
         raise CorpusError("these batches hold no real position; give some that do.")
-    content = _digest(held)
+    from_start = [batch.from_start() for batch in held]
+    content = _digest(from_start, _SCORED)
+    moved = any(one is not other for one, other in zip(held, from_start, strict=True))
     images = held[0].inputs.ndim == 4
     return FrozenPlan(
         task=task_of(model),
@@ -98,6 +103,7 @@ def freeze(model: Any, given: Any, *, split: str = "all", scored: bool = False) 
         batches=tuple(rows),
         held=tuple(replace(batch, plan=content[:16]) for batch in held),
         content=content,
+        layout=_digest(held, ("valid",))[:16] if moved else "",
     )
 
 
@@ -109,11 +115,11 @@ def _numbered(batches: Sequence[Batch]) -> tuple[list[Batch], list[Item], list[t
     held, rows = [], []
     row = 0
     for batch in batches:
-        here = []
+        here, texts = [], batch.from_start()
         for place in range(len(batch.inputs)):
             said = batch.documents[place] if own else row
             row += 1
-            item = _item(batch, place, f"{'document' if own else 'row'} {said}")
+            item = _item(texts, place, f"{'document' if own else 'row'} {said}")
             known = batch.plan, said  # two plans have documents of one number
             if known not in numbers:
                 numbers[known] = len(items)
@@ -151,10 +157,10 @@ def _continued(first: Item, rest: TextItem) -> TextItem:
     )
 
 
-def _digest(batches: Iterable[Batch]) -> str:
+def _digest(batches: Iterable[Batch], parts: Sequence[str]) -> str:
     whole = hashlib.sha256()
     for batch in batches:
-        for name in _SCORED:
+        for name in parts:
             part = getattr(batch, name)
             if part is not None:
                 whole.update(f"{name} {tuple(part.shape)} {part.dtype}".encode() + _bytes(part))

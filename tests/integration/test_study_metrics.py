@@ -109,3 +109,21 @@ def test_metrics_that_a_study_refuses_before_it_starts(metrics, said):
 def test_a_study_s_file_of_settings_may_name_them(tmp_path):
     (tmp_path / "study.toml").write_text('models = ["tiny-vit"]\nmetrics = ["kl", "rank"]\n')
     assert list(al.Study.from_toml(tmp_path / "study.toml").metrics) == ["kl", "rank"]
+
+
+def test_a_function_sees_padding_where_it_was_given_as_in_evaluate(tmp_path):
+    model = al.load_model("tiny-opt", device="cpu")
+    ids = [[5, 6, 7, 8], [1, 1, 9, 4]]
+    held = {"input_ids": ids, "attention_mask": [[1, 1, 1, 1], [0, 0, 1, 1]]}
+    metrics = {"last": lambda logits, batch: logits[:, -1, 5]}
+    study = al.Study(
+        models=[model],
+        methods=["zero"],
+        fractions=[1.0],
+        seeds=[1],
+        metrics=metrics,
+        batches={"collect": [[20, 21, 22]], "evaluate": held},
+    )
+    frame = study.run(tmp_path, progress=False).frame
+    plain = al.evaluate(model, held, metrics=metrics)
+    assert frame["baseline_last"].iloc[-1] == pytest.approx(plain["last"], rel=1e-5)

@@ -118,6 +118,16 @@ def test_documents_of_ones_own_stay_together():
     assert [batch.documents for batch in plan.part(1)] == [(1, 0)]
 
 
+def test_padding_stays_where_it_was_given_and_is_not_in_the_digest():
+    right = {"input_ids": [[5, 6, 0], [8, 9, 4]], "attention_mask": [[1, 1, 0], [1] * 3]}
+    left = {"input_ids": [[0, 5, 6], [8, 9, 4]], "attention_mask": [[0, 1, 1], [1] * 3]}
+    plan, other = freeze(BARE, left), freeze(BARE, right)
+    assert plan[0].inputs.tolist() == left["input_ids"]
+    assert plan.items == other.items
+    assert plan.digest == other.digest  # keys of cells that are there
+    assert plan.layout != other.layout == ""
+
+
 def test_documents_of_two_plans_are_not_glued_together():
     first = Batch.causal(torch.tensor(IDS))
     batches = [replace(first, documents=(0, 1), plan=plan) for plan in ("one", "other")]
