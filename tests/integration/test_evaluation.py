@@ -69,7 +69,9 @@ def test_scores_equal_hugging_face_and_numpy(tiny, saved):
 def test_so_they_do_four_positions_at_a_time(tiny, saved):
     model, batch, expected = beside_the_oracle(tiny, saved)
     with torch.inference_mode():
-        sums = evaluation._score(model, batch, lambda batch: [], evaluation._ALWAYS, at_once=4 * model.cfg.d_vocab_out)
+        sums = evaluation._score(
+            model, batch, lambda given, run: [], evaluation._ALWAYS, at_once=4 * model.cfg.d_vocab_out
+        )
     assert sums["top1"].values.tolist() == expected[:, 0].tolist()
     assert np.abs(sums["cross_entropy"].values.numpy() - expected[:, 1]).max() <= 1e-4
 
