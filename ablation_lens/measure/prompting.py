@@ -13,6 +13,7 @@ from ablation_lens.hooked import task_of, tokenizer_of
 from ablation_lens.measure.evaluation import Hooks, hooks_for
 from ablation_lens.measure.forward import logits_everywhere
 from ablation_lens.names import require_known
+from ablation_lens.tasks.inputs import require_readable, whole
 from ablation_lens.tasks.plans import Batch
 from ablation_lens.tasks.prompts import id_of_answer, ids_of_text
 
@@ -131,6 +132,7 @@ def prompt(
     >>> said.kl > 0
     True
     """
+    top = whole(top, "top")
     if top < 1:
         raise MismatchError(f"top={top} predictions cannot be shown; ask for 1 or more.")
     batch, shown = _image(model, text) if task_of(model) == "image-classification" else _text(model, text)
@@ -156,10 +158,12 @@ def _text(model: Any, text: Any) -> tuple[Batch, str]:
     ids = ids_of_text(model, text) if isinstance(text, str) else _ids(text)
     if not ids:
         raise MismatchError("the text is empty; give at least one token.")
-    shown = text if isinstance(text, str) else str(ids) if tokenizer is None else str(tokenizer.decode(ids))
     tokens = torch.tensor([ids])
     # The answer does not matter here: probabilities of all are shown.
-    return Batch.prompts(tokens, [0], valid=torch.ones_like(tokens, dtype=torch.bool), model=model), shown
+    batch = Batch.prompts(tokens, [0], valid=torch.ones_like(tokens, dtype=torch.bool), model=model)
+    require_readable(model, batch.inputs, batch.valid, batch.labels, batch.scored)
+    shown = text if isinstance(text, str) else str(ids) if tokenizer is None else str(tokenizer.decode(ids))
+    return batch, shown
 
 
 def _ids(given: Any) -> list[int]:
@@ -184,6 +188,7 @@ def _image(model: Any, image: Any) -> tuple[Batch, str]:
         raise MismatchError(f"one image has pixels [channel height width], got {tuple(pixels.shape)}.")
     plain = Batch.images(pixels, int(model.cfg.n_ctx))
     scored = torch.ones_like(plain.scored)
+    require_readable(model, plain.inputs, plain.valid, plain.labels, plain.scored)
     return Batch(plain.inputs, plain.valid, plain.labels, scored), "an image"
 
 

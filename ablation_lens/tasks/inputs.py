@@ -154,10 +154,21 @@ def require_readable(
         if vocabulary is not None:
             real = inputs[valid] if valid.shape == inputs.shape else inputs
             _require_among(real, int(vocabulary), "token ids", "vocabulary")
-    known = getattr(cfg, "d_vocab_out", None)
+    _require_classes(model, labels[scored], "labels")
+
+
+def require_answerable(model: Any, answers: Tensor | None, wrong: Tensor | None) -> None:
+    """Refuse answers, and wrong ones, that are none of a model's classes; -1 fills rows up."""
+    for what, ids in (("answers", answers), ("wrong answers", wrong)):
+        if ids is not None:
+            _require_classes(model, ids[ids != -1], what)
+
+
+def _require_classes(model: Any, ids: Tensor, what: str) -> None:
+    known = getattr(model.cfg, "d_vocab_out", None)
     if known is not None and known > 0:
         of = "range of classes" if task_of(model) == "image-classification" else "vocabulary"
-        _require_among(labels[scored], int(known), "labels", of)
+        _require_among(ids, int(known), what, of)
 
 
 def _require_among(numbers: Tensor, count: int, what: str, of: str) -> None:

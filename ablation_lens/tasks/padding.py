@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ablation_lens.errors import MismatchError
 from ablation_lens.hooked import tokenizer_of
-from ablation_lens.tasks.inputs import require_readable
+from ablation_lens.tasks.inputs import require_answerable, require_readable
 from ablation_lens.tasks.plans import Batch
 
 _WAY_OUT = "al.Batch.causal(tokens, valid) says which positions are real."
@@ -54,6 +54,7 @@ class Padding:
         batch = item if isinstance(item, Batch) else self._plain(item)
         batch = self._marked(batch, further) if not batch.valid_given and self._pads else batch
         if hasattr(self.model, "cfg"):
+            require_answerable(self.model, batch.answers, batch.wrong)
             require_readable(self.model, batch.inputs, batch.valid, batch.labels, batch.scored)
             batch = self._embeddable(batch)
         return batch

@@ -73,9 +73,9 @@ class Batch:
             )
         if self.scored.dtype != torch.bool or self.valid.dtype != torch.bool:
             raise MismatchError(f"valid and scored must be boolean, got {self.valid.dtype} and {self.scored.dtype}.")
-        for name, ids in (("answers", self.answers), ("wrong", self.wrong)):
-            if ids is not None and (ids.ndim != 2 or len(ids) != batch or ids.is_floating_point()):
-                raise MismatchError(f"{name} must be whole numbers [batch answer], got {ids.dtype} {tuple(ids.shape)}.")
+        for name in ("answers", "wrong"):
+            if (ids := getattr(self, name)) is not None:
+                object.__setattr__(self, name, _each_once(ids, batch, name))
 
     @classmethod
     def causal(cls, tokens: Int[Tensor, "batch pos"], valid: Bool[Tensor, "batch pos"] | None = None) -> "Batch":
@@ -250,6 +250,26 @@ def _answers(given: Any, rows: int, model: Any) -> Int[Tensor, "batch answer"]:
     ids = [[id_of_answer(model, each) for each in row] for row in listed]
     widest = max(map(len, ids))
     return torch.tensor([[*row, *[-1] * (widest - len(row))] for row in ids])
+
+
+def _each_once(ids: Any, rows: int, name: str) -> Int[Tensor, "batch answer"]:
+    """Answers of which none counts twice in a row, the fillings last."""
+    if not isinstance(ids, Tensor):
+        raise MismatchError(f"{name} is {told(ids)}; give a tensor [batch answer], or Batch.prompts(tokens, answers).")
+    if ids.ndim != 2 or len(ids) != rows or ids.dtype == torch.bool or ids.is_floating_point() or not ids.shape[1]:
+        raise MismatchError(f"{name} must be whole numbers [batch answer], got {ids.dtype} {tuple(ids.shape)}.")
+    filling = ids == -1
+    if bool(((ids < 0) & ~filling).any() | filling[:, 0].any() | (filling[:, :-1] & ~filling[:, 1:]).any()):
+        raise MismatchError(
+            f"{name} hold {int(ids[ids < 0][0])}, and ids are counted from 0; -1 only fills a row up where another has "
+            "more of them."
+        )
+    again = ((ids[:, :, None] == ids[:, None, :]).tril(-1).any(-1)) & ~filling
+    if not bool(again.any()):
+        return ids
+    filled = ids.masked_fill(again, -1)
+    filled = filled.gather(1, (filled < 0).byte().argsort(dim=1, stable=True))
+    return filled[:, : int((filled >= 0).sum(1).max())]
 
 
 def _is_list(value: Any) -> bool:

@@ -1,5 +1,7 @@
 """Prompts: which prediction counts, and what is right and wrong about it."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -62,6 +64,44 @@ def test_texts_without_a_model() -> None:
         Batch.prompts(["def f(self"], [5])
     with pytest.raises(MismatchError, match="model=model"):
         Batch.prompts(TOKENS, [",", ","], valid=VALID)
+
+
+def test_an_answer_that_is_given_twice_counts_once() -> None:
+    batch = Batch.prompts(TOKENS, [[5, 5], [6, 7]], wrong=[[8, 8, 9], [4, 3, 4]])
+    assert batch.answers is not None
+    assert batch.wrong is not None
+    assert (batch.answers.tolist(), batch.wrong.tolist()) == ([[5, -1], [6, 7]], [[8, 9], [4, 3]])
+
+
+def test_answers_that_are_no_ids() -> None:
+    for answers, wrong in ([[5, -3], [1]], None), ([5, 6], [-1, 2]), ([5, -2], None):
+        with pytest.raises(MismatchError, match="counted from 0"):
+            Batch.prompts(TOKENS, answers, wrong)
+    plain = Batch.prompts(TOKENS, [1, 2])
+    with pytest.raises(MismatchError, match="give a tensor"):
+        replace(plain, answers=[5, 6])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("asked", [{"answers": [99999]}, {"answers": [5], "wrong": [99999]}])
+def test_answers_beyond_the_vocabulary(asked: dict[str, list[int]]) -> None:
+    model = al.load_model("tiny-opt")
+    with pytest.raises(MismatchError, match="answers hold 99999"):
+        al.evaluate(model, Batch.prompts(TOKENS[:1], **asked), metrics=["probability"])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("ids", "options", "told"),
+    [
+        ([2, 99999], {}, "token ids hold 99999"),
+        ([-3], {}, "token ids hold -3"),
+        ([2], {"top": "3"}, "top='3'"),
+        ([2], {"top": 2.5}, "top=2.5"),
+        ([2], {"top": 0}, "1 or more"),
+    ],
+)
+def test_a_prompt_that_cannot_be_read_is_one_sentence(ids: list[int], options: dict[str, int], told: str) -> None:
+    with pytest.raises(MismatchError, match=told):
+        al.prompt(al.load_model("tiny-opt"), ids, **options)
 
 
 def test_an_empty_prompt() -> None:
