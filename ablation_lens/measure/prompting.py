@@ -1,5 +1,6 @@
 """`prompt`: what a model says to one text, as it is and ablated, side by side."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -117,8 +118,8 @@ def prompt(
 
     Args:
         model: any hooked model; with text it needs a tokenizer.
-        text: a text, or token ids; the token after it is predicted. For a masked model, the one at its mask token;
-            for an image model, an image or its pixels [channel height width].
+        text: a text, its token ids, or what a tokenizer returns of it; the token after it is predicted. For a masked
+            model, the one at its mask token; for an image model, an image or its pixels [channel height width].
         answer: a token (or a class) whose probability and rank are told: a text of one token, or its id.
         ablation: an `Ablation`, or anything with `hooks()`.
         top: how many predictions are shown of each side.
@@ -167,6 +168,11 @@ def _text(model: Any, text: Any) -> tuple[Batch, str]:
 
 
 def _ids(given: Any) -> list[int]:
+    if isinstance(given, Mapping):
+        batch = Batch.causal(given)
+        if len(batch.inputs) > 1:
+            raise MismatchError(f"a prompt is one text, got {len(batch.inputs)}; give one row of them.")
+        return [int(token) for token in batch.inputs[0][batch.valid[0]]]
     plain = given.tolist() if hasattr(given, "tolist") else given
     if isinstance(plain, list | tuple) and len(plain) == 1 and isinstance(plain[0], list | tuple):
         plain = plain[0]

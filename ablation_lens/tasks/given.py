@@ -29,6 +29,8 @@ IGNORED = -100
 _TOGETHER = 256
 """How many texts of a stream, or rows, are looked at at once, to batch those of similar length."""
 
+_INPUTS = {"input_ids", "pixel_values"}
+
 _IN_ORDER = "texts in the order given"
 """What stands for a plan where texts are numbered over several of them."""
 
@@ -56,8 +58,8 @@ class Given:
         if first is self:
             used_up = "an iterator that is empty or was read before" if self.once else "nothing"
             raise CorpusError(f"batches is {used_up}; {_WANTED}.")
-        items = itertools.chain([first], items)
-        yield from self._of_texts(items) if isinstance(first, str) else self._of_inputs(items)
+        items = map(_texts_of, itertools.chain([first], items))
+        yield from self._of_texts(items) if isinstance(_texts_of(first), str) else self._of_inputs(items)
 
     def _of_texts(self, texts: Iterator[Any]) -> Iterator[Batch]:
         """Texts as `task_for` reads them, numbered by their order; the blank ones are left out."""
@@ -93,6 +95,7 @@ class Given:
 
     def _batch(self, item: Any) -> tuple[Batch, bool]:
         """The batch of an item, and whether it was given as a single row or image, without the batch axis."""
+        images = task_of(self.model) == "image-classification"
         if isinstance(item, Batch):
             return item, False
         if isinstance(item, Mapping):
@@ -110,7 +113,8 @@ class Given:
             )
         if not (_is_tensor(item) or isinstance(item, list | tuple)):
             raise MismatchError(f"a batch is {told(item)}; {_WANTED}.")
-        if _is_tensor(item) and item.ndim >= 3:
+        # Whole numbers are ids, unless the model reads images, which says what is wrong with them.
+        if _is_tensor(item) and item.ndim >= 3 and (images or tensor_of(item[:0], "a batch").is_floating_point()):
             return self._of_mapping({"pixel_values": item})
         return self._of_mapping({"input_ids": item})
 
@@ -123,7 +127,7 @@ class Given:
                 raise MismatchError(f"a batch of {keys} was given to a model for {task}; it needs {wanted!r}.")
             raise MismatchError(
                 f"a batch is a dict of {keys}, without {wanted!r}; give what a tokenizer or an image processor "
-                "returns, or the texts themselves."
+                "returns, or texts: {'text': [...]}."
             )
         for name in ("position_ids", "inputs_embeds"):
             if item.get(name) is not None:
@@ -235,9 +239,10 @@ def _understood(model: Any, given: Any, scored: bool) -> "BatchPlan | Given":
     if isinstance(given, str):
         _require_no_name(given)
         given = [given]
-    if isinstance(given, np.ndarray) and given.dtype.kind in "OUS":
-        given = list(given.flat)
-    if isinstance(given, list | tuple) and any(isinstance(each, str) for each in given):
+    given = _texts_of(given)
+    if isinstance(given, str):
+        given = [given]
+    if _holds_texts(given):
         _require_texts(given)
         return text_plan(model, given)
     if _is_tensor(given) or (isinstance(given, Batch | Mapping) and not _is_dataset_dict(given)):
@@ -304,6 +309,17 @@ def _require_texts(texts: Sequence[Any]) -> None:
             )
     if all(not text.strip() for text in texts):
         raise CorpusError("every text that was given is blank; give some with words in them.")
+
+
+def _texts_of(item: Any) -> Any:
+    """The texts of an array, or of rows of a data set: those under "text", or the only ones; all else stays itself."""
+    if isinstance(item, np.ndarray) and item.dtype.kind in "OUS":
+        return list(item.flat)
+    if not isinstance(item, Mapping) or _is_dataset_dict(item) or _INPUTS & set(item):
+        return item
+    columns = {name: _texts_of(column) for name, column in item.items()}
+    texts = {name: column for name, column in columns.items() if isinstance(column, str) or _holds_texts(column)}
+    return texts["text"] if "text" in texts else next(iter(texts.values())) if len(texts) == 1 else item
 
 
 def _holds_texts(item: Any) -> bool:

@@ -43,7 +43,11 @@ says which are whole; give tokenizer(texts, padding=True), or every row as a bat
                     f"{what} has rows of different lengths ({first} and {other}) and no attention_mask that says "
                     "which are whole; give tokenizer(texts, padding=True), or every row as a batch of its own."
                 )
-    raise MismatchError(f"{what} is {told(value)}; expected a tensor, an array or a list of numbers.")
+    empty = isinstance(value, list | tuple) and not value
+    raise MismatchError(
+        f"{what} is {f'an empty {type(value).__name__}' if empty else told(value)}; expected a tensor, an array or a "
+        "list of numbers."
+    )
 
 
 def _is_number(value: Any) -> bool:

@@ -7,10 +7,11 @@ strings, equal on every run and machine, with a digest that says so.
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, overload
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -81,8 +82,9 @@ class Batch:
     def causal(cls, tokens: Int[Tensor, "batch pos"], valid: Bool[Tensor, "batch pos"] | None = None) -> "Batch":
         """A batch of your own tokens, every next token scored; `valid` marks what is not padding.
 
-        Arrays and lists will do, too, and a single row; a mask may be of 0 and 1.
+        Arrays and lists will do, too, a single row, and what a tokenizer returns; a mask may be of 0 and 1.
         """
+        tokens, valid = _encoded(tokens, valid)
         given = valid is not None
         tokens, valid = _rows(tokens, valid)
         labels = torch.zeros_like(tokens)
@@ -95,9 +97,9 @@ class Batch:
     @classmethod
     def prompts(
         cls,
-        prompts: Int[Tensor, "batch pos"] | Sequence[str],
-        answers: Sequence[Any] | Int[Tensor, "batch *answer"],
-        wrong: Sequence[Any] | Int[Tensor, "batch *answer"] | None = None,
+        prompts: Int[Tensor, "batch pos"] | Iterable[str] | Mapping[str, Any],
+        answers: Sequence[Any] | Int[Tensor, "batch *answer"] | int,
+        wrong: Sequence[Any] | Int[Tensor, "batch *answer"] | int | None = None,
         valid: Bool[Tensor, "batch pos"] | None = None,
         *,
         model: Any = None,
@@ -105,7 +107,8 @@ class Batch:
         """A batch of prompts, of each of which the token after the last one counts.
 
         Args:
-            prompts: token ids, with padding on either side where `valid` says so; or texts, with `model=`.
+            prompts: token ids, with padding on either side where `valid` says so, or what a tokenizer returns; or
+                texts, with `model=`.
             answers: one per prompt, or several: token ids, or texts of one token, with `model=`. The first is the label
                 of top-1 and cross-entropy.
             wrong: what `logit_difference` and `probability_difference` compare the answers with.
@@ -117,12 +120,16 @@ class Batch:
         >>> batch.scored.tolist(), batch.labels.tolist(), batch.answers.tolist()
         ([[False, False, True], [False, True, False]], [[0, 0, 1], [0, 2, 0]], [[1, -1], [2, 3]])
         """
-        if isinstance(prompts, str) or (_is_list(prompts) and any(isinstance(each, str) for each in prompts)):
+        texts = _texts(prompts)
+        if texts is not None:
+            if valid is not None:
+                raise MismatchError("valid says what is padding among token ids, and texts have none; leave it out.")
             if model is None:
                 raise MismatchError(
                     "prompts that are texts need the model that reads them: Batch.prompts(…, model=model)."
                 )
-            prompts, valid = tokens_of_texts(model, [prompts] if isinstance(prompts, str) else list(prompts))
+            prompts, valid = tokens_of_texts(model, texts)
+        prompts, valid = _encoded(prompts, valid)
         tokens, real = _rows(prompts, valid)
         right, not_right = (
             None if given is None else _answers(given, len(tokens), model) for given in (answers, wrong)
@@ -235,13 +242,16 @@ class Batch:
 
 def _answers(given: Any, rows: int, model: Any) -> Int[Tensor, "batch answer"]:
     """Answers per row as token ids, filled with -1."""
-    plain = given.tolist() if hasattr(given, "tolist") else given
-    listed = [list(each) if isinstance(each, list | tuple) else [each] for each in plain] if _is_list(plain) else []
+    plain = _plain(given)
+    if rows == 1 and isinstance(plain, str | int):
+        plain = [plain]
+    listed = [each if _is_list(each) else [each] for each in map(_plain, plain)] if _is_list(plain) else []
     if len(listed) != rows or not all(listed):
         raise MismatchError(
             f"{rows} prompts need answers for each, one or several, such as [5, 7] or [[5, 6], [7, 8]]; got "
             f"{given!r:.100}."
         )
+    listed = [list(map(_plain, row)) for row in listed]
     if model is None and any(not isinstance(each, int) or isinstance(each, bool) for row in listed for each in row):
         raise MismatchError(
             "answers are token ids; texts need the model that reads them: Batch.prompts(…, model=model). Got "
@@ -270,6 +280,33 @@ def _each_once(ids: Any, rows: int, name: str) -> Int[Tensor, "batch answer"]:
     filled = ids.masked_fill(again, -1)
     filled = filled.gather(1, (filled < 0).byte().argsort(dim=1, stable=True))
     return filled[:, : int((filled >= 0).sum(1).max())]
+
+
+def _texts(prompts: Any) -> list[Any] | None:
+    """Prompts that are texts, in whatever they are held; None where they are not."""
+    if isinstance(prompts, str):
+        return [prompts]
+    if isinstance(prompts, Iterator) or (isinstance(prompts, np.ndarray) and prompts.dtype.kind in "OU"):
+        return list(prompts)
+    return list(prompts) if _is_list(prompts) and any(isinstance(each, str) for each in prompts) else None
+
+
+def _encoded(tokens: Any, valid: Any) -> tuple[Any, Any]:
+    """Ids and mask of what a tokenizer returns; other tokens as they are."""
+    if not isinstance(tokens, Mapping):
+        return tokens, valid
+    if tokens.get("input_ids") is None:
+        keys = ", ".join(map(repr, list(tokens)[:10])) or "nothing"
+        raise MismatchError(f"tokens are a dict of {keys}, without 'input_ids'; give what a tokenizer returns.")
+    mask = tokens.get("attention_mask")
+    if mask is not None and valid is not None:
+        raise MismatchError("these tokens have an attention_mask, which says what is padding; leave valid out.")
+    return tokens["input_ids"], valid if mask is None else mask
+
+
+def _plain(value: Any) -> Any:
+    """Python's own numbers and lists in place of NumPy's and torch's."""
+    return value.tolist() if hasattr(value, "tolist") else value
 
 
 def _is_list(value: Any) -> bool:

@@ -41,6 +41,7 @@ def id_of_answer(model: Any, answer: Any) -> int:
     >>> id_of_answer(load_model("tiny-opt"), 5)
     5
     """
+    answer = answer.tolist() if hasattr(answer, "tolist") else answer  # NumPy's and torch's numbers
     if isinstance(answer, int) and not isinstance(answer, bool):
         return answer
     if not isinstance(answer, str):

@@ -55,6 +55,13 @@ TEXT_WISHES = {
     "IterableDataset": lambda texts: datasets.Dataset.from_dict({"text": texts}).to_iterable_dataset(),
     "Dataset with blank rows": lambda texts: datasets.Dataset.from_dict({"text": [texts[0], "", *texts[1:], " "]}),
     "DataLoader": lambda texts: DataLoader(texts, batch_size=2),
+    "rows of a Dataset": lambda texts: datasets.Dataset.from_dict({"text": texts, "number": [1, 2, 3]})[:3],
+    "dict of the only texts": lambda texts: {"sentence": np.array(texts), "number": [1, 2, 3]},
+    "list of dicts": lambda texts: [{"text": text, "title": "x"} for text in texts],
+    "DataLoader of a Dataset": lambda texts: DataLoader(
+        datasets.Dataset.from_dict({"text": texts, "number": [1, 2, 3]}), batch_size=2
+    ),
+    "list of arrays": lambda texts: [np.array(texts[:2]), np.array(texts[2:])],
 }
 
 
@@ -223,7 +230,7 @@ MISTAKES = {
     ),
     "texts among tensors": ([TEXTS[0], torch.tensor([[5, 6]])], "texts alone"),
     "tensors among texts": (iter([torch.tensor([[5, 6]]), TEXTS[0]]), "between batches"),
-    "a dict without input_ids": ({"text": TEXTS}, "without 'input_ids'"),
+    "a dict without input_ids": ({"ids": [[5, 6, 7]]}, "without 'input_ids'"),
     "rows of different lengths without a mask": ({"input_ids": [[5, 6, 7], [8]]}, "different lengths"),
     "ids beyond the embedding": (torch.tensor([[5, 99_999]]), "99999"),
     "ids below zero": (torch.tensor([[5, -1]]), "-1"),
@@ -251,6 +258,11 @@ def test_a_mistake_is_one_sentence(opt, mistake):
     with pytest.raises(AblationLensError, match=told) as error:
         al.evaluate(opt, given)
     assert "\n" not in str(error.value)
+
+
+def test_ids_of_three_axes_are_not_taken_for_images(opt):
+    with pytest.raises(MismatchError, match=r"input_ids have the shape \(2, 3, 4\)"):
+        al.evaluate(opt, torch.ones(2, 3, 4, dtype=torch.int64))
 
 
 def test_a_file_in_the_place_of_a_text_is_asked_about(opt, tmp_path):

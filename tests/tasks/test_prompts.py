@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -64,6 +65,49 @@ def test_texts_without_a_model() -> None:
         Batch.prompts(["def f(self"], [5])
     with pytest.raises(MismatchError, match="model=model"):
         Batch.prompts(TOKENS, [",", ","], valid=VALID)
+
+
+def test_one_answer_for_one_prompt() -> None:
+    model = al.load_model("tiny-opt")
+    single = Batch.prompts("self", " self", wrong=5, model=model)
+    listed = Batch.prompts(["self"], [[" self"]], wrong=[[5]], model=model)
+    assert single.answers is not None
+    assert listed.answers is not None
+    assert single.answers.tolist() == listed.answers.tolist()
+
+
+@pytest.mark.parametrize("hold", [np.array, iter, tuple, list])
+def test_texts_of_prompts_in_any_hand(hold: type) -> None:
+    texts = ["def f(self, x)", "self"]
+    batch = Batch.prompts(hold(texts), [np.int64(5), torch.tensor(6)], model=al.load_model("tiny-opt"))
+    assert batch.labels[batch.scored].tolist() == [5, 6]
+
+
+def test_what_a_tokenizer_returns_is_a_prompt() -> None:
+    model = al.load_model("tiny-opt")
+    model.hf_tokenizer.padding_side = "right"
+    encoded = model.hf_tokenizer(["def f(self, x)", "self"], padding=True, return_tensors="pt")
+    batch = Batch.prompts(encoded, np.array([5, 6]))
+    assert batch.valid.tolist() == encoded["attention_mask"].bool().tolist() == Batch.causal(encoded).valid.tolist()
+    one = model.hf_tokenizer("self", return_tensors="pt")
+    assert al.prompt(model, one, answer=np.int64(5)).tokens == tuple(one["input_ids"][0].tolist())
+    with pytest.raises(MismatchError, match="one text, got 2"):
+        al.prompt(model, encoded)
+
+
+def test_a_mask_beside_what_needs_none() -> None:
+    model = al.load_model("tiny-opt")
+    with pytest.raises(MismatchError, match="leave it out"):
+        Batch.prompts(["self", "x"], [5, 6], valid=VALID, model=model)
+    with pytest.raises(MismatchError, match="leave valid out"):
+        Batch.causal({"input_ids": TOKENS, "attention_mask": VALID}, VALID)
+    with pytest.raises(MismatchError, match="without 'input_ids'"):
+        Batch.causal({"ids": TOKENS})  # type: ignore[arg-type]
+
+
+def test_no_prompts() -> None:
+    with pytest.raises(MismatchError, match="tokens is an empty list"):
+        Batch.prompts([], [])
 
 
 def test_an_answer_that_is_given_twice_counts_once() -> None:
