@@ -6,6 +6,7 @@
 import inspect
 import itertools
 import re
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from ablation_lens.corpora import Corpus, is_dataset, names
 from ablation_lens.errors import CorpusError, MismatchError
-from ablation_lens.hooked import task_of
+from ablation_lens.hooked import task_of, tokenizer_of
 from ablation_lens.tasks.inputs import ids_of, mask_of, one_or_more_rows, pixels_of, tensor_of, told
 from ablation_lens.tasks.plans import Batch, BatchPlan, PlanPart
 from ablation_lens.tasks.tasks import Task, TextTask, require_model, task_for
@@ -41,6 +42,10 @@ _WANTED = (
     "give texts, a Dataset, token ids [batch pos] or a dict with input_ids, a list or DataLoader of such, or "
     "al.task_for(model).batches(...)"
 )
+
+
+class TruncationWarning(UserWarning):
+    """Texts were longer than a model reads at once, and only their beginnings were read."""
 
 
 class Given:
@@ -229,6 +234,21 @@ def text_plan(model: Any, texts: Sequence[str]) -> BatchPlan:
     return task.every_text()
 
 
+def _tell_what_was_cut(model: Any, texts: Sequence[str], plan: BatchPlan) -> None:
+    if all(item.length < plan.context for item in plan.items):
+        return
+    # Read again, whole: a tokenizer that cuts does not say so. Without its own warning, which is about its model.
+    tokenizer = tokenizer_of(model)
+    cut = sum(len(tokenizer(text, verbose=False)["input_ids"]) > plan.context for text in texts)
+    if cut:
+        warnings.warn(
+            f"{cut:,} of {len(texts):,} texts are longer than the {plan.context:,} tokens that are read at once, and "
+            "only their beginnings are; cut them into shorter texts to read all of them.",
+            TruncationWarning,
+            stacklevel=5,  # `_understood`, `batches_of`, what called it, and the user's own line
+        )
+
+
 def _numbered_on(plan: BatchPlan, before: int) -> Iterator[Batch]:
     """A plan's batches, whose documents go on with the numbers of those before them."""
     for batch in plan:
@@ -244,7 +264,9 @@ def _understood(model: Any, given: Any, scored: bool) -> "BatchPlan | Given":
         given = [given]
     if _holds_texts(given):
         _require_texts(given)
-        return text_plan(model, given)
+        plan = text_plan(model, given)
+        _tell_what_was_cut(model, given, plan)
+        return plan
     if _is_tensor(given) or (isinstance(given, Batch | Mapping) and not _is_dataset_dict(given)):
         return Given(model, [given], scored=scored)
     _require_possible(given)

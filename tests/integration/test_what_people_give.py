@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import ablation_lens as al
 from ablation_lens.errors import AblationLensError, CorpusError, MismatchError, ModelError
+from ablation_lens.tasks.given import TruncationWarning
 
 TEXTS = ["The cat sat on the mat, and then it sat.", "A dog ran home to eat.", "One more text."]
 
@@ -76,6 +77,13 @@ def test_the_score_of_texts_does_not_depend_on_how_they_were_held(opt):
     assert plain.documents == (0, 1, 2)
     for score in scores:
         assert torch.allclose(score.loss, plain.loss, atol=1e-5)
+
+
+def test_texts_that_are_cut_are_told_once_on_the_users_line(opt):
+    for run in (al.collect, al.evaluate):
+        with pytest.warns(TruncationWarning, match="2 of 5 texts are longer than the 256 tokens") as told:
+            run(opt, [*TEXTS, "cat " * 400, "dog " * 500])
+        assert [warning.filename for warning in told] == [__file__]
 
 
 @pytest.mark.parametrize("hold", [lambda texts: DataLoader(texts, batch_size=2), lambda texts: [texts[:1], texts[1:]]])
