@@ -5,12 +5,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from torch import Tensor
+
 from ablation_lens.corpora import Corpus, is_dataset
 from ablation_lens.corpora.own import DATA_SET, TEXTS
 from ablation_lens.errors import MismatchError
 from ablation_lens.records import record_of, stated_record
 from ablation_lens.tasks.inputs import told
-from ablation_lens.tasks.plans import BatchPlan, PlanPart
+from ablation_lens.tasks.plans import Batch, BatchPlan, PlanPart
 
 SIDES = ("collect", "evaluate")
 """What batches are for."""
@@ -68,6 +71,26 @@ def _sides(batches: Any) -> Mapping[str, Any]:
 def is_corpus(value: Any) -> bool:
     """Whether this can be a corpus in Python: texts, a data set, or an opened corpus."""
     return isinstance(value, list | tuple | Corpus) or is_dataset(value)
+
+
+def alike(one: Any, other: Any) -> bool:
+    """Whether two settings are equal, tensors by their numbers: `==` of two has no single truth value.
+
+    >>> alike({"evaluate": np.array([5, 6])}, {"evaluate": np.array([5, 6])}), alike([1], [1.5])
+    (True, False)
+    """
+    if one is other:
+        return True
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        return one.keys() == other.keys() and all(alike(one[key], other[key]) for key in one)
+    if isinstance(one, Tensor | np.ndarray) or isinstance(other, Tensor | np.ndarray):
+        same = type(one) is type(other) and one.shape == other.shape and one.dtype == other.dtype
+        return same and bool((one == other).all())
+    if type(one) is type(other) and isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(alike, one, other))
+    if isinstance(one, Batch) and isinstance(other, Batch):
+        return alike(vars(one), vars(other))
+    return bool(one == other)
 
 
 def corpus_name(value: Any) -> str:

@@ -5,11 +5,12 @@ import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral, Real
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from ablation_lens.errors import AblationLensError, MismatchError
-from ablation_lens.escaping import as_unicode
+from ablation_lens.escaping import as_unicode, on_one_line, shorten
 from ablation_lens.files import read_text
 from ablation_lens.measure.metrics import Given, Metric, metrics_of
 from ablation_lens.names import require_known
@@ -17,6 +18,7 @@ from ablation_lens.sites import Site
 from ablation_lens.study import own, paper
 from ablation_lens.study.cells import Cell, plain_share
 from ablation_lens.study.methods import Method
+from ablation_lens.tasks.inputs import told
 from ablation_lens.tasks.tasks import COUNTS
 
 if TYPE_CHECKING:
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Study:
     """Every method at every fraction with every seed, for every model.
+
+    A single model, method, fraction or seed is a list of one.
 
     Attributes:
         models: zoo names, hub ids or folders; or hooked models, which stay as they are.
@@ -67,7 +71,7 @@ class Study:
     [['none', 0.0, 233], ['zero', 0.5, 233], ['peak', 0.5, 233]]
     """
 
-    models: Sequence[Any]
+    models: Any
     methods: Sequence[str] = ("zero", "mean", "peak")
     fractions: Sequence[float] = paper.FRACTIONS
     seeds: Sequence[int] = paper.SEEDS
@@ -93,15 +97,15 @@ class Study:
 
     def __post_init__(self) -> None:
         for name, (possible, wanted) in _LISTS.items():
-            given = getattr(self, name)
-            # A string is a sequence, too: models="tiny-opt" would be a model per letter.
-            if isinstance(given, str) or not isinstance(given, Sequence):
-                raise MismatchError(f"{name}={given!r} must be a list.")
+            given = _listed(getattr(self, name))
+            if not isinstance(given, Sequence):
+                raise MismatchError(f"{name} is {told(given)}; give a list of {wanted}.")
             if not given:
                 raise MismatchError(f"a study needs at least one of {name}.")
             for value in given:
                 if not possible(value):
-                    raise MismatchError(f"{name.removesuffix('s')} {value!r} is not possible; give {wanted}.")
+                    shown = shorten(on_one_line(repr(value)), 100)
+                    raise MismatchError(f"{name.removesuffix('s')} {shown} is not possible; give {wanted}.")
             # Without what is there twice; a model need not have a hash.
             plain = list(map(_PLAIN.get(name, str), given))
             kept = [value for place, value in enumerate(plain) if value not in plain[:place]]
@@ -127,6 +131,12 @@ class Study:
             self._require_nothing_idle(own.kept_batches(self.batches, self.models))
         # By label: "peak  bins=64" and "peak bins=64" are one method with one set of cells.
         object.__setattr__(self, "methods", tuple(dict.fromkeys(method.label for method in methods)))
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Study):
+            return NotImplemented
+        names = [field.name for field in dataclasses.fields(self)]
+        return own.alike([getattr(self, name) for name in names], [getattr(other, name) for name in names])
 
     def __repr__(self) -> str:
         # A model that was given would be shown with all its modules, and a corpus with all its texts.
@@ -209,9 +219,10 @@ class Study:
         require_known(name, paper.PRESETS, "preset")
         settings = {**paper.PRESETS[name], **changes}
         # Dtypes of the preset's models that were replaced would be refused as unknown.
-        if "dtype" not in changes and isinstance(settings["models"], Sequence):
-            dtypes = paper.PRESETS[name].get("dtype", {})
-            settings["dtype"] = {model: dtypes[model] for model in dtypes if model in settings["models"]} or None
+        if "dtype" not in changes:
+            models, dtypes = _listed(settings["models"]), paper.PRESETS[name].get("dtype", {})
+            kept = models if isinstance(models, Sequence) else ()
+            settings["dtype"] = {model: dtypes[model] for model in dtypes if model in kept} or None
         if changes.get("batches") is not None:  # of which the preset's sizes would say nothing
             settings = {name: value for name, value in settings.items() if name in changes or name not in _SIZES}
         study = cls(**settings)
@@ -258,6 +269,8 @@ class Study:
         A center of your own that gives other values than before is measured anew. The folder keeps the cells of both;
         here the name means the new ones, and `Results.load` tells them apart by what they were set to.
         """
+        if not isinstance(folder, str | PathLike):
+            raise MismatchError(f"folder={told(folder)} is not possible; give where the results are kept: 'runs/mine'.")
         # Here, because measuring needs models and everything that runs them, and settings do not.
         from ablation_lens.study.run import run_study
 
@@ -289,6 +302,12 @@ def _checked_metrics(given: Given) -> dict[str, Metric]:
             raise MismatchError(f"a metric cannot be called {name}, as results have another column of that name.")
     # Both are measured always.
     return {name: metric for name, metric in metrics.items() if name not in ("top1", "cross_entropy")}
+
+
+def _listed(value: Any) -> Any:
+    """A single value as a list of one. A string is a sequence, too, but of letters."""
+    single = isinstance(value, str | Real) or own.is_model(value)
+    return (value,) if single else value
 
 
 def _is_text(value: Any) -> bool:

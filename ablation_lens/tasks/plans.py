@@ -79,7 +79,9 @@ class Batch:
                 object.__setattr__(self, name, _each_once(ids, batch, name))
 
     @classmethod
-    def causal(cls, tokens: Int[Tensor, "batch pos"], valid: Bool[Tensor, "batch pos"] | None = None) -> "Batch":
+    def causal(
+        cls, tokens: Int[Tensor, "batch pos"] | Mapping[str, Any], valid: Bool[Tensor, "batch pos"] | None = None
+    ) -> "Batch":
         """A batch of your own tokens, every next token scored; `valid` marks what is not padding.
 
         Arrays and lists will do, too, a single row, and what a tokenizer returns; a mask may be of 0 and 1.

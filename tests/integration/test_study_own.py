@@ -184,7 +184,6 @@ class Wrapper:
 
 MISTAKES = {
     "a model that is none": (lambda model: {"models": [5]}, "model 5 is not possible"),
-    "one model instead of a list": (lambda model: {"models": model}, "must be a list"),
     "batches that are no table": (lambda model: {"batches": [1]}, "batches is a list"),
     "one side only": (lambda model: {"batches": {"collect": [[5, 6]]}}, "need 'collect' and 'evaluate', got 'collect'"),
     "batches of another model": (lambda model: {"batches": {"tiny-opt": own_batches()}}, "given for tiny-opt"),

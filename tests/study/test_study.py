@@ -1,8 +1,10 @@
 import itertools
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from ablation_lens.errors import AblationLensError, MismatchError
 from ablation_lens.study.paper import PRESETS
@@ -75,6 +77,31 @@ def test_numbers_are_what_they_say_however_they_were_come_by():
     assert json.loads(json.dumps(sizes.to_dict()))["bins"] == 64
 
 
+def test_a_single_setting_is_a_list_of_one():
+    single = Study(models="tiny-opt", methods="zero", fractions=0.5, seeds=1)
+    listed = Study(models=["tiny-opt"], methods=["zero"], fractions=[0.5], seeds=[1])
+    assert single == listed
+    model = SimpleNamespace(cfg=None, run_with_hooks=None)
+    assert Study(models=model).models == (model,)
+    assert single.to_dict() == listed.to_dict()
+
+
+def test_studies_of_tensors_can_be_compared():
+    one, same, other = (
+        study(models=["tiny-opt"], batches={"collect": torch.tensor([[5, 6]]), "evaluate": [torch.tensor([[7, last]])]})
+        for last in (8, 8, 9)
+    )
+    assert one == same
+    assert one != other
+    assert one != "study"
+
+
+@pytest.mark.parametrize("folder", [None, 5])
+def test_a_folder_that_is_none(folder):
+    with pytest.raises(MismatchError, match="runs/mine"):
+        study().run(folder)
+
+
 def test_fraction_0_is_the_baseline():
     assert described(study(fractions=[0]).cells("causal-lm")) == [(None, 0.0, None)]
 
@@ -83,7 +110,9 @@ def test_fraction_0_is_the_baseline():
     ("changes", "message"),
     [
         ({"models": []}, "at least one of models"),
-        ({"models": "tiny-vit"}, "must be a list"),
+        ({"models": {"tiny-vit"}}, "models is a set; give a list"),
+        ({"models": torch.nn.Sequential(*[torch.nn.Linear(2, 2)] * 200)}, "^models is a Sequential; .{0,200}$"),
+        ({"models": [torch.nn.Sequential(*[torch.nn.Linear(2, 2)] * 200)]}, "^model Sequential.{0,200}$"),
         ({"models": [5]}, "model 5 is not possible; give names"),
         ({"models": ["caf\udce9"]}, r"model 'caf\\udce9' is not possible; give names in UTF-8"),
         ({"corpora": {"text": "caf\udce9"}}, "corpora=.* in UTF-8"),
@@ -101,7 +130,9 @@ def test_fraction_0_is_the_baseline():
         ({"fractions": [float("nan")]}, "fraction nan"),
         ({"fractions": ["0.5"]}, "fraction '0.5'"),
         ({"fractions": [[0.5]]}, r"fraction \[0.5\]"),
-        ({"fractions": 0.5}, "must be a list"),
+        ({"fractions": 1.5}, "fraction 1.5"),
+        ({"fractions": None}, "fractions is None; give a list"),
+        ({"seeds": True}, "seed True"),
         ({"seeds": [1.5]}, "seed 1.5 is not possible; give whole numbers"),
         ({"seeds": [True]}, "seed True"),
         ({"seeds": [2**70]}, "seed 1180591620717411303424"),
@@ -155,9 +186,10 @@ def test_presets_are_the_papers_models_and_the_zoo():
 def test_a_preset_with_other_models_keeps_the_dtypes_of_those_that_are_left():
     assert Study.preset("paper", models=["tiny-opt", "facebook/opt-1.3b"]).dtype == {"facebook/opt-1.3b": "float16"}
     assert Study.preset("paper", models=["tiny-opt"]).dtype is None
-    for wrong in (5, "tiny-opt"):
-        with pytest.raises(MismatchError, match="must be a list"):
-            Study.preset("paper", models=wrong)
+    assert Study.preset("paper", models="facebook/opt-1.3b").dtype == {"facebook/opt-1.3b": "float16"}
+    assert Study.preset("paper", models="facebook/opt-1.3b-mine").dtype is None
+    with pytest.raises(MismatchError, match="model 5 is not possible"):
+        Study.preset("paper", models=5)
 
 
 def test_a_preset_with_another_corpus_keeps_the_rest():
@@ -223,7 +255,7 @@ def test_a_toml_file_starts_from_a_preset_and_options_go_over_both(tmp_path):
         ('models = ["tiny-opt"]\nfractions = [2]', "fraction 2"),
         ('models = ["tiny-opt"]\nfractions = [[0.5]]', "fraction"),
         ('models = ["tiny-opt"]\nseeds = [2026-01-01]', "seed"),
-        ('models = "tiny-opt"', "must be a list"),
+        ('models = {a = "tiny-opt"}', "models is a dict; give a list"),
         ('preset = "tiny"\ncorpora = "stdlib"', "corpora='stdlib'"),
         (f"seeds = {'[' * 100_000}", "is not TOML"),
         (f"seeds = [{'9' * 5000}]", "is not TOML"),
