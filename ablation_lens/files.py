@@ -360,10 +360,16 @@ def _read_header(path: Path, kind: str, metadata: Mapping[str, str], newest: int
     return header  # type: ignore[no-any-return]
 
 
+_READERS = {"ablation": "al.Ablation.load", "ablations": "al.Ablations.load"}
+"""Kinds that are easily taken for each other, and what reads them."""
+
+
 def _require_kind(path: Path, outer: Mapping[str, Any], kind: str, newest: int) -> None:
     # The kind first: versions are counted for each kind alone.
     if outer["kind"] != kind:
-        raise FileFormatError(f"{path} holds {outer['kind']}, but {kind} was expected.")
+        reader = _READERS.get(outer["kind"]) if isinstance(outer["kind"], str) else None
+        way_out = "" if reader is None else f"; {reader} reads it"
+        raise FileFormatError(f"{path} holds {outer['kind']}, but {kind} was expected{way_out}.")
     version = outer["version"]
     if type(version) is not int or version not in range(1, newest + 1):
         reads = "1" if newest == 1 else f"1 to {newest}"

@@ -149,6 +149,10 @@ def require_site(model: Any, site: Site, *, replaced: bool = False) -> None:
     >>> from ablation_lens import load_model
     >>> require_site(load_model("tiny-vit"), Site.RESID_MID)
     """
+    if not hasattr(model, "cfg"):
+        raise MismatchError(
+            f"the model is a {type(model).__name__}; give a hooked model, such as al.load_model('tiny-opt')."
+        )
     site.shape(model.cfg)  # has a sentence of its own for a model without MLPs
     points = getattr(model, "hook_dict", None)
     if points is None:  # a user's own wrapper: whether a hook exists is seen when it is used

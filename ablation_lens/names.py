@@ -16,7 +16,8 @@ def nearest(given: object, known: Iterable[str]) -> str:
     'peak'
     """
     # cutoff 0: some name is always the nearest, so [0] exists. The default of 0.6 would often give none.
-    return difflib.get_close_matches(str(given), list(known), n=1, cutoff=0.0)[0]
+    lower = {name.lower(): name for name in known}
+    return lower[difflib.get_close_matches(str(given).lower(), list(lower), n=1, cutoff=0.0)[0]]
 
 
 def close_to(given: str, known: Iterable[str], most: int = 1) -> list[str]:
@@ -39,9 +40,11 @@ def choose(given: str, choices: Mapping[str, Choice], what: str) -> Choice:
     return choices[given]
 
 
-def require_known(given: str, known: Collection[str], what: str) -> None:
-    """Raise `MismatchError`, with the nearest name, unless `given` is one of `known`."""
+def require_known(given: str, known: Collection[str], what: str, *, nearest_to: str | None = None) -> None:
+    """Raise `MismatchError`, with the nearest name, unless `given` is one of `known`.
+
+    `nearest_to` is what was meant, where that can be told from what was given.
+    """
     if not isinstance(given, str) or given not in known:
-        raise MismatchError(
-            f"there is no {what} {given!r}; did you mean {nearest(given, known)!r}? Known: {', '.join(known)}."
-        )
+        meant = nearest(nearest_to or given, known)
+        raise MismatchError(f"there is no {what} {given!r}; did you mean {meant!r}? Known: {', '.join(known)}.")

@@ -1,5 +1,6 @@
 """Where neurons live. The only file that spells a TransformerLens hook name."""
 
+import operator
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -51,8 +52,15 @@ class Site(Enum):
         """
         if isinstance(site, Site):
             return site
-        require_known(site, [each.value for each in cls], "site")
+        require_known(site, [each.value for each in cls], "site", nearest_to=_without_hook(site))
         return cls(site)
+
+    def __eq__(self, other: object) -> bool:
+        """A site is its name, so that a dictionary by site is read by name, too."""
+        return self is other or (isinstance(other, str) and other == self.value)
+
+    def __hash__(self) -> int:
+        return hash(self.value)
 
     def hook_name(self, layer: int) -> str:
         """The TransformerLens name of this site's hook point in `layer`."""
@@ -166,6 +174,13 @@ _PLACES = {
     Site.RESID_POST: _Place("hook_resid_post", None, "d_model"),
 }
 
+
+def _without_hook(text: object) -> str:
+    """The site that a hook point's name, such as `blocks.0.attn.hook_z`, is nearest to."""
+    point = str(text).rpartition("hook_")[2]
+    return next((site.value for site, place in _PLACES.items() if place.hook.endswith(f"hook_{point}")), point)
+
+
 SCORE_HOOKS = ("hook_attn_scores", "hook_pattern")
 """Attention hook points that only exist when the score matrix is materialised."""
 
@@ -204,7 +219,7 @@ def parse_neuron(text: str, shape: Iterable[int] | None = None, site: Site | str
     return layer, head, dim
 
 
-def parse_head(text: str, shape: Iterable[int] | None = None) -> tuple[int, int]:
+def parse_head(text: str | Sequence[int], shape: Iterable[int] | None = None) -> tuple[int, int]:
     """As `parse_neuron`, for a head.
 
     >>> parse_head("L3.H5")
@@ -254,9 +269,12 @@ def _read(text: str, site: Site) -> tuple[int, ...] | None:
 
 def _numbers(given: Sequence[int]) -> tuple[int, ...] | None:
     # A bool is an int to Python, and no place.
-    if not isinstance(given, Sequence) or not all(type(number) is int for number in given):
+    whole = [number for number in given if not isinstance(number, bool)] if isinstance(given, Sequence) else []
+    try:
+        places = tuple(operator.index(number) for number in whole)
+    except TypeError:
         return None
-    return tuple(given) if 1 <= len(given) <= 3 and min(given) >= 0 else None
+    return places if 1 <= len(places) <= 3 and len(places) == len(given) and min(places) >= 0 else None
 
 
 def _example(site: Site) -> str:

@@ -6,9 +6,11 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import KW_ONLY, dataclass, field, replace
+from numbers import Real
 from pathlib import Path
 from typing import Any, Protocol, TypeGuard
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -114,16 +116,18 @@ class Ablation:
         # A frozen dataclass refuses plain assignments.
         object.__setattr__(self, "site", Site.of(self.site))
         object.__setattr__(self, "positions", read_positions(self.positions))
+        object.__setattr__(self, "values", _read_values(self.values))
         # Names need the shape of the values, and a single value that of the mask.
         shape = _per_neuron(self.values.shape) if isinstance(self.values, Tensor) else ()
-        if not shape and not isinstance(self.mask, Tensor):
+        named = not isinstance(self.mask, Tensor) and getattr(getattr(self.mask, "dtype", None), "kind", "O") in "OUS"
+        if not shape and named:
             raise MismatchError(
                 "names alone do not say how many neurons there are; use "
                 "al.Ablation.from_names(names, values, model=model), or al.named_neurons(names, shape)."
             )
         object.__setattr__(self, "mask", as_mask(self.mask, shape, site=self.site))
-        if isinstance(self.values, int | float) and not isinstance(self.values, bool):
-            object.__setattr__(self, "values", torch.full(self.mask.shape, float(self.values)))
+        if isinstance(self.values, float):
+            object.__setattr__(self, "values", torch.full(self.mask.shape, self.values))
         if isinstance(self.values, Tensor):
             self._require_possible(self.values)
         elif not callable(self.values):
@@ -169,8 +173,9 @@ class Ablation:
         where = Site.of(site)
         require_site(model, where)
         mask = named_neurons(names, where.shape(model.cfg), site=where)
-        if center is None and isinstance(values, int | float):
-            center = f"{values:g}"
+        number = _read_values(values)
+        if center is None and isinstance(number, float):
+            center = f"{number:g}"
         return cls(mask, values, site=where, positions=positions, center=center)  # type: ignore[arg-type]
 
     @property
@@ -219,7 +224,7 @@ class Ablation:
             if callable(positions):
                 raise MismatchError("positions are a function of the batch that gives a function; expected positions.")
         if not isinstance(values, Tensor):
-            values = self._used(values(model, batch, self.site), given)
+            values = self._used(_read_values(values(model, batch, self.site)), given)
         plainly = Ablation(self.mask, values, self.source, site=self.site, positions=positions, center=self.center)
         plainly = plainly._moved(given, seen)
         return plainly if _serves(plainly, seen) else _ForBatch(**vars(plainly), real=seen)
@@ -407,6 +412,9 @@ class Ablation:
         """Both; where both speak of a neuron, the later one wins."""
         return Ablations((self,)) | other
 
+    def __ror__(self, other: object) -> "Ablations":
+        raise _not_joined(other)
+
     def save(self, path: str | Path) -> None:
         """Write one safetensors file, atomically."""
         header, tensors = self._to_file()
@@ -516,7 +524,7 @@ class Ablations:
     def __or__(self, other: "Ablation | Ablations") -> "Ablations":
         """These, and after them the other."""
         if not isinstance(other, Ablation | Ablations):
-            return NotImplemented
+            raise _not_joined(other)
         return Ablations((*self.parts, *(other.parts if isinstance(other, Ablations) else (other,))))
 
     def __iter__(self) -> Iterator[Ablation]:
@@ -628,9 +636,24 @@ def _whole(path: str | Path) -> Iterator[None]:
         raise FileFormatError(f"{path} is not a complete ablation ({error}); make it again.") from error
 
 
+def _not_joined(other: object) -> MismatchError:
+    return MismatchError(
+        f"an ablation cannot be joined with a {type(other).__name__}; `one | other` takes two ablations."
+    )
+
+
 def _per_neuron(shape: Sequence[int]) -> tuple[int, ...]:
     """Without the axes of rows and positions, which stand between layers and heads."""
     return (*shape[:1], *shape[-2:]) if len(shape) > 2 else tuple(shape)
+
+
+def _read_values(given: Any) -> Any:
+    """A single number as a float, and an array as a tensor; anything else as it is."""
+    if isinstance(given, np.ndarray | Tensor) and given.ndim == 0 and "bool" not in str(given.dtype):
+        given = given.item()
+    if isinstance(given, np.ndarray) and given.dtype.kind in "biuf":
+        return torch.from_numpy(given.copy())
+    return float(given) if isinstance(given, Real) and not isinstance(given, bool) else given
 
 
 def _serves(ablation: Ablation, valid: Bool[Tensor, "batch pos"]) -> bool:

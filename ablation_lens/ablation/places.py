@@ -145,7 +145,7 @@ def values_at(
     """Values by position as the columns have them; at padding, any. Those of rows are in columns already."""
     known, real = values.shape[-3], columns.real
     by_column = real is None or values.ndim == 4
-    end = columns.start + columns.count if by_column else int(columns.lengths(real.device).max())
+    end = columns.start + columns.count if by_column else int(columns.lengths(values.device).max())
     if end > known:
         raise MismatchError(
             f"there are values for {known} positions, and the input reaches {end}; shorten it, or make the values from "

@@ -22,6 +22,7 @@ from ablation_lens.progress import progress_over
 from ablation_lens.records import ModelRecord, Versions, record_of
 from ablation_lens.sites import Site
 from ablation_lens.tasks.given import batches_of
+from ablation_lens.tasks.inputs import told, whole
 from ablation_lens.tasks.padding import Padding
 from ablation_lens.tasks.plans import Batch, BatchPlan, PlanPart, plan_of
 
@@ -89,7 +90,7 @@ def collect(
             in token ids without a mask is told by the pad token of the model's tokenizer (with a `PaddingWarning`);
             without a tokenizer, everything counts.
         site: which neurons: "z", "mlp", ... (docs/SITES.md). Of a list, all are collected in the same pass, and the
-            result is a dictionary, `{Site: statistics}`.
+            result is a dictionary, `{Site: statistics}`, which is read by name, too.
         bins: most bins per neuron; between half of them and all are used.
         passes: 2 adds a histogram trimmed to the 0.1–99.9 % range, which resolves neurons with outliers.
         include_bos: whether BOS, CLS, EOS and the like count (the paper counted them). Where a batch does not say
@@ -103,15 +104,18 @@ def collect(
     >>> statistics.shape == Site.Z.shape(model.cfg), int(statistics.count.min())
     (True, 55)
     >>> both = collect(model, [torch.arange(5, 60)[None]], site=["z", "resid_post"], progress=False)
-    >>> both[Site.RESID_POST].shape
+    >>> both["resid_post"].shape
     (4, 1, 128)
     """
     if passes not in (1, 2):
         raise MismatchError(f"passes={passes} is not possible; use 1, or 2 for the trimmed histogram.")
     several = not isinstance(site, Site | str)
+    if several and not isinstance(site, Iterable):
+        raise MismatchError(f"site is {told(site)}; give one such as 'z', or a list such as ['z', 'mlp'].")
     sites = dict.fromkeys(Site.of(each) for each in ([site] if isinstance(site, Site | str) else site))
     if not sites:
         raise MismatchError("there is no site to collect; name at least one, such as 'z'.")
+    bins = whole(bins, "bins")
     batches = batches_of(model, batches, passes=passes)
 
     def given(found: dict[Site, ActivationStatistics]) -> Any:

@@ -2,6 +2,7 @@
 
 from decimal import Decimal
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -120,7 +121,7 @@ def test_a_mask_is_a_mask_or_names():
     mask = torch.ones(1, 2, 3, dtype=torch.bool)
     assert as_mask(mask, (1, 2, 3)) is mask
     assert torch.equal(as_mask(("L0",), (1, 2, 3)), mask)
-    for wrong in (mask.int(), mask.numpy(), None, 5):
+    for wrong in (mask.int(), mask.int().numpy(), None, 5):
         with pytest.raises(MismatchError, match="boolean tensor"):
             as_mask(wrong, (1, 2, 3))
 
@@ -166,3 +167,49 @@ def test_masks_combine():
     assert not spared[1, 2].any()
     assert torch.equal(spared | (half & head), half)
     assert (half | head)[1, 2].all()
+
+
+SHAPE = (2, 3, 4)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "why"),
+    [
+        (lambda: named_neurons(1, SHAPE), "names are 1; expected"),
+        (lambda: named_neurons(None, SHAPE), "names are None; expected"),
+        (lambda: named_neurons(slice(1), SHAPE), "names are slice"),
+        (lambda: named_neurons([1], SHAPE), "1 is not a neuron"),
+        (lambda: named_neurons("L1", object()), "the shape is a object; expected .layer, head, dim., such as stats"),
+        (lambda: whole_heads(SHAPE, [1]), "1 is not a head"),
+        (lambda: whole_heads(SHAPE, None), "heads are None; expected"),
+        (lambda: whole_heads(SHAPE, [(1,)]), "is not a head"),
+        (lambda: whole_heads(SHAPE, [(1, 2, 3)]), "is not a head"),
+        (lambda: random_neurons(object(), 0.5, 1), "the shape is a object"),
+        (lambda: random_neurons(SHAPE, "0.5", 1), "fraction='0.5' is not possible"),
+        (lambda: random_neurons(SHAPE, None, 1), "fraction=None is not possible"),
+        (lambda: random_neurons(SHAPE, torch.ones(2), 1), "fraction=a Tensor is not possible"),
+        (lambda: random_neurons(SHAPE, 0.5, None), "seed=None is not possible"),
+        (lambda: random_neurons(SHAPE, 0.5, 1.0), "seed=1.0 is not possible"),
+        (lambda: top_neurons("peak", 0.5), "scores are 'peak'; expected numbers"),
+        (lambda: top_neurons(None, 0.5), "scores are None; expected numbers"),
+    ],
+)
+def test_what_makes_no_mask_is_one_sentence(wrong, why):
+    with pytest.raises(MismatchError, match=why):
+        wrong()
+
+
+def test_a_tuple_of_numbers_is_one_place_and_numbers_of_numpy_will_do():
+    assert torch.equal(named_neurons((1, 0), SHAPE), named_neurons("L1.H0", SHAPE))
+    assert torch.equal(named_neurons((1,), SHAPE), named_neurons("L1", SHAPE))
+    assert torch.equal(named_neurons([(np.int64(1), np.int64(2))], SHAPE), named_neurons("L1.H2", SHAPE))
+    assert torch.equal(whole_heads(SHAPE, (1, np.int64(2))), named_neurons("L1.H2", SHAPE))
+    assert torch.equal(random_neurons(np.array(SHAPE), np.float64(0.5), np.int64(3)), random_neurons(SHAPE, 0.5, 3))
+
+
+def test_arrays_are_scores_and_masks():
+    scores = np.arange(24.0).reshape(SHAPE)
+    mask = top_neurons(scores, 0.25)
+    assert torch.equal(mask, top_neurons(torch.from_numpy(scores), 0.25))
+    assert torch.equal(as_mask(mask.numpy(), SHAPE), mask)
+    assert torch.equal(as_mask(np.array(["L1.H2"]), SHAPE), named_neurons("L1.H2", SHAPE))

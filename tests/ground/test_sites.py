@@ -1,10 +1,11 @@
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
 from ablation_lens.errors import MismatchError
-from ablation_lens.sites import Site, neuron_name, parse_neuron
+from ablation_lens.sites import Site, neuron_name, parse_neuron, parse_place
 
 CFG = SimpleNamespace(n_layers=3, n_heads=4, d_head=5, d_mlp=7)
 
@@ -72,3 +73,31 @@ def test_a_model_of_attention_alone_has_no_mlp_neurons():
     for cfg in (SimpleNamespace(**vars(CFG) | {"d_mlp": None}), SimpleNamespace(**vars(CFG), attn_only=True)):
         with pytest.raises(MismatchError, match="attention only"):
             Site.MLP.shape(cfg)
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("MLP", "mlp"),
+        ("Resid_Post", "resid_post"),
+        ("hook_z", "z"),
+        ("blocks.0.attn.hook_z", "z"),
+        ("hook_post", "mlp"),
+    ],
+)
+def test_a_site_in_another_spelling_is_answered_with_the_one_that_was_meant(given, meant):
+    with pytest.raises(MismatchError, match=f"did you mean '{meant}'"):
+        Site.of(given)
+
+
+def test_a_dictionary_by_site_is_read_by_name():
+    held = {Site.Z: 1, Site.MLP: 2}
+    assert (held["mlp"], held.get("z"), "q" in held, held.get(Site.Q)) == (2, 1, False, None)
+    assert Site.Z != Site.MLP
+
+
+def test_numbers_of_numpy_are_numbers_of_a_place():
+    assert parse_place((np.int64(1), 2)) == (1, 2)
+    for wrong in (1, None, (True, 1), (), (1, 2, 3, 4), (1.0,), [-1]):
+        with pytest.raises(MismatchError, match="is not a neuron, head or layer"):
+            parse_place(wrong)

@@ -332,10 +332,10 @@ def test_several_ablations_have_one_file(opt, tmp_path):
     for old, new in zip(both, again, strict=True):
         assert torch.equal(old.mask, new.mask)
         assert torch.equal(old.values, new.values)
-    with pytest.raises(FileFormatError, match="ablations"):
+    with pytest.raises(FileFormatError, match=r"ablation was expected; al\.Ablations\.load reads it"):
         Ablation.load(tmp_path / "both")
     some(opt).save(tmp_path / "one")
-    with pytest.raises(FileFormatError):
+    with pytest.raises(FileFormatError, match=r"ablations was expected; al\.Ablation\.load reads it"):
         Ablations.load(tmp_path / "one")
     for parts in ([], [{}], 5, [both.parts[0]._to_file()[0]] * 2):
         save_tensors(tmp_path / "forged", "ablations", {"parts": parts}, {"0.mask": both.parts[0].mask}, version=3)
@@ -366,8 +366,53 @@ def test_an_ablation_from_names_reads_well(opt):
     mlp = Ablation.from_names("L1.M3", torch.ones(3, 1, 40), model=opt, site="mlp", positions=-1)
     assert mlp.mask.nonzero().tolist() == [[1, 0, 3]]
     assert mlp.positions == (-1,)
-    with pytest.raises(MismatchError, match="from_names"):
-        Ablation(["L1.H1"], 0.0)
+    for names in (["L1.H1"], np.array(["L1.H1"])):
+        with pytest.raises(MismatchError, match="from_names"):
+            Ablation(names, 0.0)
     for wrong in (None, "zero", True, [0.0]):
         with pytest.raises(MismatchError, match="values are a"):
             Ablation(ablation.mask, wrong)
+
+
+def test_values_and_masks_of_numpy_and_single_tensors_will_do(opt):
+    mask = some(opt).mask
+    half = Ablation(mask, 0.5).values
+    for values in (np.float32(0.5), np.float64(0.5), torch.tensor(0.5), np.array(0.5), half.numpy()):
+        made = Ablation(mask.numpy(), values)
+        assert torch.equal(made.mask, mask)
+        assert torch.equal(made.values, half)
+    asked = Ablation(mask, lambda model, batch, site: half.numpy())
+    assert torch.equal(asked.resolve(opt, al.Batch.causal(TEXTS[0][None])).values, half)
+    assert repr(Ablation.from_names("L0", np.float32(0.5), model=opt)).endswith("→ 0.5)")
+    for wrong in (np.bool_(True), torch.tensor(True)):
+        with pytest.raises(MismatchError):
+            Ablation(mask, wrong)
+
+
+def test_what_is_no_ablation_batch_or_model_is_one_sentence(opt):
+    one, batch = some(opt), al.Batch.causal(TEXTS[0][None])
+    provider = Ablation(one.mask, lambda model, batch, site: torch.ones(6))
+    for wrong, why in (
+        (lambda: one | None, "cannot be joined with a NoneType"),
+        (lambda: one | [one], "cannot be joined with a list"),
+        (lambda: (one | one) | 3, "cannot be joined with a int"),
+        (lambda: None | one, "cannot be joined with a NoneType"),
+        (lambda: one.at(-1).resolve(opt, TEXTS[0][None]), "the batch is a Tensor; expected a Batch"),
+        (lambda: (one | one).at(-1).resolve(opt, {"input_ids": TEXTS[0]}), "the batch is a dict; expected a Batch"),
+        (lambda: one.at(lambda batch: -1).resolve(opt, "text"), "the batch is a str; expected a Batch"),
+        (lambda: provider.resolve(opt, batch), r"values of shape \(6,\) do not fit"),
+        (lambda: Ablation.from_names("L1", model="tiny-opt"), "the model is a str; give a hooked model"),
+        (lambda: Ablation.from_names(None, model=opt), "names are None"),
+        (lambda: Ablation.from_names(1, model=opt), "names are 1"),
+        (lambda: al.evaluate(opt, TEXTS[0][None], Ablation), "the class Ablation is not an ablation"),
+        (lambda: al.collect(opt, TEXTS[0][None], site=None), "site is None; give one"),
+        (lambda: al.collect(opt, TEXTS[0][None], site=3), "site is 3; give one"),
+        (lambda: al.collect(opt, TEXTS[0][None], bins="a"), "bins='a' is not possible"),
+    ):
+        with pytest.raises(MismatchError, match=why):
+            wrong()
+
+
+def test_statistics_of_several_sites_are_found_by_name(opt):
+    both = al.collect(opt, TEXTS[0][None], site=["z", "mlp"], progress=False)
+    assert both["mlp"] is both[Site.MLP]
