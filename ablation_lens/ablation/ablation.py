@@ -258,6 +258,8 @@ class Ablation:
                     f"this ablation is for the {shape[0]} rows of one batch, with {shape[1]} columns, and there are "
                     f"{given.shape[0]}, with {given.shape[1]}; give a function of the batch instead."
                 )
+        if torch.equal(given, seen):
+            return self
         if isinstance(marks, Tensor):
             marks = move_columns(marks, given, seen)
         if isinstance(values, Tensor) and values.ndim == 5:

@@ -194,8 +194,6 @@ def move_columns(
     >>> move_columns(torch.tensor([[7, 8, 9]]), left, right).tolist()
     [[8, 9, 7]]
     """
-    if torch.equal(given, moved):
-        return rows
     # The columns of real tokens first, in their order.
     before, after = ((~valid).byte().argsort(dim=1, stable=True).to(rows.device) for valid in (given, moved))
     row = torch.arange(len(rows), device=rows.device)[:, None]
