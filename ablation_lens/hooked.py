@@ -26,6 +26,20 @@ def tokenizer_of(model: Any) -> Any:
     return getattr(model, "hf_tokenizer", None) or getattr(model, "tokenizer", None)
 
 
+def is_hooked(model: Any) -> bool:
+    """Whether somebody's forward hooks are on a model; permanent ones are a part of it.
+
+    >>> from ablation_lens import load_model
+    >>> model = load_model("tiny-opt")
+    >>> with model.hooks(fwd_hooks=[("blocks.0.attn.hook_z", lambda value, hook: value)]):
+    ...     inside = is_hooked(model)
+    >>> inside, is_hooked(model)
+    (True, False)
+    """
+    points = getattr(model, "hook_dict", {}).values()
+    return any(not hook.is_permanent for point in points for hook in getattr(point, "fwd_hooks", ()))
+
+
 def listening(*modules: Any) -> bool:
     """Whether any hook, forward or backward, TransformerLens' or plain torch's, may fire at one of these modules.
 

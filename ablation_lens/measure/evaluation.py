@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ablation_lens.ablation.ablation import Ablation, Ablations
 from ablation_lens.errors import CorpusError, MismatchError, NonFiniteError
+from ablation_lens.hooked import is_hooked
 from ablation_lens.measure.forward import ends_plainly, final_residual, logits_everywhere, logits_from
 from ablation_lens.measure.metrics import BUILT_IN, Asked, Given, Metric, metrics_of, rows_of
 from ablation_lens.measure.score import Score, Sums
@@ -81,8 +82,7 @@ def evaluate(
 
 def _warn_of_hooks(model: Any, metrics: Mapping[str, Metric]) -> None:
     names = ", ".join(name for name, metric in metrics.items() if metric.clean)
-    points = getattr(model, "hook_dict", {}).values()
-    if names and any(getattr(point, "fwd_hooks", None) for point in points):
+    if names and is_hooked(model):
         warnings.warn(
             f"hooks are on this model already, so {names} is from the model with them, not from the model as it is.",
             stacklevel=3,

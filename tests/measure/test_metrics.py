@@ -193,6 +193,8 @@ class Scaled:
         return [(self.name, lambda value, hook: value * 0.3)]
 
 
+# What transformer-lens 4 says of the first.
+@pytest.mark.filterwarnings("ignore:A forward hook edited hook_scale/hook_normalized")
 @pytest.mark.parametrize("name", ["ln_final.hook_normalized", "blocks.2.hook_resid_post", "hook_embed"])
 def test_hooks_of_one_s_own_are_obeyed_wherever_they_are(name, model, prompts):
     arguments = prompts.arguments()
