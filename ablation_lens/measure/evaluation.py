@@ -5,13 +5,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from ablation_lens.ablation.ablation import Ablation, Ablations
 from ablation_lens.errors import CorpusError, MismatchError, NonFiniteError
 from ablation_lens.hooked import is_hooked
-from ablation_lens.measure.forward import ends_plainly, final_residual, logits_everywhere, logits_from
+from ablation_lens.measure.forward import as_given, ends_plainly, final_residual, logits_everywhere, logits_from
 from ablation_lens.measure.metrics import BUILT_IN, Asked, Given, Metric, metrics_of, rows_of
 from ablation_lens.measure.score import Score, Sums
 from ablation_lens.sites import Hook
@@ -258,8 +257,8 @@ def _score(
         made[name] = Sums(asked.per_row(values, rows).cpu(), weights)
     if whole:
         assert everywhere is not None
-        logits = _as_given(everywhere, given)
-        clean = None if clean_everywhere is None else _as_given(clean_everywhere, given)
+        logits = as_given(everywhere, given)
+        clean = None if clean_everywhere is None else as_given(clean_everywhere, given)
         for name, metric in whole.items():
             values, weight = rows_of(metric, logits, given, clean)
             _require_finite(name, values)
@@ -280,11 +279,3 @@ def _require_finite(name: str, values: Tensor) -> None:
             f"the {what} of some prediction is not finite; the ablation's values or the model's dtype overflow. "
             "Try bfloat16 or float32."
         )
-
-
-def _as_given(logits: Float[Tensor, "batch *pos out"], given: Batch) -> Float[Tensor, "batch *pos out"]:
-    """Logits in the layout of a batch whose texts were moved to the start of their rows."""
-    if logits.ndim != 3 or given.from_start() is given:
-        return logits
-    order = (~given.valid).byte().argsort(dim=1, stable=True)  # as `from_start` moves them
-    return torch.empty_like(logits).scatter_(1, order[..., None].expand_as(logits), logits)

@@ -17,7 +17,7 @@ from ablation_lens.sites import Hook, Site, residual_after
 from ablation_lens.tasks.plans import Batch
 
 
-def _is_encoder(model: Any) -> bool:
+def is_encoder(model: Any) -> bool:
     """Whether this is one of `adapters`: it can stop before its head, which takes single positions."""
     return hasattr(model, "encode") and hasattr(model, "head")
 
@@ -29,7 +29,7 @@ class _ReachedTheEnd(Exception):  # noqa: N818  (a jump, not an error: never lea
 def final_residual(model: Any, batch: Batch, hooks: Sequence[Hook] = ()) -> Float[Tensor, "batch pos d_model"]:
     """The residual stream after the last block, with `hooks` in place; nothing after it is computed."""
     args, options = batch.arguments()
-    if _is_encoder(model):
+    if is_encoder(model):
         return _run(model, args, hooks, {**options, "stop_at_layer": model.cfg.n_layers})
     caught: list[Tensor] = []
 
@@ -99,7 +99,7 @@ def _run(model: Any, args: Sequence[Any], hooks: Sequence[Hook], options: dict[s
 
 def logits_from(model: Any, residual: Float[Tensor, "row d_model"]) -> Float[Tensor, "row out"]:
     """Final norm and unembedding of single positions."""
-    if _is_encoder(model):
+    if is_encoder(model):
         return model.head(residual)
     # TransformerLens wants [batch pos d_model]; the rows are taken for one text, as both act on each position alone.
     return model.unembed(model.ln_final(residual[None]))[0]
@@ -115,11 +115,19 @@ def ends_plainly(model: Any, batch: Batch) -> bool:
     Tried out once per model, on the first row of a batch: soft caps, logit scales and output projections
     would otherwise be lost without a word.
     """
-    if _is_encoder(model):
+    if is_encoder(model):
         return model.task == "masked-lm"
     if model not in _ends_plainly:
         _ends_plainly[model] = _agrees(model, batch)
     return _ends_plainly[model]
+
+
+def as_given(logits: Float[Tensor, "batch *pos out"], given: Batch) -> Float[Tensor, "batch *pos out"]:
+    """Logits in the layout of a batch whose texts were moved to the start of their rows."""
+    if logits.ndim != 3 or given.from_start() is given:
+        return logits
+    order = (~given.valid).byte().argsort(dim=1, stable=True)  # as `from_start` moves them
+    return torch.empty_like(logits).scatter_(1, order[..., None].expand_as(logits), logits)
 
 
 def _agrees(model: Any, batch: Batch) -> bool:

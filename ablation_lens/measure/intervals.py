@@ -70,3 +70,25 @@ def difference(
     replicates = (ratios * weights[total > 0]).sum(1)
     low, high = np.quantile(replicates, [0.025, 0.975])
     return Interval(observed, float(low), float(high), conditional)
+
+
+def mean_intervals(
+    sums: Float[ndarray, "unit row"], weights: Float[ndarray, " row"], *, resamples: int = RESAMPLES, seed: int = 0
+) -> tuple[Float[ndarray, " unit"], Float[ndarray, " unit"]]:
+    """The 95 % interval of many weighted means over the same rows; every replicate draws rows once for all of them.
+
+    NaN where one row says nothing of others.
+
+    >>> low, high = mean_intervals(np.array([[1.0, 3.0], [2.0, 2.0]]), np.array([1.0, 1.0]))
+    >>> low.tolist(), high.tolist()
+    ([1.0, 2.0], [3.0, 2.0])
+    """
+    if np.count_nonzero(weights) < 2:
+        return np.full(len(sums), math.nan), np.full(len(sums), math.nan)
+    generator = np.random.Generator(np.random.PCG64(seed))
+    rows = len(weights)
+    drawn = generator.multinomial(rows, np.full(rows, 1 / rows), size=resamples).astype(np.float64)
+    total = drawn @ weights
+    replicates = (drawn @ sums.T)[total > 0] / total[total > 0, None]
+    low, high = np.quantile(replicates, [0.025, 0.975], axis=0)
+    return low, high

@@ -52,6 +52,13 @@ class Asked:
         answers, wrong = (None if ids is None else ids[row] for ids in (batch.answers, batch.wrong))
         return cls(row, batch.labels[batch.scored], answers, wrong)
 
+    def repeated(self, copies: int) -> "Asked":
+        """The same of a batch whose rows come several times, one copy after another."""
+        if copies == 1:
+            return self
+        answers, wrong = (None if ids is None else ids.repeat(copies, 1) for ids in (self.answers, self.wrong))
+        return Asked(self.row.repeat(copies), self.labels.repeat(copies), answers, wrong)
+
     def answered(
         self,
         logits: Float[Tensor, "prediction out"],
