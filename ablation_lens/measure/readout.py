@@ -50,7 +50,8 @@ class Readout:
         self.clean: Tensor | None = None
         if metric.clean:
             with torch.no_grad():
-                logits = logits_everywhere(model, self.batch)
+                logits = self._everywhere()
+            # By the very way the ablated ones are made: other roundings would not be a divergence of 0.
             self.clean = as_given(logits, given) if metric.whole else logits[self.batch.scored]
 
     @property
@@ -79,6 +80,11 @@ class Readout:
             values = self._per_prediction(logits_from(self.model, hidden.flatten(0, 1)), len(some))
             made += [self._added_up(each) for each in values.unflatten(0, (len(some), -1))]
         return _together(made)
+
+    def _everywhere(self) -> Tensor:
+        if self.reads_residuals:
+            return self._logits(final_residual(self.model, self.batch))
+        return logits_everywhere(self.model, self.batch)
 
     def _logits(self, residual: Float[Tensor, "batch pos d_model"]) -> Tensor:
         if not self.plainly:
