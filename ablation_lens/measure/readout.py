@@ -50,9 +50,7 @@ class Readout:
         self.clean: Tensor | None = None
         if metric.clean:
             with torch.no_grad():
-                logits = self._everywhere()
-            # By the very way the ablated ones are made: other roundings would not be a divergence of 0.
-            self.clean = as_given(logits, given) if metric.whole else logits[self.batch.scored]
+                self.clean = self._clean()
 
     @property
     def reads_residuals(self) -> bool:
@@ -81,10 +79,17 @@ class Readout:
             made += [self._added_up(each) for each in values.unflatten(0, (len(some), -1))]
         return _together(made)
 
-    def _everywhere(self) -> Tensor:
-        if self.reads_residuals:
-            return self._logits(final_residual(self.model, self.batch))
-        return logits_everywhere(self.model, self.batch)
+    def _clean(self) -> Tensor:
+        """By the very way that the ablated ones are made: other roundings would not be a divergence of 0."""
+        if not self.reads_residuals:
+            logits = logits_everywhere(self.model, self.batch)
+            return as_given(logits, self.given) if self.metric.whole else logits[self.batch.scored]
+        residual = final_residual(self.model, self.batch)
+        if self.metric.whole:
+            return as_given(self._logits(residual), self.given)
+        if not self.plainly:
+            return self._logits(residual)[self.batch.scored]
+        return logits_from(self.model, residual[self.batch.scored])
 
     def _logits(self, residual: Float[Tensor, "batch pos d_model"]) -> Tensor:
         if not self.plainly:
