@@ -281,6 +281,8 @@ class Effects:
 
 def _of_file(header: EffectsHeader, tensors: Mapping[str, Tensor]) -> Effects:
     weights = tensors["weights"]
+    if weights.ndim != 1 or not all(bool(torch.isfinite(each).all()) for each in tensors.values()):
+        raise FileFormatError("it holds what are not numbers")
     rows = len(weights)
     sites = [Site(site) for site in header.sites]
     for name in ("weights", "clean", "empty"):
@@ -299,6 +301,10 @@ def _of_file(header: EffectsHeader, tensors: Mapping[str, Tensor]) -> Effects:
     if header.level != "neuron" and len(held) < len(sites):
         raise FileFormatError("it lacks the rows of a site")
     axes = 3 if header.level != "layer" else 2
+    for site in sites if header.source is not None else ():
+        shape = tuple(neurons[site].total.shape) if site in neurons else tuple(held[site].shape[1:])
+        if shape != site.shape(header.source)[: len(shape)]:
+            raise FileFormatError(f"its {site.value} units are {shape}, and its model has {site.shape(header.source)}")
     if any(each.ndim != axes or len(each) != rows or each.dtype != torch.float64 for each in held.values()):
         raise FileFormatError("its rows do not fit")
     done = {site: tensors[f"done.{site.value}"] for site in sites if f"done.{site.value}" in tensors}
