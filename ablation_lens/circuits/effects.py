@@ -301,9 +301,9 @@ def _of_file(header: EffectsHeader, tensors: Mapping[str, Tensor]) -> Effects:
     if header.level != "neuron" and len(held) < len(sites):
         raise FileFormatError("it lacks the rows of a site")
     axes = 3 if header.level != "layer" else 2
-    for site in sites if header.source is not None else ():
+    for site in [site for site in sites if header.source is not None and site not in (Site.K, Site.V)]:
         shape = tuple(neurons[site].total.shape) if site in neurons else tuple(held[site].shape[1:])
-        if shape != site.shape(header.source)[: len(shape)]:
+        if shape != site.shape(header.source)[: len(shape)]:  # (keys and values may have fewer heads)
             raise FileFormatError(f"its {site.value} units are {shape}, and its model has {site.shape(header.source)}")
     if any(each.ndim != axes or len(each) != rows or each.dtype != torch.float64 for each in held.values()):
         raise FileFormatError("its rows do not fit")
