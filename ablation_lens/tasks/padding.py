@@ -12,7 +12,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from ablation_lens.errors import MismatchError
-from ablation_lens.hooked import tokenizer_of
+from ablation_lens.hooked import task_of, tokenizer_of
 from ablation_lens.tasks.inputs import require_answerable, require_readable
 from ablation_lens.tasks.plans import Batch
 
@@ -90,6 +90,8 @@ class Padding:
                 # Counted from `mark` or `marked`, whose caller is 2.
                 stacklevel=self._stacklevel + 1 + further,
             )
+        if task_of(self.model) == "masked-lm":  # asked at its mask tokens
+            return replace(batch, valid=valid, scored=batch.scored & valid, valid_given=True)
         if batch.answers is not None:
             return replace(batch, valid=valid, valid_given=True).asked_at_the_end()
         # Padding is not predicted, either.

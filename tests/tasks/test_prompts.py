@@ -1,6 +1,8 @@
 """Prompts: which prediction counts, and what is right and wrong about it."""
 
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,6 +34,17 @@ def test_padding_that_nobody_marked_is_not_where_a_prompt_ends() -> None:
         batch = Padding(model).mark(Batch.prompts(tokens, [1, 2]))
     assert batch.scored.nonzero().tolist() == [[0, 2], [1, 1]]
     assert batch.labels[batch.scored].tolist() == [1, 2]
+
+
+def test_padding_that_nobody_marked_does_not_move_the_question_of_a_masked_model() -> None:
+    tokenizer = word_tokenizer()
+    model: Any = SimpleNamespace(tokenizer=tokenizer, task="masked-lm")
+    mask, pad = tokenizer.mask_token_id, tokenizer.pad_token_id
+    batch = Batch.prompts(torch.tensor([[5, mask, 7], [8, mask, pad], [5, 6, mask]]), [11, 12, 13], model=model)
+    with pytest.warns(PaddingWarning):
+        batch = Padding(model).mark(batch)
+    assert batch.inputs[batch.scored].tolist() == [mask] * 3
+    assert batch.labels[batch.scored].tolist() == [11, 12, 13]
 
 
 def test_rows_and_devices_keep_answers() -> None:
