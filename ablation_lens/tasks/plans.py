@@ -276,7 +276,11 @@ def _each_once(ids: Any, rows: int, name: str) -> Int[Tensor, "batch answer"]:
             f"{name} hold {int(ids[ids < 0][0])}, and ids are counted from 0; -1 only fills a row up where another has "
             "more of them."
         )
-    again = ((ids[:, :, None] == ids[:, None, :]).tril(-1).any(-1)) & ~filling
+    # Sorted, not all compared with all: "any number above this one" is many answers.
+    order = ids.argsort(dim=1, stable=True)
+    ordered = ids.gather(1, order)
+    follows = torch.nn.functional.pad(ordered[:, 1:] == ordered[:, :-1], (1, 0))
+    again = torch.zeros_like(follows).scatter(1, order, follows) & ~filling
     if not bool(again.any()):
         return ids
     filled = ids.masked_fill(again, -1)
