@@ -1,6 +1,9 @@
 """Prompts: batches that know their corrupted twins, halves that share nothing, and files of them."""
 
+import json
+import tempfile
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,7 +15,7 @@ from hypothesis import strategies as st
 
 import ablation_lens as al
 from ablation_lens.circuits.prompting import Prompts
-from ablation_lens.errors import AblationLensError, MismatchError
+from ablation_lens.errors import AblationLensError, FileFormatError, MismatchError
 from ablation_lens.tasks.padding import PaddingWarning
 from tests.tiny_tokenizers import word_tokenizer
 
@@ -239,3 +242,158 @@ def test_a_split_is_the_same_everywhere_and_another_for_another_seed() -> None:
 
 def texts(prompts: Prompts) -> list[tuple[int, ...]]:
     return [tuple(row[real].tolist()) for row, real in zip(prompts.tokens, prompts.valid, strict=True)]
+
+
+# ---------------------------------------------------------------------- files
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.lists(st.tuples(st.integers(0, 50), st.integers(0, 50)), min_size=1, max_size=5),
+            st.lists(st.integers(0, 9), min_size=1, max_size=3, unique=True),
+            st.lists(st.integers(10, 19), min_size=1, max_size=3, unique=True),
+        ),
+        min_size=1,
+        max_size=5,
+    ),
+    st.booleans(),
+    st.text(st.characters(codec="utf-8"), max_size=8),
+)
+def test_what_is_saved_is_read_again(rows: list[Any], both: bool, name: str) -> None:
+    clean, twins = ([[pair[side] for pair in ids] for ids, _, _ in rows] for side in (0, 1))
+    made = Prompts.of(clean, [r for _, r, _ in rows], *([[w for _, _, w in rows], twins] if both else []), name=name)
+    with tempfile.TemporaryDirectory() as folder:
+        made.save(f"{folder}/prompts.json")
+        read = Prompts.load(f"{folder}/prompts.json", batch_size=2)
+    assert (read.digest, read.name, read.batch_size) == (made.digest, name, 2)
+
+
+def test_a_file_is_auto_circuits_schema(tmp_path: Path) -> None:
+    made().save(tmp_path / "prompts.json")
+    first = json.loads((tmp_path / "prompts.json").read_text())["prompts"][0]
+    assert first == {"clean": [5, 6, 7, 8], "corrupt": [5, 6, 4, 8], "answers": [1], "wrong_answers": [7]}
+
+
+def test_texts_in_a_file_are_read_by_the_model(tmp_path: Path) -> None:
+    model = al.load_model("tiny-opt")
+    row = {"clean": "self.x", "corrupt": "self.y", "answers": [")", " self"], "wrong_answers": [5]}
+    path = written(tmp_path, {"word_idxs": {"end": 2}, "seq_labels": ["a", "b"], "prompts": [row]})
+    read = Prompts.load(path, model)
+    assert read.digest == Prompts.of(["self.x"], [[")", " self"]], [5], ["self.y"], model=model).digest
+    assert (read.name, dict(read.word_idxs), read.seq_labels) == ("prompts", {"end": 2}, ("a", "b"))
+    with pytest.raises(FileFormatError, match=r"prompt 0 of .*model that reads it"):
+        Prompts.load(path)
+    read.save(path)
+    assert (Prompts.load(path).digest, dict(Prompts.load(path).word_idxs)) == (read.digest, {"end": 2})
+
+
+def test_where_a_masked_model_is_asked_is_kept(tmp_path: Path) -> None:
+    model = al.load_model("tiny-roberta")
+    prompts = Prompts.of(["def f(<mask>, x)", "<mask>."], [" self", 5], model=model)
+    prompts.save(tmp_path / "prompts.json")
+    assert torch.equal(Prompts.load(tmp_path / "prompts.json").scored, prompts.scored)
+    assert torch.equal(Prompts.load(tmp_path / "prompts.json", model).scored, prompts.scored)
+
+
+ROW = {"clean": [5, 6], "corrupt": [5, 7], "answers": [1], "wrong_answers": [2]}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"clean": None},
+        {"clean": []},
+        {"clean": [[5, 6]]},
+        {"clean": [5, -1]},
+        {"clean": [5, True]},
+        {"clean": [5, 6.0]},
+        {"clean": [5, 2**70]},
+        {"clean": {"a": 1}},
+        {"corrupt": [5, 7, 8]},
+        {"corrupt": 5},
+        {"answers": []},
+        {"answers": 1},
+        {"answers": [None]},
+        {"answers": [2**40]},
+        {"answers": ["a"]},
+        {"answers": [2]},
+        {"wrong_answers": {"a": 1}},
+        {"wrong_answers": []},
+        {"asked": 2},
+        {"asked": "1"},
+        {"asked": True},
+    ],
+)
+def test_a_prompt_of_a_file_that_cannot_be_is_named(tmp_path: Path, change: dict[str, Any]) -> None:
+    path = written(tmp_path, {"prompts": [ROW, {**ROW, **change}]})
+    with pytest.raises(FileFormatError, match="prompt 1 of"):
+        Prompts.load(path)
+
+
+@pytest.mark.parametrize("name", ["clean", "answers", "corrupt"])
+def test_a_prompt_of_a_file_that_lacks_something_is_named(tmp_path: Path, name: str) -> None:
+    lacking = {key: value for key, value in ROW.items() if key != name}
+    with pytest.raises(FileFormatError, match="prompt 1 of"):
+        Prompts.load(written(tmp_path, {"prompts": [ROW, lacking]}))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *("", "[]", "{}", "null", "{" * 100_000, "[" * 100_000, '{"prompts": NaN}', '{"prompts": []}', '"\\ud800"'),
+        *('{"prompts": {}}', '{"prompts": 5}', '{"prompts": ["a"]}', '{"prompts": [[5]]}', '{"prompts": [null]}'),
+        '{"prompts": [{"clean": [1e999], "answers": [1]}]}',
+        '{"prompts": [{"clean": ["a"], "answers": [1]}]}',
+        json.dumps({"prompts": [ROW], "name": 5}),
+        json.dumps({"prompts": [ROW], "seq_labels": [5]}),
+        json.dumps({"prompts": [ROW], "word_idxs": {"a": "b"}}),
+    ],
+)
+def test_a_file_that_holds_no_prompts(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "prompts.json"
+    path.write_text(content)
+    with pytest.raises(FileFormatError):
+        Prompts.load(path)
+
+
+def test_one_long_prompt_among_many_short_ones_does_not_fill_memory(tmp_path: Path) -> None:
+    rows = [{"clean": [5] * 100_000, "answers": [1]}, *[{"clean": [5], "answers": [1]}] * 2000]
+    with pytest.raises(FileFormatError, match="positions with padding"):
+        Prompts.load(written(tmp_path, {"prompts": rows}))
+    rows = [{"clean": [5], "answers": [*range(100_000)]}, *[{"clean": [5], "answers": [1]}] * 2000]
+    with pytest.raises(FileFormatError, match="more answers than"):
+        Prompts.load(written(tmp_path, {"prompts": rows}))
+    assert Prompts.load(written(tmp_path, {"prompts": rows[:2]})).answers.shape == (2, 100_000)
+
+
+def test_a_file_with_ids_that_the_model_does_not_have(tmp_path: Path) -> None:
+    path = written(tmp_path, {"prompts": [ROW, {**ROW, "corrupt": [5, 2048]}]})
+    with pytest.raises(FileFormatError, match=r"prompt 1 of .*2048"):
+        Prompts.load(path, al.load_model("tiny-opt"))
+
+
+def test_a_prompt_longer_than_the_context_is_named(tmp_path: Path) -> None:
+    path = written(tmp_path, {"prompts": [{"clean": [5] * 300, "answers": [1]}]})
+    with pytest.raises(FileFormatError, match="context"):
+        Prompts.load(path, al.load_model("tiny-opt"))
+
+
+def test_no_file_a_folder_and_a_full_file_are_one_sentence(tmp_path: Path) -> None:
+    for path in (tmp_path / "none.json", tmp_path):
+        with pytest.raises(FileFormatError):
+            Prompts.load(path)
+    with pytest.raises(AblationLensError):
+        made().save(tmp_path)
+
+
+def test_a_hostile_name_is_shown_as_plain_characters(tmp_path: Path) -> None:
+    read = Prompts.load(written(tmp_path, {"name": "\x1b[31m red\nline" + "x" * 1000, "prompts": [ROW]}))
+    assert repr(read).isprintable()
+    assert len(repr(read)) < 200
+
+
+def written(folder: Path, content: Any) -> Path:
+    path = folder / "prompts.json"
+    path.write_text(json.dumps(content))
+    return path
