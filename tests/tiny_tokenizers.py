@@ -1,7 +1,7 @@
 """Word-level tokenizers with the special tokens of each family."""
 
 import transformers
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
 
 WORDS = [
     "the",
@@ -28,11 +28,12 @@ WORDS = [
 SPECIALS = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
 
 
-def word_tokenizer(before=("<s>",), after=()):
-    """A tokenizer that puts `before` in front of a text and `after` after it."""
-    vocabulary = {word: index for index, word in enumerate([*SPECIALS, *WORDS])}
+def word_tokenizer(before=("<s>",), after=(), words=WORDS):
+    """A tokenizer that puts `before` in front of a text and `after` after it; it reads numbers as pairs of digits."""
+    vocabulary = {word: index for index, word in enumerate([*SPECIALS, *words])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    pairs = pre_tokenizers.Split(Regex(r"\d\d"), "isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Whitespace(), pairs])
     template = " ".join([*before, "$A", *after])
     tokenizer.post_processor = processors.TemplateProcessing(
         single=template, special_tokens=[(token, vocabulary[token]) for token in {*before, *after}]

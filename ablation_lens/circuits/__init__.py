@@ -1,6 +1,8 @@
 """Circuits: which heads, MLPs and neurons do what, with any value in the place of those that are taken away.
 
-- `prompting`: `Prompts`, with answers, wrong answers and corrupted twins.
+- `prompting`: `Prompts`, with answers, wrong answers and corrupted twins; `prompt_file`: what a file holds of them.
+- `prompt_tasks`: `prompts_for`, prompts of a task by its name.
+- `closed_tasks`, `templates`: these tasks, on token ids and of sentences; `examples`: how they are drawn.
 - `values`: what units are set to; `counterfactual` and `position_mean` among it.
 - `setting`: the model, inputs, metric and values that every function here is given.
 - `units`: what is taken away as one, and what people write for it.
@@ -10,7 +12,18 @@
 
 from ablation_lens.circuits.circuit import Circuit
 from ablation_lens.circuits.effects import Effects
+from ablation_lens.circuits.prompt_tasks import prompt_names, prompts_for, register_prompts
 from ablation_lens.circuits.prompting import Prompts
 from ablation_lens.circuits.values import Values, counterfactual, position_mean
 
-__all__ = ["Circuit", "Effects", "Prompts", "Values", "counterfactual", "position_mean"]
+__all__ = [
+    "Circuit",
+    "Effects",
+    "Prompts",
+    "Values",
+    "counterfactual",
+    "position_mean",
+    "prompt_names",
+    "prompts_for",
+    "register_prompts",
+]

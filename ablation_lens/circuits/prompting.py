@@ -1,8 +1,4 @@
-"""Prompts: what is asked of a model, what is right and wrong, and the corrupted twin of each.
-
-A file of prompts is auto-circuit's JSON: `{"prompts": [{"clean", "corrupt", "answers", "wrong_answers"}, …]}`, in which
-prompts and answers are token ids or texts.
-"""
+"""Prompts: what is asked of a model, what is right and wrong, and the corrupted twin of each."""
 
 import functools
 import hashlib
@@ -17,14 +13,14 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from ablation_lens.errors import AblationLensError, FileFormatError, MismatchError
+from ablation_lens.circuits.prompt_file import MOST_BYTES, PromptFile, Row
+from ablation_lens.errors import FileFormatError, MismatchError
 from ablation_lens.escaping import as_unicode, shorten
-from ablation_lens.files import parse_json, read_text, write_result, write_text
+from ablation_lens.files import write_result, write_text
 from ablation_lens.hooked import task_of
 from ablation_lens.tasks.inputs import ids_of, tensor_of, told, whole
 from ablation_lens.tasks.padding import Padding
 from ablation_lens.tasks.plans import Batch
-from ablation_lens.tasks.prompts import id_of_answer, ids_of_text
 from ablation_lens.tasks.tasks import require_model
 
 BATCH_SIZE = 16
@@ -32,9 +28,6 @@ BATCH_SIZE = 16
 
 MOST_POSITIONS = 2**27
 """Of all prompts together, padding included: a gigabyte of ids."""
-
-MOST_BYTES = 2**26
-"""Of a file."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -350,7 +343,18 @@ class Prompts:
         (auto-circuit puts a BOS before every text; here it is there where the tokenizer puts one.) With `model`, ids
         that it does not have are refused.
         """
-        return _loaded(Path(path), model, at_least_1(batch_size, "batch_size"))
+        file = PromptFile.read(Path(path), model)
+        try:
+            return of_rows(
+                file.rows,
+                model,
+                name=file.name,
+                batch_size=batch_size,
+                seq_labels=file.seq_labels,
+                word_idxs=file.word_idxs,
+            )
+        except MismatchError as error:
+            raise FileFormatError(f"the prompts of {path} cannot be used: {error}") from error
 
     def __repr__(self) -> str:
         lengths = self.valid.sum(1)
@@ -474,36 +478,8 @@ def _made(batch: Batch, twins: Int[Tensor, "row pos"] | None, **rest: Any) -> Pr
     )
 
 
-# ---------------------------------------------------------------------- out of a file
-
-
-def _loaded(path: Path, model: Any, batch_size: int) -> Prompts:
-    try:
-        content = parse_json(read_text(path, MOST_BYTES))
-    except ValueError as error:
-        raise FileFormatError(f"{path} is not a file of prompts: it is not JSON ({error!s:.100}).") from error
-    listed = content.get("prompts") if isinstance(content, dict) else None
-    if not isinstance(listed, list) or not listed:
-        raise FileFormatError(f"{path} is not a file of prompts: it has no list of them under 'prompts'.")
-    rows = []
-    for number, each in enumerate(listed):
-        try:
-            rows.append(_Row.of(each, model))
-        except AblationLensError as error:
-            raise FileFormatError(f"prompt {number} of {path} cannot be read: {error}") from error
-    name, seq_labels, word_idxs = _about(content, path)
-    for part in ("corrupt", "wrong"):
-        lacking = [number for number, row in enumerate(rows) if not getattr(row, part)]
-        if lacking and len(lacking) < len(rows):
-            what = "corrupted twin" if part == "corrupt" else "wrong answer"
-            raise FileFormatError(f"prompt {lacking[0]} of {path} has no {what}, and others have; give all or none.")
-    try:
-        return _of_rows(rows, model, name=name, batch_size=batch_size, seq_labels=seq_labels, word_idxs=word_idxs)
-    except MismatchError as error:
-        raise FileFormatError(f"the prompts of {path} cannot be used: {error}") from error
-
-
-def _of_rows(rows: Sequence["_Row"], model: Any, **about: Any) -> Prompts:
+def of_rows(rows: Sequence[Row], model: Any, **about: Any) -> Prompts:
+    """Prompts of rows of token ids, which `model`, if it is given, can read."""
     tokens, valid = _padded([row.clean for row in rows])
     if max(len(row.answers) + len(row.wrong) for row in rows) * len(rows) > MOST_POSITIONS:
         raise MismatchError("a prompt has more answers than is possible for so many prompts")
@@ -515,84 +491,3 @@ def _of_rows(rows: Sequence["_Row"], model: Any, **about: Any) -> Prompts:
         scored = torch.arange(valid.shape[1]) == asked[:, None]
         batch = replace(batch, scored=scored)
     return _made(batch, _padded([row.corrupt for row in rows])[0] if rows[0].corrupt else None, **about)
-
-
-@dataclass(frozen=True)
-class _Row:
-    """A prompt as a file has it, its texts read."""
-
-    clean: list[int]
-    corrupt: list[int]
-    answers: list[int]
-    wrong: list[int]
-    asked: int | None
-
-    @classmethod
-    def of(cls, plain: Any, model: Any) -> "_Row":
-        if not isinstance(plain, dict):
-            raise FileFormatError(
-                f"it is {told(plain)}, not an object of 'clean', 'corrupt', 'answers', 'wrong_answers'."
-            )
-        for name in ("clean", "answers"):
-            if name not in plain:
-                raise FileFormatError(f"it has no {name!r}.")
-        clean = _prompt_ids(plain["clean"], "clean", model)
-        corrupt = [] if plain.get("corrupt") is None else _prompt_ids(plain["corrupt"], "corrupt", model)
-        if corrupt and len(corrupt) != len(clean):
-            raise FileFormatError(
-                f"it has {len(clean):,} tokens and its corrupted twin {len(corrupt):,}, so that their positions do not "
-                "correspond."
-            )
-        answers = _answer_ids(plain["answers"], "answers", model)
-        wrong = _answer_ids(plain.get("wrong_answers") or [], "wrong_answers", model)
-        if not answers:
-            raise FileFormatError("it has no answer.")
-        if both := set(answers) & set(wrong):
-            raise FileFormatError(f"{min(both)} is among its answers and among its wrong answers.")
-        asked = plain.get("asked")
-        if asked is not None and (type(asked) is not int or not 0 <= asked < len(clean)):
-            raise FileFormatError(f"it is asked at {told(asked)}, which is not one of its {len(clean):,} positions.")
-        return cls(clean, corrupt, answers, wrong, asked)
-
-
-def _prompt_ids(plain: Any, name: str, model: Any) -> list[int]:
-    if isinstance(plain, str):
-        if model is None:
-            raise FileFormatError(f"{name!r} is a text; give the model that reads it: Prompts.load(path, model).")
-        return ids_of_text(model, plain)
-    if not isinstance(plain, list) or not plain:
-        raise FileFormatError(f"{name!r} is {told(plain) if plain else 'empty'}; it is a text or a list of token ids.")
-    return [_id(each, name, model) for each in plain]
-
-
-def _answer_ids(plain: Any, name: str, model: Any) -> list[int]:
-    if not isinstance(plain, list):
-        raise FileFormatError(f"{name!r} is {told(plain)}; it is a list of texts or token ids.")
-    if model is None and any(isinstance(each, str) for each in plain):
-        raise FileFormatError(f"{name!r} holds texts; give the model that reads them: Prompts.load(path, model).")
-    return [id_of_answer(model, each) if isinstance(each, str) else _id(each, name, model) for each in plain]
-
-
-def _id(plain: Any, name: str, model: Any) -> int:
-    known = getattr(getattr(model, "cfg", None), "d_vocab", None) or 2**31
-    if type(plain) is not int or not 0 <= plain < known:  # True is an int, too
-        among = "" if known == 2**31 else f" of the model, which has {known:,}"
-        raise FileFormatError(f"{name!r} holds {told(plain)}, which is not a token id{among}.")
-    return plain
-
-
-def _about(content: Mapping[str, Any], path: Path) -> tuple[str, tuple[str, ...], dict[str, int]]:
-    name, labels, places = content.get("name"), content.get("seq_labels") or [], content.get("word_idxs") or {}
-    possible = (
-        isinstance(name, str | None)
-        and isinstance(labels, list)
-        and all(isinstance(each, str) for each in labels)
-        and isinstance(places, dict)
-        and all(type(each) is int for each in places.values())
-    )
-    if not possible:
-        raise FileFormatError(
-            f"what {path} says about its prompts is not possible: 'name' is a text, 'seq_labels' a list of texts, "
-            "'word_idxs' an object of whole numbers."
-        )
-    return path.stem if name is None else name, tuple(labels), dict(places)
