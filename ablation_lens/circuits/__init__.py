@@ -7,11 +7,13 @@
 - `setting`: the model, inputs, metric and values that every function here is given.
 - `units`: what is taken away as one, and what people write for it.
 - `effects`: what single units are worth.
+- `knockout`: exact effects, one unit at a time; `branches`: runs that share what they have in common.
 - `circuit`: the units that are kept.
 """
 
 from ablation_lens.circuits.circuit import Circuit
 from ablation_lens.circuits.effects import Effects
+from ablation_lens.circuits.knockout import knockout_effects
 from ablation_lens.circuits.prompt_tasks import prompt_names, prompts_for, register_prompts
 from ablation_lens.circuits.prompting import Prompts
 from ablation_lens.circuits.values import Values, counterfactual, position_mean
@@ -22,6 +24,7 @@ __all__ = [
     "Prompts",
     "Values",
     "counterfactual",
+    "knockout_effects",
     "position_mean",
     "prompt_names",
     "prompts_for",
