@@ -8,9 +8,11 @@
 - `units`: what is taken away as one, and what people write for it.
 - `effects`: what single units are worth.
 - `knockout`: exact effects, one unit at a time; `branches`: runs that share what they have in common.
+- `attribution`: effects of all neurons at once, from gradients.
 - `circuit`: the units that are kept.
 """
 
+from ablation_lens.circuits.attribution import attribution_effects
 from ablation_lens.circuits.circuit import Circuit
 from ablation_lens.circuits.effects import Effects
 from ablation_lens.circuits.knockout import knockout_effects
@@ -23,6 +25,7 @@ __all__ = [
     "Effects",
     "Prompts",
     "Values",
+    "attribution_effects",
     "counterfactual",
     "knockout_effects",
     "position_mean",
