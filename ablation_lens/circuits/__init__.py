@@ -10,11 +10,13 @@
 - `knockout`: exact effects, one unit at a time; `branches`: runs that share what they have in common.
 - `attribution`: effects of all neurons at once, from gradients.
 - `circuit`: the units that are kept.
+- `judging`: how good a circuit is: faithfulness, completeness, minimality.
 """
 
 from ablation_lens.circuits.attribution import attribution_effects
 from ablation_lens.circuits.circuit import Circuit
 from ablation_lens.circuits.effects import Effects
+from ablation_lens.circuits.judging import Faithfulness, completeness_of_rest, faithfulness
 from ablation_lens.circuits.knockout import knockout_effects
 from ablation_lens.circuits.prompt_tasks import prompt_names, prompts_for, register_prompts
 from ablation_lens.circuits.prompting import Prompts
@@ -23,10 +25,13 @@ from ablation_lens.circuits.values import Values, counterfactual, position_mean
 __all__ = [
     "Circuit",
     "Effects",
+    "Faithfulness",
     "Prompts",
     "Values",
     "attribution_effects",
+    "completeness_of_rest",
     "counterfactual",
+    "faithfulness",
     "knockout_effects",
     "position_mean",
     "prompt_names",

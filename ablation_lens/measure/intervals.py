@@ -92,3 +92,31 @@ def mean_intervals(
     replicates = (drawn @ sums.T)[total > 0] / total[total > 0, None]
     low, high = np.quantile(replicates, [0.025, 0.975], axis=0)
     return low, high
+
+
+def bootstrap_means(
+    sums: Float[ndarray, "quantity row"],
+    weights: Float[ndarray, "quantity row"],
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Float[ndarray, "quantity resample"]:
+    """Weighted means of several quantities over the same rows, in replicates of which each draws rows once for all.
+
+    What is computed of them replicate by replicate, such as a ratio, is thereby paired. Nothing is left where fewer
+    than two rows count: drawn again and again, one row says nothing of others.
+
+    >>> means = bootstrap_means(np.array([[1.0, 3.0], [2.0, 6.0]]), np.ones((2, 2)))
+    >>> bool((means[1] == 2 * means[0]).all()), bootstrap_means(np.ones((1, 1)), np.ones((1, 1))).shape
+    (True, (1, 0))
+    """
+    if np.count_nonzero(weights.any(0)) < 2:
+        return np.empty((len(sums), 0))
+    generator = np.random.Generator(np.random.PCG64(seed))
+    rows = weights.shape[1]
+    drawn = generator.multinomial(rows, np.full(rows, 1 / rows), size=resamples).astype(np.float64)
+    total = drawn @ weights.T
+    # A replicate of rows none of which counts has no mean.
+    whole = (total > 0).all(1)
+    means: ndarray = ((drawn @ sums.T)[whole] / total[whole]).T
+    return means
