@@ -16,7 +16,15 @@
 from ablation_lens.circuits.attribution import attribution_effects
 from ablation_lens.circuits.circuit import Circuit
 from ablation_lens.circuits.effects import Effects
-from ablation_lens.circuits.judging import Faithfulness, completeness_of_rest, faithfulness
+from ablation_lens.circuits.judging import (
+    CompletenessGap,
+    Faithfulness,
+    Minimality,
+    completeness_gap,
+    completeness_of_rest,
+    faithfulness,
+    minimality,
+)
 from ablation_lens.circuits.knockout import knockout_effects
 from ablation_lens.circuits.prompt_tasks import prompt_names, prompts_for, register_prompts
 from ablation_lens.circuits.prompting import Prompts
@@ -24,15 +32,19 @@ from ablation_lens.circuits.values import Values, counterfactual, position_mean
 
 __all__ = [
     "Circuit",
+    "CompletenessGap",
     "Effects",
     "Faithfulness",
+    "Minimality",
     "Prompts",
     "Values",
     "attribution_effects",
+    "completeness_gap",
     "completeness_of_rest",
     "counterfactual",
     "faithfulness",
     "knockout_effects",
+    "minimality",
     "position_mean",
     "prompt_names",
     "prompts_for",
