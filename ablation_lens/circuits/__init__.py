@@ -11,10 +11,12 @@
 - `attribution`: effects of all neurons at once, from gradients.
 - `circuit`: the units that are kept.
 - `judging`: how good a circuit is: faithfulness, completeness, minimality.
+- `discovery`: the fewest units that do, found on one half of the prompts and judged on the other.
 """
 
 from ablation_lens.circuits.attribution import attribution_effects
 from ablation_lens.circuits.circuit import Circuit
+from ablation_lens.circuits.discovery import Discovery, discover
 from ablation_lens.circuits.effects import Effects
 from ablation_lens.circuits.judging import (
     CompletenessGap,
@@ -33,6 +35,7 @@ from ablation_lens.circuits.values import Values, counterfactual, position_mean
 __all__ = [
     "Circuit",
     "CompletenessGap",
+    "Discovery",
     "Effects",
     "Faithfulness",
     "Minimality",
@@ -42,6 +45,7 @@ __all__ = [
     "completeness_gap",
     "completeness_of_rest",
     "counterfactual",
+    "discover",
     "faithfulness",
     "knockout_effects",
     "minimality",

@@ -100,6 +100,14 @@ class Values:
             )
         return replace(self, by_site={site: self.by_site[site] for site in wanted})
 
+    def on(self, prompts: "Twins") -> "Values":
+        """The same for other prompts: counterfactual values ask these for their twins."""
+        by_site = {
+            site: counterfactual(prompts) if isinstance(values, _Counterfactual) else values
+            for site, values in self.by_site.items()
+        }
+        return replace(self, by_site=by_site)
+
     def ablation(
         self, masks: Mapping[Site, Bool[Tensor, "layer head dim"]], positions: Any = None
     ) -> Ablation | Ablations:
