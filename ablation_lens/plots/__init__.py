@@ -5,9 +5,11 @@ shows, changes or writes. Names that come from outside (models, corpora) appear 
 
 - `distributions`: a neuron, or a layer of them; `maps`: heat maps of a model, of its statistics or its damage.
 - `scatter`: one center against another; `results`: what ablation costs; `paper`: the paper's Figure 1.
+- `circuits`: what units are worth, circuits, and how faithful they are.
 - `metrics`: how what was measured is written; `template`: the look that all share.
 """
 
+from ablation_lens.plots.circuits import circuit_diagram, effect_map, faithfulness_curves, pair_map
 from ablation_lens.plots.distributions import layer_distribution, neuron_distribution
 from ablation_lens.plots.maps import MEASURES, damage_map, head_map, neuron_map
 from ablation_lens.plots.paper import figure_1
@@ -19,12 +21,16 @@ __all__ = [
     "LENS_TEMPLATE",
     "MEASURES",
     "centers_scatter",
+    "circuit_diagram",
     "damage_map",
     "differences_to_best",
+    "effect_map",
+    "faithfulness_curves",
     "figure_1",
     "figure_2",
     "head_map",
     "layer_distribution",
     "neuron_distribution",
     "neuron_map",
+    "pair_map",
 ]

@@ -14,9 +14,18 @@ from plotly.subplots import make_subplots
 from ablation_lens.errors import MismatchError
 from ablation_lens.escaping import for_plotly
 from ablation_lens.names import choose
-from ablation_lens.palette import METHOD_COLORS
 from ablation_lens.plots.metrics import ShownMetric, shown_metric, shown_metrics
-from ablation_lens.plots.template import BELOW, FAINT, LENS_TEMPLATE, add_frame, line_of, lines, symbol_of
+from ablation_lens.plots.template import (
+    BELOW,
+    FAINT,
+    LENS_TEMPLATE,
+    add_frame,
+    faint,
+    line_of,
+    lines,
+    method_order,
+    symbol_of,
+)
 from ablation_lens.study.results import CELL_COLUMNS, Results
 
 _TITLE_WIDTH = 44
@@ -54,7 +63,7 @@ def figure_2(
     # A frame of the user's own may have no corpus; groupby drops rows without a key by default.
     rows = list(results.groupby(["group", "model", "corpus"], sort=False, dropna=False))
     figure, layout = _rows_of_panels(_row_titles([key for key, _ in rows]), [metric.name for metric in measured])
-    methods = sorted(results["method"].unique(), key=lambda method: _order(str(method)))
+    methods = sorted(results["method"].unique(), key=lambda method: method_order(str(method)))
     named: set[str] = set()
     for row, ((group, *_), cells) in enumerate(rows, 1):
         for col, metric in enumerate(measured, 1):
@@ -109,7 +118,7 @@ def differences_to_best(
     measured = tuple(map(shown_metric, wanted))
     groups = list(summary.groupby("group", sort=False))
     figure, layout = _rows_of_panels([str(group) for group, _ in groups], [metric.name for metric in measured])
-    methods = sorted(summary["method"].unique(), key=lambda method: _order(str(method)))
+    methods = sorted(summary["method"].unique(), key=lambda method: method_order(str(method)))
     fractions = sorted(set(summary["fraction"]))
     gap = min([10.0, *(100 * (b - a) for a, b in itertools.pairwise(fractions))])  # percent between two groups of marks
     named: set[str] = set()
@@ -237,11 +246,6 @@ def _row_titles(keys: list[Any]) -> list[str]:
     return titles
 
 
-def _order(method: str) -> tuple[int, str]:
-    known = list(METHOD_COLORS)
-    return (known.index(method) if method in known else len(known), method)
-
-
 def _seeds_note(results: pandas.DataFrame, lines_of_seeds: bool) -> str:
     seeds = results["seed"].dropna().nunique()
     if seeds <= 1:
@@ -324,7 +328,7 @@ def _band(points: list[_Point], method: str) -> go.Scatter:
         mode="lines",
         line={"width": 0},
         fill="toself",
-        fillcolor=_faint(line_of(method)["color"]),
+        fillcolor=faint(line_of(method)["color"]),
         hoverinfo="skip",
     )
 
@@ -354,9 +358,3 @@ def _seeds(cells: pandas.DataFrame, metric: ShownMetric, method: str) -> go.Scat
         line=line_of(method) | {"width": 1},
         hovertemplate=f"{for_plotly(method)}, %{{customdata}}<br>%{{y:.4g}}{metric.suffix}<extra></extra>",
     )
-
-
-def _faint(color: str) -> str:
-    # The palette is #RRGGBB throughout; a name such as "red" would fail here.
-    red, green, blue = (int(color[at : at + 2], 16) for at in (1, 3, 5))
-    return f"rgba({red},{green},{blue},0.15)"

@@ -104,6 +104,19 @@ def _place(method: str) -> int:
     return known.index(method) if method in known else zlib.crc32(method[::-1].encode())
 
 
+def method_order(method: str) -> tuple[int, str]:
+    """Sorts methods: the package's own in their order, then others by name."""
+    known = list(METHOD_COLORS)
+    return (known.index(method) if method in known else len(known), method)
+
+
+def faint(color: str) -> str:
+    """A color as a band is filled with it."""
+    # The palette is #RRGGBB throughout; a name such as "red" would fail here.
+    red, green, blue = (int(color[at : at + 2], 16) for at in (1, 3, 5))
+    return f"rgba({red},{green},{blue},0.15)"
+
+
 def lines(name: object, width: int, most: int = 6) -> str:
     """As `escaping.for_plotly`, over several lines where it is long.
 
