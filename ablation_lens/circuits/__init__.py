@@ -11,6 +11,7 @@
 - `attribution`: effects of all neurons at once, from gradients.
 - `circuit`: the units that are kept.
 - `judging`: how good a circuit is: faithfulness, completeness, minimality.
+- `halving`: one half of the prompts to find circuits on, and the other to judge them on.
 - `discovery`: the fewest units that do, found on one half of the prompts and judged on the other.
 """
 
