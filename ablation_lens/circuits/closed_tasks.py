@@ -22,7 +22,7 @@ def induction(
 ) -> Iterator[Example]:
     """Random tokens, and the same again up to the last, which is the answer.
 
-    In the corrupted twin the first half is another one, of which no token comes again, so that the answer cannot be
+    In the corrupted twin the first half has other tokens, none of which comes again, so that the answer cannot be
     known. The wrong answer is another token of the half.
 
     Args:
@@ -63,7 +63,7 @@ def _drawn_from(model: Any, ids: Any, first: list[int]) -> list[int]:
         return [each for each in range(known) if each not in special]
     if not isinstance(ids, Iterable) or isinstance(ids, str):
         raise MismatchError(f"ids are {told(ids)}; give the token ids that are drawn from, such as range(100).")
-    chosen = [whole(each, "ids") for each in dict.fromkeys(ids)]
+    chosen = list(dict.fromkeys(whole(each, "ids") for each in ids))
     if outside := [each for each in chosen if not 0 <= each < known]:
         raise MismatchError(f"ids hold {outside[0]}, and the model's vocabulary is 0 to {known - 1:,}.")
     return [each for each in chosen if each not in first]
@@ -78,9 +78,12 @@ def toy_ioi(model: Any, draw: Draw, *, names: int | None = None) -> Iterator[Exa
     """
     count = _size(model, "toy-ioi", "names", names, most=20, beside=2, least=5)
     joined, to = count, count + 1
-    while True:
-        x, y, *others = draw.several(range(count), 5)
-        again, answer = draw.one([(x, y), (y, x)])
+    for place in draw.each(range(count * (count - 1) * 2)):
+        x, rest = divmod(place, (count - 1) * 2)
+        # Any name but the first, then which of the two comes again.
+        y = (x + 1 + rest // 2) % count
+        again, answer = ((x, y), (y, x))[rest % 2]
+        others = [name for name in draw.several(range(count), 5) if name not in (x, y)]
         yield Example([x, joined, y, again, to], [others[0], joined, others[1], others[2], to], [answer], [again])
 
 
@@ -95,8 +98,8 @@ def toy_greater_than(model: Any, draw: Draw, *, numbers: int | None = None, noun
         raise MismatchError(f"nouns={kinds} is not possible; give 1 or more.")
     count = _size(model, "toy-greater-than", "numbers", numbers, most=100, beside=2 + kinds, least=3)
     since, to = count, count + 1
-    while True:
-        noun, number = count + 2 + draw.one(range(kinds)), draw.one(range(1, count - 1))
+    for place in draw.each(range(kinds * (count - 2))):
+        noun, number = count + 2 + place % kinds, 1 + place // kinds
         answers, wrong = list(range(number + 1, count)), list(range(number + 1))
         yield Example([noun, since, number, to], [noun, since, 0, to], answers, wrong)
 
@@ -108,8 +111,9 @@ def modular_addition(model: Any, draw: Draw, *, modulus: int | None = None) -> I
     has another first number, and the wrong answer is its sum.
     """
     count = _size(model, "modular-addition", "modulus", modulus, most=113, beside=1, least=2)
-    while True:
-        (one, instead), other = draw.several(range(count), 2), draw.one(range(count))
+    for place in draw.each(range(count**2)):
+        one, other = divmod(place, count)
+        instead = (one + 1 + draw.one(range(count - 1))) % count  # any but this one
         answer, wrong = (one + other) % count, (instead + other) % count
         yield Example([one, other, count], [instead, other, count], [answer], [wrong])
 

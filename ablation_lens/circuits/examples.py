@@ -1,8 +1,9 @@
 """What a task is made of: examples in token ids, drawn the same way everywhere."""
 
 import hashlib
+import itertools
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -41,13 +42,15 @@ class Draw:
 
     def several(self, choices: Sequence[Choice], count: int) -> list[Choice]:
         """So many different ones of them."""
-        moved: dict[int, int] = {}  # a shuffle's swaps: a vocabulary is too long to be copied for each prompt
-        places = []
-        for start in range(count):
+        return list(itertools.islice(self.each(choices), count))
+
+    def each(self, choices: Sequence[Choice]) -> Iterator[Choice]:
+        """All of them, one after another in random order; as much work and memory as are asked for."""
+        moved: dict[int, int] = {}  # the swaps of a shuffle: a vocabulary is too long to be copied for each prompt
+        for start in range(len(choices)):
             place = start + int(self._random() * (len(choices) - start))
-            places.append(moved.get(place, place))
+            yield choices[moved.get(place, place)]
             moved[place] = moved.get(start, start)
-        return [choices[place] for place in places]
 
 
 def vocabulary_of(model: Any) -> int:

@@ -81,10 +81,15 @@ def greater_than(model: Any, draw: Draw) -> Iterator[Example | None]:
             "greater-than needs years of two tokens, such as 17|32, and this model's tokenizer reads them otherwise; "
             "toy-greater-than needs no tokenizer."
         )
-    while True:
-        century, event = draw.one(centuries), draw.one(EVENTS)
+    all_there_are = [
+        (century, event, year)
+        for century in centuries
+        for event in EVENTS
+        for year in years[century]
+        if 1 < year < max(years[century])
+    ]
+    for century, event, year in draw.each(all_there_are):
         known = years[century]
-        year = draw.one([each for each in known if 1 < each < max(known)])
         clean, corrupted = (_GREATER_THAN.format(event=event, century=century, year=f"{y:02}") for y in (year, 1))
         found = _example(model, clean, corrupted, [f"{max(known):02}"], [f"{year:02}"])
         if found is not None and [*found.answers, *found.wrong] == [known[max(known)], known[year]]:
@@ -107,11 +112,10 @@ def gendered_pronoun(model: Any, draw: Draw) -> Iterator[Example | None]:
     The corrupted twin has a name of the other gender.
     """
     women, men = (_single_tokens(model, "gendered-pronoun", names, least=2) for names in (WOMEN, MEN))
-    while True:
-        (here, she), (instead, he) = draw.one([((women, " she"), (men, " he")), ((men, " he"), (women, " she"))])
-        role = draw.one(ROLES)
-        clean, corrupted = (_PRONOUN.format(name=draw.one(names), role=role) for names in (here, instead))
-        yield _example(model, clean, corrupted, [she], [he])
+    sides = [(name, men, " she", " he") for name in women] + [(name, women, " he", " she") for name in men]
+    for (name, others, answer, wrong), role in draw.each([(side, role) for side in sides for role in ROLES]):
+        clean, corrupted = (_PRONOUN.format(name=each, role=role) for each in (name, draw.one(others)))
+        yield _example(model, clean, corrupted, [answer], [wrong])
 
 
 def docstring(model: Any, draw: Draw) -> Iterator[Example | None]:

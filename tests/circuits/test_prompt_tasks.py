@@ -269,17 +269,32 @@ def test_more_prompts_begin_with_the_fewer_and_none_comes_twice(name: str) -> No
     ("name", "digest"),
     [
         ("induction", "9fe9d153bfb40124"),
-        ("toy-ioi", "c825ed17945fcef8"),
-        ("toy-greater-than", "cc84bdf53528cf4f"),
-        ("modular-addition", "13282218553fe2f8"),
+        ("toy-ioi", "58619eb889142940"),
+        ("toy-greater-than", "8f0bcc4de46a44cf"),
+        ("modular-addition", "e4494c6d3ced1af5"),
     ],
 )
 def test_prompts_are_the_same_on_every_machine(name: str, digest: str) -> None:
     assert prompts_for(name, model_of(), count=10).digest == digest
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "count"),
+    [
+        ("modular-addition", {"modulus": 37}, 37**2),
+        ("toy-ioi", {"names": 25}, 25 * 24 * 2),
+        ("toy-greater-than", {"numbers": 30, "nouns": 8}, 8 * 28),
+        ("gendered-pronoun", {}, 320),
+    ],
+)
+def test_all_prompts_that_there_are(name: str, options: dict[str, Any], count: int) -> None:
+    model = model_of(EveryWord() if name in SENTENCES else None)
+    assert len(prompts_for(name, model, count=count, **options)) == count
+    with pytest.raises(MismatchError, match=f"{count:,} different prompts"):
+        prompts_for(name, model, count=count + 1, **options)
+
+
 def test_more_prompts_than_there_are() -> None:
-    assert len(prompts_for("modular-addition", model_of(), count=9, modulus=3)) == 9
     with pytest.raises(MismatchError, match="9 different prompts of modular-addition"):
         prompts_for("modular-addition", model_of(), count=10, modulus=3)
 
