@@ -13,10 +13,12 @@
 - `judging`: how good a circuit is: faithfulness, completeness, minimality.
 - `halving`: one half of the prompts to find circuits on, and the other to judge them on.
 - `discovery`: the fewest units that do, found on one half of the prompts and judged on the other.
+- `halving`: the halves, and the values of both; `curves`: circuits of every size, for every pair of values.
 """
 
 from ablation_lens.circuits.attribution import attribution_effects
 from ablation_lens.circuits.circuit import Circuit
+from ablation_lens.circuits.curves import Curves, faithfulness_curve
 from ablation_lens.circuits.discovery import Discovery, discover
 from ablation_lens.circuits.effects import Effects
 from ablation_lens.circuits.judging import (
@@ -36,6 +38,7 @@ from ablation_lens.circuits.values import Values, counterfactual, position_mean
 __all__ = [
     "Circuit",
     "CompletenessGap",
+    "Curves",
     "Discovery",
     "Effects",
     "Faithfulness",
@@ -48,6 +51,7 @@ __all__ = [
     "counterfactual",
     "discover",
     "faithfulness",
+    "faithfulness_curve",
     "knockout_effects",
     "minimality",
     "position_mean",

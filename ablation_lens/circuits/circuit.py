@@ -313,6 +313,15 @@ def _count_of(count: int | None, share: float | None, units: int) -> int:
         return count
     if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
         raise MismatchError(f"share={share!r} is not possible; give a number from 0 to 1.")
+    return part_of(share, units)
+
+
+def part_of(share: float, units: int) -> int:
+    """How many units a share of them is, rounded down.
+
+    >>> part_of(0.29, 100), part_of(0.1, 16)
+    (29, 1)
+    """
     # Of the number as written: 0.29 of 100 is 29, though 0.29 * 100 is not.
     return int(Fraction(repr(float(share))) * units)
 

@@ -58,7 +58,7 @@ class Judge:
         keys, new = [], {}
         for circuit in circuits:
             self._require_same_places(circuit)
-            key = np.packbits(torch.cat([circuit.kept[site].flatten() for site in self._sites]).numpy()).tobytes()
+            key = identity(circuit)
             keys.append(key)
             if key in self._known:
                 continue
@@ -95,6 +95,12 @@ class Judge:
         if set(circuit.sites) != set(self._sites):
             told, spoken = (", ".join(site.value for site in sites) for sites in (circuit.sites, self._sites))
             raise MismatchError(f"this circuit speaks of {told}, and {spoken} is what is ablated here.")
+
+
+def identity(circuit: Circuit) -> bytes:
+    """What tells circuits of the same sites and positions apart."""
+    by_name = sorted(circuit.kept.items(), key=lambda each: each[0].value)
+    return np.packbits(torch.cat([mask.flatten() for _, mask in by_name]).numpy()).tobytes()
 
 
 def _hooks_outside(prepared: Prepared, circuit: Circuit) -> list[Hook]:
