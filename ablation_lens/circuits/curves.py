@@ -180,12 +180,12 @@ class Curves(Record):
     def __post_init__(self) -> None:
         super().__post_init__()
         judges, values = {judge.name for judge in self.judges}, set(self.collected_on)
-        pairs = [*self.points, *self.areas]
+        pairs: list[Point | Area] = [*self.points, *self.areas]
         if self.level not in LEVELS or self.units < 1 or not pairs:
             raise ValueError("it holds no units, or no pairs")
         if not judges <= values or any(p.judged_with not in judges or p.found_with not in values for p in pairs):
             raise ValueError("its pairs are not of its values")
-        sized = [*self.points, *self.membership]
+        sized: list[Point | Membership] = [*self.points, *self.membership]
         if any(not (0 <= each.share <= 1 and 0 <= each.units <= self.units) for each in sized):
             raise ValueError("it holds a size that is not possible")
         if any(each.order not in ORDERS for each in sized):
@@ -334,8 +334,8 @@ def faithfulness_curve(
     >>> curves = al.circuits.faithfulness_curve(
     ...     model, texts, "cross_entropy", ["zero", "mean"], shares=[0.25, 1], level="head", steps=2, progress=False
     ... )
-    >>> len(curves.frame), len(curves.pairs), curves.frame["f"][1]
-    (16, 4, 1.0)
+    >>> len(curves.frame), len(curves.pairs), bool(curves.frame["f"][1] == 1)
+    (16, 4, True)
     """
     wanted, number = _possible_shares(shares), whole(seed, "seed")
     axes_of(level)

@@ -534,9 +534,9 @@ class CompletenessGap:
         rows = []
         for step in self.steps:
             found = step.difference
-            ms = {"m_circuit": mean(step.one), "m_model": mean(step.other), "gap": step.size}
-            removed = {"removed": len(step.units), "last": step.units[-1] if step.units else ""}
-            rows.append({**removed, **ms, "low": found.low, "high": found.high})
+            row: dict[str, Any] = {"removed": len(step.units), "last": step.units[-1] if step.units else ""}
+            row |= {"m_circuit": mean(step.one), "m_model": mean(step.other), "gap": step.size}
+            rows.append({**row, "low": found.low, "high": found.high})
         return pandas.DataFrame(rows)
 
     def __repr__(self) -> str:
