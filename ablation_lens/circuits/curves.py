@@ -45,7 +45,7 @@ SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 """Those of MIB."""
 
 ORDERS = ("signed", "absolute")
-"""Units that the metric needs most first, as CPR ranks them; or the largest first, whatever the direction, as CMD."""
+"""Largest shares of m(∅) − m(M) first, as CPR ranks units; or largest effects, whatever the direction, as CMD does."""
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,7 @@ class Curves(Record):
         rows_judged: on how many others they were judged.
         collected_on: what each of the values was made from, in words; None where from nothing.
         judges: m(M) and m(∅) under each of the values.
-        points: every circuit under every judge; `frame` lists them.
+        points: every circuit under every judge; `frame` and `absolute_frame` list them.
         areas: CPR and CMD of every pair; `pairs` lists them.
         membership: how stable the circuits are; empty for neurons, of which no rows are kept.
         source: the model.
@@ -195,20 +195,30 @@ class Curves(Record):
     def frame(self) -> "pandas.DataFrame":
         """A row per circuit and judge: share, units kept, m(C), m(∅), m(M), and f with its interval.
 
-        Where f is refused, it is NaN, and `refused` says why.
+        Of circuits that keep the units whose shares of m(∅) − m(M) are largest. Where f is refused, it is NaN, and
+        `refused` says why.
         """
+        return self._frame("signed")
+
+    @property
+    def absolute_frame(self) -> "pandas.DataFrame":
+        """The same of circuits that keep the units with the largest effects, whatever the direction."""
+        return self._frame("absolute")
+
+    def _frame(self, order: str) -> "pandas.DataFrame":
         import pandas
 
         judges = {judge.name: judge for judge in self.judges}
         rows = []
         for point in self.points:
+            if point.order != order:
+                continue
             judge = judges[point.judged_with]
-            ms = {"m_circuit": point.m_circuit, "m_empty": judge.m_empty, "m_model": judge.m_model}
-            rest = {name: _or_nan(getattr(point, name)) for name in ("f", "low", "high")}
-            place = {name: getattr(point, name) for name in ("found_with", "judged_with", "order", "share", "units")}
-            rows.append({**place, **ms, **rest, "refused": judge.refused})
-        columns = ("found_with", "judged_with", "order", "share", "units", "m_circuit", "m_empty", "m_model")
-        return pandas.DataFrame(rows, columns=[*columns, "f", "low", "high", "refused"])
+            row = {name: getattr(point, name) for name in ("found_with", "judged_with", "share", "units", "m_circuit")}
+            row |= {"m_empty": judge.m_empty, "m_model": judge.m_model}
+            row |= {name: _or_nan(getattr(point, name)) for name in ("f", "low", "high")}
+            rows.append({**row, "refused": judge.refused})
+        return pandas.DataFrame(rows)
 
     @property
     def pairs(self) -> "pandas.DataFrame":
@@ -335,7 +345,7 @@ def faithfulness_curve(
     ...     model, texts, "cross_entropy", ["zero", "mean"], shares=[0.25, 1], level="head", steps=2, progress=False
     ... )
     >>> len(curves.frame), len(curves.pairs), bool(curves.frame["f"][1] == 1)
-    (16, 4, True)
+    (8, 4, True)
     """
     wanted, number = _possible_shares(shares), whole(seed, "seed")
     axes_of(level)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ablation_lens.circuits.prompting import Prompts
 from ablation_lens.circuits.values import Statistics, Values, counterfactual, named_values
 from ablation_lens.errors import MismatchError
 from ablation_lens.measure.collection import collect
@@ -56,7 +57,7 @@ class Halves:
         [2, 2]
         """
         number = whole(seed, "seed")
-        if hasattr(prompts, "split") and hasattr(prompts, "twins"):
+        if isinstance(prompts, Prompts):
             return cls(model, *prompts.split(number))
         padding = Padding(model, stacklevel=4)
         batches = [padding.marked(batch) for batch in batches_of(model, prompts, keep=True, scored=True)]
@@ -113,7 +114,7 @@ class Halves:
         )
 
     def _on(self, half: Any, given: Any, statistics: Statistics, sites: Any) -> dict[str, Values]:
-        if not hasattr(half, "twins"):
+        if not isinstance(half, Prompts):
             return named_values(given, statistics, sites=sites)
         made = named_values(_asking(given, half), statistics, sites=sites)
         return {name: each.on(half) for name, each in made.items()}
