@@ -252,6 +252,10 @@ def explore(
         Path | None,
         typer.Option(help="A run folder: what each method costs this model. Left out: that of the statistics."),
     ] = None,
+    effects: Annotated[
+        Path | None,
+        typer.Option(help="A file that `Effects.save` or `ablation-lens circuit` wrote: what neurons are worth."),
+    ] = None,
     examples: Annotated[
         int | None,
         typer.Option(
@@ -284,6 +288,7 @@ def explore(
         html,
         compare=compare,
         results=results,
+        effects=effects,
         examples=examples,
         model=model,
         corpus=corpus,

@@ -12,7 +12,9 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ablation_lens.circuits.effects import Effects
 from ablation_lens.errors import AblationLensError
+from ablation_lens.explorer.effects import describe_effects, worth
 from ablation_lens.explorer.moved import moved_over_sigma, overlap
 from ablation_lens.explorer.packing import (
     byte_planes,
@@ -50,11 +52,13 @@ def pack_dataset(
     label: str,
     *,
     compared: ActivationStatistics | None = None,
+    effects: Effects | None = None,
     progress: bool = False,
 ) -> dict[str, Any]:
     """Plain JSON values: provenance, one blob of numbers per neuron, one blob of counts per layer.
 
     With `compared`, two numbers more per neuron: how far its mean moved, and how much of both lies over each other.
+    With `effects`, two more: what it is worth to a metric, and which share that is of all.
 
     >>> from ablation_lens import collect, load_model
     >>> statistics = collect(load_model("tiny-opt"), [torch.arange(5, 60)[None]], progress=False)
@@ -69,6 +73,8 @@ def pack_dataset(
         if compared is not None:
             arrays["moved_over_sigma"] = _single(moved_over_sigma(statistics, compared))
             arrays["overlap"] = _single(overlap(statistics.histogram, compared.histogram))
+        if effects is not None:
+            arrays |= {name: _single(values) for name, values in worth(effects, statistics).items()}
         advance(layers)
         histogram = display_histogram(statistics.histogram)
         widths = slider_widths(histogram.bins)
@@ -100,7 +106,10 @@ def pack_dataset(
         "label": label,
         "digest": _digest(statistics),
         "naming": _naming(statistics.site),
-        "provenance": _provenance(statistics),
+        "provenance": [
+            *_provenance(statistics),
+            *([["effects", describe_effects(effects)]] if effects is not None else []),
+        ],
         "shape": list(statistics.shape),
         "bins": histogram.bins,
         "widths": list(widths),

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from ablation_lens import zoo
+from ablation_lens.circuits.effects import Effects
 from ablation_lens.errors import AblationLensError, MismatchError
 from ablation_lens.explorer.view import make_page
 from ablation_lens.files import require_target, write_result, write_text
@@ -20,6 +21,7 @@ def explore_files(
     *,
     compare: Path | None = None,
     results: Path | None = None,
+    effects: Path | None = None,
     examples: int | None = None,
     model: str | None = None,
     corpus: str | None = None,
@@ -34,7 +36,7 @@ def explore_files(
     examples where all that is at hand; where it is not, the page says what is missing.
     """
     given = [None if place is None else Path(place).expanduser() for place in (model, corpus, labels)]
-    require_target(html, statistics, compare, results, *given)
+    require_target(html, statistics, compare, results, effects, *given)
     run = StudyFolder(statistics) if statistics.is_dir() else None
     # Of a run folder the model says which statistics are meant, with examples or without.
     sources = given if run is None else given[1:]
@@ -50,6 +52,8 @@ def explore_files(
     options: dict[str, Any] = {}
     if second is not None and compare is not None:
         options |= {"compare": second, "labels": _names(statistics, compare)}
+    if effects is not None:
+        options["effects"] = Effects.load(effects)
     if results is not None:
         options["results"] = Results.load(results)
     elif run is not None and run.keys("cells"):

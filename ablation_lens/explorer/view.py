@@ -6,9 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ablation_lens.circuits.effects import Effects
 from ablation_lens.errors import MismatchError
 from ablation_lens.explorer import beside, page
 from ablation_lens.explorer.dataset import pack_dataset
+from ablation_lens.explorer.effects import require_fits
 from ablation_lens.explorer.packing import deflate
 from ablation_lens.files import require_target, write_text
 from ablation_lens.hooked import tokenizer_of
@@ -60,6 +62,7 @@ def explore(
     model: Any = None,
     compare: ActivationStatistics | None = None,
     results: "Results | pandas.DataFrame | None" = None,
+    effects: Effects | None = None,
     examples: "Mapping[str, Sequence[Example]] | int | None" = None,
     tokenizer: Any = None,
     labels: tuple[str, str] | None = None,
@@ -79,6 +82,8 @@ def explore(
         model: with statistics, the model that they are of: examples, whole texts and output tokens come from it.
         compare: a second collection over the same neurons, drawn over the first.
         results: what a study gave, or a frame of its ablated cells; what each method costs this model is shown.
+        effects: what knock-outs or attributions of these neurons gave, which neurons are then sorted by; those of heads
+            and layers are every neuron's of them.
         examples: of how many neurons, the most striking ones, to gather some; left out, of twenty, where there are a
             model and batches that can be read again. Or what `measure.contexts.gather_contexts` found.
         tokenizer: turns the examples' tokens to text; a model brings its own. Without one, ids are shown.
@@ -98,6 +103,7 @@ def explore(
         model=model,
         compare=compare,
         results=results,
+        effects=effects,
         examples=examples,
         tokenizer=tokenizer,
         labels=labels,
@@ -116,6 +122,7 @@ def make_page(
     model: Any = None,
     compare: ActivationStatistics | None = None,
     results: "Results | pandas.DataFrame | None" = None,
+    effects: Effects | None = None,
     examples: "Mapping[str, Sequence[Example]] | int | None" = None,
     without: str | None = None,
     tokenizer: Any = None,
@@ -132,6 +139,8 @@ def make_page(
         # Examples are found by reading again.
         batches = batches_of(model, batches, keep=isinstance(examples, int) and examples > 0)
     statistics = _measured(subject, model, batches, progress)
+    if effects is not None:  # before examples are looked for, which takes long
+        require_fits(effects, statistics)
     found = _examples(statistics, model, batches, examples)
     tokenizer = tokenizer or (None if model is None else tokenizer_of(model))
     if compare is not None and compare.shape != statistics.shape:
@@ -140,7 +149,7 @@ def make_page(
             "compare collections over the same neurons."
         )
     names = labels or _labels(statistics, compare)
-    datasets = [pack_dataset(statistics, names[0], compared=compare, progress=progress)]
+    datasets = [pack_dataset(statistics, names[0], compared=compare, effects=effects, progress=progress)]
     if compare is not None:
         datasets.append(pack_dataset(compare, names[1], progress=progress))
     blobs = {}

@@ -5,11 +5,13 @@ import io
 import time
 
 import pytest
+import torch
 
 from ablation_lens.explorer import explore
-from ablation_lens.sites import neuron_name, parse_neuron
+from ablation_lens.sites import Site, neuron_name, parse_neuron
 from tests.browser.conftest import XSS, opened, until
-from tests.synthetic_statistics import large_statistics
+from tests.made_effects import effects_of
+from tests.synthetic_statistics import draw, large_statistics, statistics_of
 
 SWITCH = """async (key) => {
     const root = document.documentElement;
@@ -533,37 +535,84 @@ def test_buttons_can_be_read_while_the_mouse_is_on_them(visit, zoo, scheme):
         assert tried >= 20
 
 
-@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (830, "light"), (390, "light"), (390, "dark")])
+WIDTHS = pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (830, "light"), (390, "light"), (390, "dark")])
+
+
+def size_of(width):
+    return {"width": width, "height": 844 if width < 500 else 800}
+
+
+@WIDTHS
 def test_nothing_is_cut_or_overlaps(visit, zoo, width, scheme):
     path, _, _ = zoo
-    size = {"width": width, "height": 844 if width < 500 else 800}
-    with visit(path, "#pins=L0.H0.D1", viewport=size, color_scheme=scheme) as page:
-        assert page.evaluate("document.documentElement.scrollWidth") <= width
-        for texts in (
-            "#histogram .annotation-text",
-            "#columns button:visible",
-            "#histogram .xtick text",
-            "#heatmap .xtick text",
-        ):
-            boxes = [box for box in (each.bounding_box() for each in page.locator(texts).all()) if box]
-            assert boxes
-            for number, one in enumerate(boxes):
-                assert one["x"] >= 0
-                assert one["x"] + one["width"] <= width
-                for other in boxes[number + 1 :]:
-                    apart_x = one["x"] + one["width"] <= other["x"] + 1 or other["x"] + other["width"] <= one["x"] + 1
-                    apart_y = one["y"] + one["height"] <= other["y"] + 2 or other["y"] + other["height"] <= one["y"] + 2
-                    assert apart_x or apart_y, (texts, one, other)
-        right = "e => { const box = e.getBoundingClientRect(); return box.left + box.width }"
-        edge = page.locator("#list-card").evaluate(right)
-        for cell in page.locator("#columns button:visible, #list .row:first-child span:visible").all():
-            assert cell.evaluate(right) <= edge
-            assert cell.evaluate("e => e.scrollWidth <= e.clientWidth + 1"), cell.text_content()
+    with visit(path, "#pins=L0.H0.D1", viewport=size_of(width), color_scheme=scheme) as page:
+        require_that_nothing_is_cut(page, width)
         ink, paper = page.evaluate(
             "[getComputedStyle(document.body).color, getComputedStyle(document.querySelector('.card')).backgroundColor]"
         )
         brightness = [sum(map(int, text[4:-1].split(","))) for text in (ink, paper)]
         assert (brightness[0] > brightness[1]) == (scheme == "dark")
+
+
+def require_that_nothing_is_cut(page, width):
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    for texts in (
+        "#histogram .annotation-text",
+        "#columns button:visible",
+        "#histogram .xtick text",
+        "#heatmap .xtick text",
+    ):
+        boxes = [box for box in (each.bounding_box() for each in page.locator(texts).all()) if box]
+        assert boxes
+        for number, one in enumerate(boxes):
+            assert one["x"] >= 0
+            assert one["x"] + one["width"] <= width
+            for other in boxes[number + 1 :]:
+                apart_x = one["x"] + one["width"] <= other["x"] + 1 or other["x"] + other["width"] <= one["x"] + 1
+                apart_y = one["y"] + one["height"] <= other["y"] + 2 or other["y"] + other["height"] <= one["y"] + 2
+                assert apart_x or apart_y, (texts, one, other)
+    right = "e => { const box = e.getBoundingClientRect(); return box.left + box.width }"
+    edge = page.locator("#list-card").evaluate(right)
+    for cell in page.locator("#columns button:visible, #list .row:first-child span:visible").all():
+        assert cell.evaluate(right) <= edge
+        assert cell.evaluate("e => e.scrollWidth <= e.clientWidth + 1"), cell.text_content()
+
+
+@pytest.fixture(scope="module")
+def worth(tmp_path_factory):
+    """Two pages of a model whose heads' and neurons' effects are known; on the second beside a comparison."""
+    folder = tmp_path_factory.mktemp("worth")
+    statistics, second = (statistics_of(draw(300, (3, 2, 8), seed=seed)) for seed in (0, 1))
+    heads = effects_of({Site.Z: torch.tensor([[-1.0, 0.5], [-2.0, 0.0], [0.1, -0.0123]])})
+    explore(statistics, html=folder / "heads.html", effects=heads, progress=False)
+    neurons = effects_of({Site.Z: torch.linspace(-0.5, 0.5, 48).view(3, 2, 8)}, level="neuron", method="integrated")
+    explore(statistics, html=folder / "neurons.html", effects=neurons, compare=second, progress=False)
+    return folder
+
+
+def test_effects_are_what_the_list_and_the_map_begin_with(visit, worth):
+    with visit(worth / "heads.html") as page:
+        assert shown(page) == "L1.H0.D0"
+        assert page.locator("#columns [data-by=head_effect_share]").inner_text() == "head's effect"
+        assert row(page, "L1.H0.D0").locator("[data-by=head_effect_share]").inner_text() == "50 %"
+        assert "head's effect" in page.locator("#numbers").inner_text()
+        assert "−2 (50 %)" in page.locator("#numbers").inner_text()
+        assert page.locator("#measure").input_value() == "head_effect_share"
+        assert "knockout of heads" in page.locator("#provenance").text_content()
+        page.locator("#columns [data-by=head_effect_share]").click()
+        assert page.locator("#list .row").first.locator("[data-by=head_effect_share]").inner_text() == "−12.5 %"
+    with visit(worth / "neurons.html") as page:
+        assert shown(page) == "L0.H0.D0"
+        assert row(page, "L0.H0.D0").locator("[data-by=effect_share]").inner_text() == "12.5 %"
+
+
+@pytest.mark.parametrize(
+    ("name", "width"),
+    [("heads", 1280), ("heads", 390), ("neurons", 1280), ("neurons", 830)],
+)
+def test_effects_have_room_at_every_width(visit, worth, name, width):
+    with visit(worth / f"{name}.html", viewport=size_of(width)) as page:
+        require_that_nothing_is_cut(page, width)
 
 
 @pytest.mark.parametrize(

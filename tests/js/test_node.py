@@ -13,13 +13,15 @@ import torch
 
 from ablation_lens.explorer.dataset import pack_dataset
 from ablation_lens.explorer.packing import display_histogram, pack_counts, unpack_counts
+from ablation_lens.sites import Site
+from tests.made_effects import effects_of
 from tests.synthetic_statistics import draw, statistics_of
 
 HERE = Path(__file__).parent
 
 
-def vector(name, statistics, compared=None):
-    dataset = pack_dataset(statistics, name, compared=compared)
+def vector(name, statistics, compared=None, effects=None):
+    dataset = pack_dataset(statistics, name, compared=compared, effects=effects)
     blobs = {"summary-0": dataset.pop("summary")}
     for layer, packed in enumerate(dataset["layers"]):
         blobs[f"layer-0-{layer}"] = packed.pop("data")
@@ -84,6 +86,11 @@ def vectors(tmp_path_factory):
         vector("silent", statistics_of(silent())),
         vector("mlp", replace(statistics_of(draw(500, (3, 1, 8))), provenance=mlp_provenance())),
         vector("compared", statistics_of(draw(3000, (1, 2, 8))), compared=statistics_of(draw(3000, (1, 2, 8)) + 1)),
+        vector(
+            "worth",
+            statistics_of(draw(500, (2, 2, 4))),
+            effects=effects_of({Site.Z: torch.tensor([[-1.0, 0.5], [-2.0, 0.0]])}),
+        ),
         vector("100 bins", statistics_of(draw(500, (1, 2, 8)), bins=100)),
         vector("4 bins", statistics_of(draw(500, (1, 2, 8)), bins=4)),
     ]

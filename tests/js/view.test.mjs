@@ -75,6 +75,25 @@ test("links of before, with a head of their own, open the same head", async () =
   assert.deepEqual([state.head, state.query, problems], [[2, 1], "L2.H1 skewed", []]);
 });
 
+test("effects are sorted by their share, shown as per cent, and named after what they are of", async () => {
+  const dataset = await opened(vectors.find(({ name }) => name === "worth"));
+  const { sort, measure, descending } = lens.state.defaults(dataset);
+  assert.deepEqual([sort, measure, descending], ["head_effect_share", "head_effect_share", true]);
+  const order = Array.from(lens.measures.sorted(dataset, Array.from({ length: dataset.size }, (_, i) => i), sort, descending));
+  // Ablating everything changes the metric by -4: what falls by 2 is worth half of it, and equals go by place.
+  assert.deepEqual(order.map((index) => lens.names.neuronName(index, dataset)).slice(0, 5), ["L1.H0.D0", "L1.H0.D1", "L1.H0.D2", "L1.H0.D3", "L0.H0.D0"]);
+  assert.equal(lens.measures.written(sort, dataset.column[sort][order[0]]), "50 %");
+  assert.equal(lens.measures.written("std", 0.5), "0.5");
+  assert.equal(lens.heatmap.titleOf(measure), "head's effect");
+  assert.deepEqual(lens.measures.byHead(dataset, measure, "mean"), [[0.25, -0.125], [0.5, 0]]);
+  for (const query of ["share > 40%", "head's effect > 40%", "head_effect < -1.5"]) {
+    assert.deepEqual(lens.filter.filtered(dataset, query).indices, [8, 9, 10, 11], query);
+  }
+  const plain = await opened(vector);
+  assert.equal(lens.measures.effectOf(plain), null);
+  assert.ok(!lens.measures.titles(plain).some((title) => title.includes("effect")));
+});
+
 test("text for Plotly holds no markup", () => {
   assert.equal(lens.text.plain('<a href="x">&lt;'), '&lt;a href="x"&gt;&amp;lt;');
 });

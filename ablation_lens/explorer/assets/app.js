@@ -382,6 +382,7 @@
       $("headings").textContent = lens.measures.titles(dataset).join("   ");
       $("overlay").hidden = datasets.length < 2;
       for (const id of ["list-card", "tables"]) $(id).classList.toggle("comparing", datasets.length > 1);
+      $("list-card").classList.toggle("worth", lens.measures.effectOf(this.dataset) !== null);
       $("width").max = dataset.widths.length - 1;
       const stem = () => dataset.label.replace(/[^\w.-]+/g, "_");
       const on = (id, event, act) => $(id).addEventListener(event, act);

@@ -1,9 +1,8 @@
 "use strict";
 /* Layer by head, and the dims of one head. */
 (function (lens) {
-  const { number } = lens.text;
   const { neuronName, headName, hasHeads } = lens.names;
-  const { BY_COLUMN, byHead, byDim } = lens.measures;
+  const { BY_COLUMN, written, byHead, byDim } = lens.measures;
 
   function titleOf(measure) {
     return measure.startsWith("shape:") ? `share ${measure.slice(6)}` : BY_COLUMN[measure].title;
@@ -45,8 +44,8 @@
     };
     const text = z.map((row, y) => row.map((value, x) => {
       const at = cell(y, x);
-      if (at.head) return `${headName(y, x, dataset)}<br>${state.how === "max" ? "greatest" : "mean"} ${title} ${number(value)}`;
-      return at.neuron === undefined ? "" : `${neuronName(at.neuron, dataset)}<br>${title} ${number(value)}`;
+      if (at.head) return `${headName(y, x, dataset)}<br>${state.how === "max" ? "greatest" : "mean"} ${title} ${written(state.measure, value)}`;
+      return at.neuron === undefined ? "" : `${neuronName(at.neuron, dataset)}<br>${title} ${written(state.measure, value)}`;
     }));
     const { low, high, cut } = colorEnd(z);
     const [width, height] = drilled ? [columns, z.length] : [heads, layers];
@@ -68,6 +67,7 @@
         outlinewidth: 0,
         tickfont: { size: 10, color: shade.quiet },
         nticks: 5,
+        tickformat: BY_COLUMN[state.measure]?.format ? ".2~%" : "",
         title: { text: cut ? `${title}<br>(cut)` : title, font: { size: 11, color: shade.quiet }, side: "top" },
         xpad: 6,
         len: 1.04,

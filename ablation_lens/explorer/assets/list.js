@@ -1,7 +1,7 @@
 "use strict";
 /* The list of neurons: only the rows in view exist, so 49 152 neurons scroll like twenty. */
 (function (lens) {
-  const { element, number } = lens.text;
+  const { element } = lens.text;
   const { neuronName } = lens.names;
   const ROW = 28;
   const SPARE = 6;
@@ -9,6 +9,9 @@
   const COLUMNS = [
     { by: "name", title: "neuron", descending: false },
     { by: "shape", title: "shape", descending: false },
+    { by: "effect_share", title: "effect share", descending: true },
+    { by: "head_effect_share", title: "head's effect", descending: true },
+    { by: "layer_effect_share", title: "layer's effect", descending: true },
     { by: "peak_over_sigma", title: "|peak|/σ", descending: true },
     { by: "mean_to_peak_over_sigma", title: "|μ−peak|/σ", descending: true },
     { by: "std", title: "σ", descending: true },
@@ -101,7 +104,7 @@
         },
         element("span", { class: `mono${marks.map(({ mark }) => ` ${mark}`).join("")}`, title: marks.map(({ says }) => says).join(", ") || null }, name),
         element("span", { class: "word" }, shapes[column.shape[neuron]]),
-        ...this.columns.slice(2).map(({ by }) => element("span", { "data-by": by }, number(column[by][neuron], 3))),
+        ...this.columns.slice(2).map(({ by }) => element("span", { "data-by": by }, lens.measures.written(by, column[by][neuron], 3))),
       );
     }
   }

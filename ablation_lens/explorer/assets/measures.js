@@ -1,7 +1,8 @@
 "use strict";
 /* What neurons are coloured, sorted and filtered by. */
 (function (lens) {
-  /* Column, short title, what it says, and how people may write it in the filter. */
+  const { number, percent } = lens.text;
+  /* Column, short title, what it says, how people may write it in the filter, and how its numbers are written. */
   const MEASURES = [
     { column: "peak_over_sigma", title: "|peak|/σ", says: "distance of the peak from zero, in σ", names: ["peak/σ"] },
     { column: "mean_to_peak_over_sigma", title: "|μ−peak|/σ", says: "distance of the mean from the peak, in σ", names: ["mean-peak/σ", "μ-peak/σ"] },
@@ -14,17 +15,32 @@
     { column: "epsilon_over_sigma", title: "ε/σ", says: "bin width in σ: how coarsely a neuron is resolved", names: ["eps/σ"] },
     { column: "moved_over_sigma", title: "moved/σ", says: "how far the mean moved between the two collections, in σ", names: ["moved"] },
     { column: "overlap", title: "overlap", says: "share of the two distributions that lies over each other", names: [] },
+    { column: "effect_share", title: "effect share", says: "share of what ablating everything changes that ablating the neuron does", names: ["share"], format: percent },
+    { column: "head_effect_share", title: "head's effect", says: "share of what ablating everything changes that ablating the neuron's head does", names: ["share"], format: percent },
+    { column: "layer_effect_share", title: "layer's effect", says: "share of what ablating everything changes that ablating the neuron's layer does", names: ["share"], format: percent },
   ];
   /* Columns that only say how counts are packed. */
   const INTERNAL = ["shape", "exponent", "offset", "digits", "zero_merges"];
 
-  /* Those that these statistics have: the last two take a second collection. */
+  const EFFECTS = MEASURES.filter(({ format }) => format === percent).map(({ column }) => column);
+
+  /* Those that these statistics have: some take a second collection, or effects. */
   function measuresOf(dataset) {
     return MEASURES.filter(({ column }) => dataset.column[column]);
   }
 
   // Without a prototype: names come from links and filters, and "constructor" is not a measure.
   const BY_COLUMN = Object.assign(Object.create(null), Object.fromEntries(MEASURES.map((measure) => [measure.column, measure])));
+
+  /* A measure's number as people read it; of shapes, too. */
+  function written(measure, value, digits) {
+    return (BY_COLUMN[measure]?.format ?? number)(value, digits);
+  }
+
+  /* The share of an effect, where the page was given some. */
+  function effectOf(dataset) {
+    return EFFECTS.find((column) => dataset.column[column]) ?? null;
+  }
 
   /* A neuron's value in the heat map: a column, or "shape:skewed" for the share of that shape. */
   function reader(dataset, measure) {
@@ -127,5 +143,5 @@
     });
   }
 
-  lens.measures = { BY_COLUMN, INTERNAL, measuresOf, titles, normal, byHeading, byHead, byDim, sorted };
+  lens.measures = { BY_COLUMN, INTERNAL, measuresOf, written, effectOf, titles, normal, byHeading, byHead, byDim, sorted };
 })((globalThis.lens ??= {}));

@@ -1,7 +1,7 @@
 "use strict";
 /* The words and tables around the histogram. */
 (function (lens) {
-  const { element, number, whole } = lens.text;
+  const { element, number, percent, whole } = lens.text;
   const { neuronName } = lens.names;
 
   /* Every center of a neuron: what the page was given, zero, and the peak at the chosen width. */
@@ -27,6 +27,11 @@
       ...(column.share_zero[index] > 0 ? [["exactly 0", `${number(100 * column.share_zero[index])} %`]] : []),
       ...(column.overlap ? [["moved/σ, overlap", `${number(column.moved_over_sigma[index], 2)}, ${number(column.overlap[index], 2)}`]] : []),
     ];
+    const share = lens.measures.effectOf(dataset);
+    if (share) {
+      const raw = share.replace(/_share$/, "");
+      pairs.push([raw.replace(/_/, "'s "), `${number(column[raw][index])} (${percent(column[share][index])})`]);
+    }
     list.replaceChildren(...pairs.map(([term, words]) => element("div", {}, element("dt", {}, term), element("dd", {}, words))));
   }
 

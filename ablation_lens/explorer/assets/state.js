@@ -9,16 +9,18 @@
   const SELDOM = ["peak-smooth", "half-sample", "peak-trimmed"];
 
   function defaults(dataset) {
+    // Whoever gives effects came for them.
+    const first = lens.measures.effectOf(dataset) ?? "peak_over_sigma";
     return {
       neuron: -1, // the first of the list
       width: dataset.widths[0],
       log: false,
       pins: [],
       lines: dataset.centers.filter((name) => !SELDOM.includes(name)),
-      measure: "peak_over_sigma",
+      measure: first,
       how: "mean",
       head: null, // the one that the query asks for
-      sort: "peak_over_sigma",
+      sort: first,
       descending: true,
       query: "",
       shape: "",

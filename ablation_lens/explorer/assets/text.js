@@ -16,6 +16,11 @@
     return text.replace(/-/g, "−");
   }
 
+  /* A share as per cent. */
+  function percent(value, digits = 3) {
+    return Number.isFinite(value) ? `${number(100 * value, digits)} %` : number(value);
+  }
+
   /* 49 152, as the heading counts. */
   function whole(value) {
     return String(Math.round(value)).replace(/\B(?=(\d{3})+$)/g, "\u202f");
@@ -33,5 +38,5 @@
     return made;
   }
 
-  lens.text = { plain, number, whole, element };
+  lens.text = { plain, number, percent, whole, element };
 })((globalThis.lens ??= {}));
