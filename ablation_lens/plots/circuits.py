@@ -38,6 +38,7 @@ WITH, AGAINST = "#D6604D", "#4393C3"
 """Of units that the metric needs, and of units that hold it back: of the diverging scale, seen on light and dark."""
 
 _TOWARDS, _AWAY = "RdBu_r", "RdBu"
+_CURVE = ["found_with", "judged_with", "units"]
 _GAP = " "
 """Between heads and what a layer has one of."""
 _MOST_NAMED = 48
@@ -205,13 +206,20 @@ def _about(effects: Effects, metric: ShownMetric) -> list[str]:
 # ---------------------------------------------------------------------- faithfulness
 
 
-def faithfulness_curves(curves: Any, *, template: Any = LENS_TEMPLATE) -> go.Figure:
+def faithfulness_curves(
+    curves: Any, *, order: Literal["signed", "absolute"] = "signed", template: Any = LENS_TEMPLATE
+) -> go.Figure:
     """How much of the metric circuits keep against their size: a panel per judge, a line per center used to find them.
 
     f is 1 for the model, 0 where everything is ablated. Only lines of one panel can be compared: each judge has an f
-    of its own. `curves` is what `faithfulness_curve` gives, or its frame.
+    of its own. `curves` is what `faithfulness_curve` gives, or its frame; `order` is how units were ranked.
     """
-    frame = _frame(curves, ("found_with", "judged_with", "share", "f"), "frame")
+    frame = _frame(curves, ("found_with", "judged_with", "order", "units", "f"), "frame")
+    frame = frame[(frame["order"] == order) & (frame["units"] > 0)].drop_duplicates(_CURVE)
+    if frame.empty:
+        raise MismatchError(f"there are no circuits in the order {order!r:.60} to show; give signed or absolute.")
+    # The part of the units that was kept, and not what was asked for: of few units, shares round to the same.
+    frame = frame.assign(percent=100 * frame["units"] / frame["units"].max())
     judges = _in_order(frame["judged_with"])
     finders = _in_order(frame["found_with"])
     across = 2 if len(judges) == 4 else min(len(judges), 3)
@@ -232,7 +240,7 @@ def faithfulness_curves(curves: Any, *, template: Any = LENS_TEMPLATE) -> go.Fig
         if not here["f"].notna().any():
             _say_in_panel(figure, "no f: m(M) − m(∅) cannot<br>be told from 0", row, col)
         for rank, finder in enumerate(finders):
-            mine = here[here["found_with"] == finder].sort_values("share")
+            mine = here[here["found_with"] == finder].sort_values("units")
             shown = {"legendgroup": for_plotly(finder), "legendrank": rank}
             figure.add_trace(_f_band(mine, finder).update(showlegend=False, **shown), row, col)
             figure.add_trace(_f_line(mine, finder).update(showlegend=number == 0, **shown), row, col)
@@ -313,7 +321,7 @@ def _say_in_panel(figure: go.Figure, text: str, row: int, col: int) -> None:
 
 def _f_line(mine: pandas.DataFrame, finder: str) -> go.Scatter:
     return go.Scatter(
-        x=(100 * mine["share"]).tolist(),
+        x=mine["percent"].tolist(),
         y=mine["f"].tolist(),
         customdata=[_f_told(row) for row in mine.to_dict("records")],
         name=for_plotly(finder),
@@ -328,9 +336,8 @@ def _f_told(row: Mapping[Any, Any]) -> str:
     def number(name: str) -> str:
         return f"{row[name]:.4g}" if name in row and not pandas.isna(row[name]) else "?"
 
-    units = f" ({row['units']:,} units)" if "units" in row else ""
     return (
-        f"{100 * row['share']:.3g} % kept{units}<br>f {number('f')} [{number('low')}, {number('high')}]"
+        f"{row['percent']:.3g} % kept: {row['units']:,} units<br>f {number('f')} [{number('low')}, {number('high')}]"
         f"<br>m(C) {number('m_circuit')}, m(M) {number('m_model')}, m(∅) {number('m_empty')}"
     )
 
@@ -339,7 +346,7 @@ def _f_band(mine: pandas.DataFrame, finder: str) -> go.Scatter:
     known = mine.dropna(subset=[name for name in ("low", "high") if name in mine.columns])
     if not {"low", "high"} <= set(mine.columns):
         known = mine.iloc[:0]
-    percent = (100 * known["share"]).tolist()
+    percent = known["percent"].tolist()
     return go.Scatter(
         x=[*percent, *reversed(percent)],
         y=[*known.get("low", []), *reversed(list(known.get("high", [])))],
@@ -354,9 +361,7 @@ def _f_band(mine: pandas.DataFrame, finder: str) -> go.Scatter:
 
 def _shares(frame: pandas.DataFrame) -> tuple[float, float]:
     """The ends of the logarithmic axis, in powers of ten."""
-    shares = frame["share"][frame["share"] > 0]
-    least = float(shares.min()) if len(shares) else 0.01
-    return float(np.log10(100 * least)) - 0.1, 2.1
+    return float(np.log10(frame["percent"].min())) - 0.1, 2.1
 
 
 def _f_view(frame: pandas.DataFrame) -> tuple[tuple[float, float], bool]:
@@ -376,14 +381,13 @@ def pair_map(curves: Any, measure: Literal["cpr", "cmd"] = "cpr", *, template: A
     """
     title, better = choose(measure, _MEASURES, "measure")
     pairs = _frame(curves, ("found_with", "judged_with", measure), "pairs")
-    frame = getattr(curves, "frame", pairs)
     finders, judges = _in_order(pairs["found_with"]), _in_order(pairs["judged_with"])
     table = pairs.pivot(index="found_with", columns="judged_with", values=measure).loc[finders, judges]
     # 1 is the best of a column; of equals each gets the better rank.
     ranks = table.rank(ascending=better == "less", method="min")
     among = ranks.notna().sum()
     told = [[_pair_told(table, ranks, finder, judge, int(among[judge])) for judge in judges] for finder in finders]
-    heads = [f"{for_plotly(judge, 16)}{_all_ablated(frame, judge)}" for judge in judges]
+    heads = [f"{for_plotly(judge, 16)}{_all_ablated(pairs, judge)}" for judge in judges]
     last = max(len(finders), 2)
     figure = go.Figure(
         go.Heatmap(
@@ -431,7 +435,7 @@ def pair_map(curves: Any, measure: Literal["cpr", "cmd"] = "cpr", *, template: A
         figure,
         f"{title} of every pair of centers",
         f"{better} is better; compare within a column only"
-        + (" · under each judge: what ablating everything changes" if _loss(frame, judges[0]) else ""),
+        + (" · under each judge: what ablating everything changes" if _loss(pairs, judges[0]) else ""),
         template,
         height=max(320, 220 + 44 * len(finders)),
         margin={"t": 150, "b": 30},

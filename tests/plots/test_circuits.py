@@ -25,21 +25,21 @@ def curves(finders=("zero", "peak"), judges=("zero", "peak"), *, refused=()):
         for place, finder in enumerate(finders):
             for share in (0.01, 0.1, 1.0):
                 f = np.nan if judge in refused else share ** (0.1 + place / 5)
-                units = int(100 * share)
-                rows.append((finder, judge, share, units, 4 * f - 1, -1.0, 3.0, f, f - 0.1, f + 0.1))
-    columns = ["found_with", "judged_with", "share", "units", "m_circuit", "m_empty", "m_model", "f", "low", "high"]
-    return pd.DataFrame(rows, columns=columns)
+                ms = 4 * f - 1, -1.0, 3.0
+                rows.append((finder, judge, "signed", share, int(50 * share), *ms, f, f - 0.1, f + 0.1))
+    columns = ["found_with", "judged_with", "order", "share", "units", "m_circuit", "m_empty", "m_model"]
+    return pd.DataFrame(rows, columns=[*columns, "f", "low", "high"])
 
 
 def pairs(values, judges=("zero", "peak")):
-    """CPR and CMD, a row of `values` per finder."""
+    """CPR and CMD, a row of `values` per finder, under judges that lose 4 and 5."""
     finders = [f"finder {number}" for number in range(len(values))]
     rows = [
-        (finder, judge, cpr, 1 - cpr)
+        (finder, judge, cpr, 1 - cpr, 3.0, -1.0 - judges.index(judge))
         for finder, row in zip(finders, values, strict=True)
         for judge, cpr in zip(judges, row, strict=True)
     ]
-    return pd.DataFrame(rows, columns=["found_with", "judged_with", "cpr", "cmd"])
+    return pd.DataFrame(rows, columns=["found_with", "judged_with", "cpr", "cmd", "m_model", "m_empty"])
 
 
 def said(figure):
@@ -121,12 +121,24 @@ def test_every_judge_has_a_panel_with_a_line_per_center_that_found():
     assert all("m(M) 3, m(∅) -1" in title for title in titles)
     lines = [trace for trace in figure.data if trace.mode == "lines+markers"]
     assert [trace.name for trace in lines] == ["zero", "peak"] * 3
-    np.testing.assert_allclose(lines[0].x, [1, 10, 100])
+    # 1 % of 50 units are none, which a logarithmic axis cannot show.
+    np.testing.assert_allclose(lines[0].x, [10, 100])
     np.testing.assert_allclose(lines[0].y[-1], 1)
     assert "m(C) 3, m(M) 3, m(∅) -1" in lines[0].customdata[-1]
     assert [trace.showlegend for trace in lines] == [True, True, False, False, False, False]
     # 0 and 1 in every panel.
     assert sorted(shape.y0 for shape in figure.layout.shapes) == [0] * 3 + [1] * 3
+
+
+def test_sizes_are_the_units_kept_and_of_one_order():
+    rounded = curves(finders=("zero",), judges=("zero",)).assign(units=[2, 2, 40])
+    both = pd.concat([rounded, rounded.assign(order="absolute", f=0.5)])
+    line = next(trace for trace in plots.faithfulness_curves(both).data if trace.mode == "lines+markers")
+    np.testing.assert_allclose(line.x, [5, 100])
+    line = plots.faithfulness_curves(both, order="absolute").data[1]
+    np.testing.assert_allclose(line.y, [0.5, 0.5])
+    with pytest.raises(MismatchError, match="signed or absolute"):
+        plots.faithfulness_curves(both, order="other")
 
 
 def test_a_refused_f_leaves_its_panel_empty_and_says_why():
@@ -138,7 +150,7 @@ def test_a_refused_f_leaves_its_panel_empty_and_says_why():
 
 def test_an_f_far_out_does_not_flatten_the_others():
     frame = curves()
-    frame.loc[0, "f"] = 250.0
+    frame.loc[1, "f"] = 250.0
     figure = plots.faithfulness_curves(frame)
     assert figure.layout.yaxis.range[1] < 3
     assert "double click" in figure.layout.title.subtitle.text
@@ -156,12 +168,8 @@ def test_pairs_are_ranked_within_a_column():
 
 
 def test_what_ablating_everything_costs_stands_above_its_column():
-    class Curves:
-        frame = curves(("finder 0",))
-        pairs = pairs([[0.5, 0.5]])
-
-    figure = plots.pair_map(Curves())
-    assert list(figure.layout.xaxis.ticktext) == ["zero<br>-4", "peak<br>-4"]
+    heads = plots.pair_map(pairs([[0.5, 0.5]])).layout.xaxis.ticktext
+    assert list(heads) == ["zero<br>-4", "peak<br>-5"]
 
 
 def test_a_pair_without_f_is_blank():
