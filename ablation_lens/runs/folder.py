@@ -20,7 +20,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from torch import Tensor
 
@@ -42,6 +42,8 @@ from ablation_lens.runs.locks import HOLDERS, KeyLocks
 FORMAT_VERSION = 1
 MARKER = "ablation-lens.json"
 PARTS = ("cells", "failures", "groups", "inputs", "statistics", "studies")
+STUDY = "study"
+"""What a folder is of that does not say; these are the parts that it has."""
 LOCKS = "locks"
 ABANDONED = 24 * 3600.0
 """Seconds after which a half-written file is nobody's."""
@@ -66,7 +68,13 @@ def key_of(facts: Mapping[str, Any]) -> str:
 
 
 class RunFolder:
-    """Where finished work is kept; made by `create`, or opened to be read."""
+    """Where finished work is kept; made by `create`, or opened to be read.
+
+    What is not a study says what it is, and which parts it has.
+    """
+
+    kind: ClassVar[str] = STUDY
+    parts: ClassVar[tuple[str, ...]] = PARTS
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -75,14 +83,17 @@ class RunFolder:
             raise FileFormatError(f"{self.path} is not a run folder (it has no {MARKER}); give the folder of a run.")
         text = read_text(marker, 1000)
         try:
-            version = parse_json(text)["format"]
-        except (ValueError, KeyError, TypeError) as error:
+            held = parse_json(text)
+            version, kind = held["format"], held.get("kind", STUDY)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise FileFormatError(f"{marker} is damaged. {_AGAIN}") from error
         if type(version) is not int or version != FORMAT_VERSION:
             raise FileFormatError(
                 f"{self.path} has format version {version}, this ablation-lens reads {FORMAT_VERSION}; use the version "
                 "that wrote it, or another folder."
             )
+        if kind != self.kind:
+            raise FileFormatError(f"{self.path} is a folder of {kind!r:.40}, and one of {self.kind!r} is needed here.")
         self._locks = KeyLocks(self.path / LOCKS)
 
     @classmethod
@@ -96,18 +107,20 @@ class RunFolder:
             if not marked and path.is_dir():
                 # A run that was killed before it wrote the marker left our parts and hidden files: not foreign ones.
                 shown = {entry.name for entry in path.iterdir() if not entry.name.startswith(".")}
-                if others := shown - {*PARTS, LOCKS, HOLDERS}:
+                if others := shown - {*cls.parts, LOCKS, HOLDERS}:
                     raise AblationLensError(
                         f"{path} holds other files ({min(others)}) and is not a run folder; give an empty or a new one."
                     )
         run = cls(path) if marked else None  # another format's folder is left as it is
         with keeping(path):
-            for name in PARTS:
+            for name in cls.parts:
                 (path / name).mkdir(parents=True, exist_ok=True)
             # The marker comes last, so a folder that has one has every part.
             if not marked:
-                write_text(path / MARKER, json.dumps({"format": FORMAT_VERSION}, indent=1) + "\n")
-        for folder in (path, *(path / name for name in PARTS)):
+                # A study's marker is the one of before there were others.
+                about = {"format": FORMAT_VERSION} | ({} if cls.kind == STUDY else {"kind": cls.kind})
+                write_text(path / MARKER, json.dumps(about, indent=1) + "\n")
+        for folder in (path, *(path / name for name in cls.parts)):
             if folder is path or not folder.is_symlink():  # what a part leads to elsewhere is not swept
                 sweep(folder, ABANDONED)
         return run or cls(path)
