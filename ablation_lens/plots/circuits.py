@@ -38,7 +38,6 @@ WITH, AGAINST = "#D6604D", "#4393C3"
 """Of units that the metric needs, and of units that hold it back: of the diverging scale, seen on light and dark."""
 
 _TOWARDS, _AWAY = "RdBu_r", "RdBu"
-_CURVE = ["found_with", "judged_with", "units"]
 _GAP = " "
 """Between heads and what a layer has one of."""
 _MOST_NAMED = 48
@@ -206,18 +205,14 @@ def _about(effects: Effects, metric: ShownMetric) -> list[str]:
 # ---------------------------------------------------------------------- faithfulness
 
 
-def faithfulness_curves(
-    curves: Any, *, order: Literal["signed", "absolute"] = "signed", template: Any = LENS_TEMPLATE
-) -> go.Figure:
+def faithfulness_curves(curves: Any, *, template: Any = LENS_TEMPLATE) -> go.Figure:
     """How much of the metric circuits keep against their size: a panel per judge, a line per center used to find them.
 
     f is 1 for the model, 0 where everything is ablated. Only lines of one panel can be compared: each judge has an f
-    of its own. `curves` is what `faithfulness_curve` gives, or its frame; `order` is how units were ranked.
+    of its own. `curves` is what `faithfulness_curve` gives, or one of its frames.
     """
-    frame = _frame(curves, ("found_with", "judged_with", "order", "units", "f"), "frame")
-    frame = frame[(frame["order"] == order) & (frame["units"] > 0)].drop_duplicates(_CURVE)
-    if frame.empty:
-        raise MismatchError(f"there are no circuits in the order {order!r:.60} to show; give signed or absolute.")
+    frame = _frame(curves, ("found_with", "judged_with", "units", "f"), "frame")
+    frame = frame[frame["units"] > 0].drop_duplicates(["found_with", "judged_with", "units"])
     # The part of the units that was kept, and not what was asked for: of few units, shares round to the same.
     frame = frame.assign(percent=100 * frame["units"] / frame["units"].max())
     judges = _in_order(frame["judged_with"])

@@ -26,8 +26,8 @@ def curves(finders=("zero", "peak"), judges=("zero", "peak"), *, refused=()):
             for share in (0.01, 0.1, 1.0):
                 f = np.nan if judge in refused else share ** (0.1 + place / 5)
                 ms = 4 * f - 1, -1.0, 3.0
-                rows.append((finder, judge, "signed", share, int(50 * share), *ms, f, f - 0.1, f + 0.1))
-    columns = ["found_with", "judged_with", "order", "share", "units", "m_circuit", "m_empty", "m_model"]
+                rows.append((finder, judge, share, int(50 * share), *ms, f, f - 0.1, f + 0.1))
+    columns = ["found_with", "judged_with", "share", "units", "m_circuit", "m_empty", "m_model"]
     return pd.DataFrame(rows, columns=[*columns, "f", "low", "high"])
 
 
@@ -130,15 +130,10 @@ def test_every_judge_has_a_panel_with_a_line_per_center_that_found():
     assert sorted(shape.y0 for shape in figure.layout.shapes) == [0] * 3 + [1] * 3
 
 
-def test_sizes_are_the_units_kept_and_of_one_order():
+def test_sizes_are_the_units_that_were_kept():
     rounded = curves(finders=("zero",), judges=("zero",)).assign(units=[2, 2, 40])
-    both = pd.concat([rounded, rounded.assign(order="absolute", f=0.5)])
-    line = next(trace for trace in plots.faithfulness_curves(both).data if trace.mode == "lines+markers")
+    line = next(trace for trace in plots.faithfulness_curves(rounded).data if trace.mode == "lines+markers")
     np.testing.assert_allclose(line.x, [5, 100])
-    line = plots.faithfulness_curves(both, order="absolute").data[1]
-    np.testing.assert_allclose(line.y, [0.5, 0.5])
-    with pytest.raises(MismatchError, match="signed or absolute"):
-        plots.faithfulness_curves(both, order="other")
 
 
 def test_a_refused_f_leaves_its_panel_empty_and_says_why():
