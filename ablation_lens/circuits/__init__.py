@@ -13,7 +13,7 @@
 - `judging`: how good a circuit is: faithfulness, completeness, minimality.
 - `halving`: one half of the prompts to find circuits on, and the other to judge them on.
 - `discovery`: the fewest units that do, found on one half of the prompts and judged on the other.
-- `halving`: the halves, and the values of both; `curves`: circuits of every size, for every pair of values.
+- `curves`: faithfulness against size, for every pair of values to find and to judge with.
 """
 
 from ablation_lens.circuits.attribution import attribution_effects

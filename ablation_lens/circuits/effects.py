@@ -281,7 +281,8 @@ class Effects:
 
 def _of_file(header: EffectsHeader, tensors: Mapping[str, Tensor]) -> Effects:
     weights = tensors["weights"]
-    if weights.ndim != 1 or not all(bool(torch.isfinite(each).all()) for each in tensors.values()):
+    plain = {name: each for name, each in tensors.items() if not name.startswith(f"{_ROWS}.")}
+    if weights.ndim != 1 or not all(bool(torch.isfinite(each).all()) for each in plain.values()):
         raise FileFormatError("it holds what are not numbers")
     rows = len(weights)
     sites = [Site(site) for site in header.sites]
@@ -312,6 +313,10 @@ def _of_file(header: EffectsHeader, tensors: Mapping[str, Tensor]) -> Effects:
         expected = neurons[site].total.shape if header.level == "neuron" else held[site].shape[1:]
         if marks.dtype != torch.bool or marks.shape != expected:
             raise FileFormatError("what it says of measured units does not fit")
+    for site, each in held.items():
+        measured = each[:, done[site]] if site in done and header.level != "neuron" else each
+        if not bool(torch.isfinite(measured).all()):
+            raise FileFormatError("it holds what are not numbers")
     return Effects(
         header.method,
         header.level,

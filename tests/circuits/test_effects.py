@@ -142,7 +142,14 @@ def test_an_interval_is_asked_for_by_name():
         effects(rows={Site.Z: effects().rows[Site.Z]}).interval("L1.MLP")
 
 
-@pytest.mark.parametrize("found", [effects(), effects("knockout"), effects().by("layer"), neurons()])
+def interrupted():
+    """L1.H1 was not measured on all rows."""
+    z = effects().rows[Site.Z].clone()
+    z[:, 1, 1] = math.nan
+    return effects("knockout", rows={Site.Z: z}, done={Site.Z: torch.tensor([[True, True], [True, False]])})
+
+
+@pytest.mark.parametrize("found", [effects(), effects("knockout"), effects().by("layer"), neurons(), interrupted()])
 def test_a_file_gives_back_what_was_saved(found, tmp_path):
     found.save(tmp_path / "e.safetensors")
     again = Effects.load(tmp_path / "e.safetensors")
@@ -161,6 +168,7 @@ def test_a_file_that_was_changed_is_one_clear_error(tmp_path):
         (header, {name: each for name, each in tensors.items() if name != "empty"}),
         (header, {**tensors, "rows.z": tensors["rows.z"][:2]}),
         (header, {**tensors, "rows.z": tensors["rows.z"].float()}),
+        (header, {**tensors, "rows.z": tensors["rows.z"] * math.nan}),
         (header, {**tensors, "weights": -tensors["weights"]}),
         (header, {**tensors, "weights": tensors["weights"] * math.nan}),
         (header, {**tensors, "weights": torch.tensor(3.0).double()}),
