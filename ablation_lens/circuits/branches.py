@@ -1,4 +1,4 @@
-"""Copies of a batch that differ from one block on: a unit is ablated in each, and what comes before is shared.
+"""Copies of a batch, each with another unit ablated, which share what comes before that block with the clean run.
 
 The clean run says what every block is called with; then blocks are called by themselves. In the block of the ablation
 neither attention nor MLP is computed again where its input is the clean one: what an ablated unit changes is a product
@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from ablation_lens.circuits.setting import Prepared
 from ablation_lens.hooked import listening, projection
 from ablation_lens.measure.forward import final_residual
-from ablation_lens.sites import Site
+from ablation_lens.measure.score import Sums
+from ablation_lens.sites import Hook, Site
 
 AT_ONCE = 2**23
 """How many numbers the residual streams of all copies hold at most, unless one copy alone holds more."""
@@ -26,12 +27,42 @@ AT_ONCE = 2**23
 _MODULES = ("attn", "mlp")
 
 
+@dataclass(frozen=True)
+class Units:
+    """Some of the units of a site in one layer, which follow each other; `of` them are all neurons there.
+
+    >>> Units(Site.Z, 1, 3, of=3).neurons(6).int().tolist()
+    [[0, 0, 1, 1, 0, 0], [0, 0, 0, 0, 1, 1]]
+    """
+
+    site: Site
+    first: int
+    last: int
+    of: int
+
+    def __len__(self) -> int:
+        return self.last - self.first
+
+    def __iter__(self) -> "Iterator[Units]":
+        """One by one."""
+        return (Units(self.site, unit, unit + 1, self.of) for unit in range(self.first, self.last))
+
+    def neurons(self, count: int) -> Bool[Tensor, "unit neuron"]:
+        """Which of so many neurons are in each."""
+        of_unit = torch.arange(count) // (count // self.of)
+        return of_unit == torch.arange(self.first, self.last)[:, None]
+
+    def part(self, values: Float[Tensor, "*some neuron"]) -> Float[Tensor, "*some unit dim"]:
+        """Their own neurons (a view)."""
+        return values.unflatten(-1, (self.of, -1))[..., self.first : self.last, :]
+
+
 class Trunk:
     """The clean run of one batch, block by block, from which copies with an ablated unit branch off.
 
     Attributes:
         clean: the metric of the model as it is, row by row.
-        copies: how many units are ablated at once, each in a copy of the batch; 0 where every unit is a run of its own.
+        copies: how many units are ablated at once, each in a copy of the batch; 0 where every unit is a plain run.
     """
 
     def __init__(self, prepared: Prepared, *, thorough: bool, at_once: int = AT_ONCE) -> None:
@@ -39,128 +70,152 @@ class Trunk:
 
         Args:
             prepared: the batch.
-            thorough: compare single units with plain runs, once per layer and site.
+            thorough: compare a unit of every layer and site with a run of the block in which everything is computed.
             at_once: see `AT_ONCE`.
         """
         self.prepared, self.thorough = prepared, thorough
-        readout = prepared.readout
-        self.model, self.rows = readout.model, len(readout.batch.inputs)
+        self.model = prepared.readout.model
+        self.rows = len(prepared.batch.inputs)
         self.copies = 0
+        self._blocks: list[nn.Module] = list(getattr(self.model, "blocks", ()))
         self._calls: list[_Call] = []
         self._residual: Tensor | None = None
-        self._final: Tensor | None = None
-        if not readout.reads_residuals:
-            self.clean = readout.under([])
+        self._final: Tensor | None = None  # until a copy was compared with it
+        self._last: Any = None
+        with _calls_of(self._blocks) as seen:
+            final = final_residual(self.model, prepared.batch)
+        if prepared.readout.reads_residuals:
+            self.clean: Sums = prepared.readout.of_residual(final)
+        else:
+            with _outputs_of(self._blocks[-1:]) as outputs:
+                self.clean = prepared.readout.under([])
+            self._last = outputs.get(0)
+        # In another order, or more than once: a model that is not a stack of blocks.
+        if [block for block, _, _ in seen] != self._blocks or not self._blocks:
             return
-        with _calls_of(self.model) as seen:
-            final = final_residual(self.model, readout.batch)
-        self.clean = readout.of_residual(final)
-        if [block for block, _, _ in seen] == list(getattr(self.model, "blocks", ())) and seen:
-            self._calls = [call for _, _, call in seen]
-            self._residual, self._final = seen[0][1], final
-            self.copies = max(1, at_once // max(1, final.numel()))
+        self._calls = [call for _, _, call in seen]
+        self._residual = seen[0][1]
+        self._final = final
+        self.copies = max(1, at_once // max(1, final.numel()))
+        if not prepared.readout.reads_residuals and not self._ends_alike(final):
+            self.copies = 0
 
-    def effects(self, layer: int, counts: dict[Site, int]) -> Iterator[tuple[Site, int, Float[Tensor, "unit row"]]]:
-        """The effects times weights of a layer's units: a site, the number of the first unit, and some from there on.
-
-        Layers are asked for one after another.
+    def effects(self, layer: int, counts: dict[Site, int]) -> Iterator[tuple[Units, Float[Tensor, "unit row"]]]:
+        """The effects times weights of a layer's units, some at a time. Layers are asked for one after another.
 
         Args:
             layer: of the ablation.
             counts: into how many units of equal size a layer's neurons fall, by site.
         """
         block = self._trying(lambda: self._block(layer, counts)) if self.copies else None
+        if block is None:
+            self.copies = 0
         for site, count in counts.items():
             first = 0
             while first < count:
-                if block is None or not self.copies:
-                    ablated = self.prepared.readout.under([self._hook(layer, site, first, count)]).values
-                else:
-                    last = min(count, first + self.copies)
-                    made = self._trying(lambda: self._branched(block, site, slice(first, last), count))  # noqa: B023
-                    if made is None:
+                units = Units(site, first, min(count, first + max(1, self.copies)), count)
+                ablated = None
+                if self.copies:
+                    ablated = self._trying(lambda: self._branched(block, units))  # noqa: B023
+                    if ablated is None:
                         continue
-                    ablated = made
-                effects = ablated.double().view(-1, self.rows) - self.clean.values.double()
-                yield site, first, effects
-                first += len(effects)
+                else:
+                    ablated = self.prepared.readout.under([self._hook(layer, units)]).values
+                yield units, ablated.double().view(-1, self.rows) - self.clean.values.double()
+                first = units.last
         self._residual = None if block is None else block.after
 
     def _trying(self, make: Callable[[], Any]) -> Any:
-        """What it gives; None where the same has to be asked again in another way, which is then set."""
+        """What it gives; None where the same is to be asked again, with fewer copies."""
         try:
             return make()
         except torch.OutOfMemoryError:
             self.copies //= 2
         except Exception:
-            # Whatever a model or a hook on it says to copies of a batch: a plain run says it again, if it is an error.
+            # Whatever a model, or a hook on it, says to copies of a batch: if it is an error, a plain run has it too.
             self.copies = 0
         return None
 
     def _block(self, layer: int, sites: Iterable[Site]) -> "_Block":
         """The block on the clean stream, and what its sites hold."""
-        block, call, residual = self.model.blocks[layer], self._calls[layer], self._residual
+        block, call, residual = self._blocks[layer], self._calls[layer], self._residual
         assert residual is not None
         held: dict[Site, Tensor] = {}
 
         def see(site: Site) -> Callable[[Tensor, Any], None]:
             return lambda value, hook: held.__setitem__(site, value)
 
-        with ExitStack() as leaving:
-            made = {
-                name: leaving.enter_context(_outputs_of(module))
-                for name in _MODULES
-                if (module := getattr(block, name, None)) is not None and not listening(*module.modules())
-            }
-            leaving.enter_context(self.model.hooks(fwd_hooks=[(site.hook_name(layer), see(site)) for site in sites]))
+        modules = {name: getattr(block, name, None) for name in _MODULES}
+        # Hooks in a module may act on what follows the site there.
+        quiet = {name: each for name, each in modules.items() if each is not None and not listening(*each.modules())}
+        hooks = [(site.hook_name(layer), see(site)) for site in sites]
+        with _outputs_of(quiet.values()) as outputs, self.model.hooks(fwd_hooks=hooks):
             after = call.on(block, residual, self.rows)
-        outputs = {
-            name: given[0] for name, given in made.items() if len(given) == 1 and _stream_of(given[0]) is not None
-        }
         values = {}
         for site, value in held.items():
             replaced = self.prepared.replacements[site, layer](value, None)
             values[site] = (site.to_heads(value).flatten(2), site.to_heads(replaced).flatten(2))
-        return _Block(self.model, layer, call, residual, after, values, outputs, self.rows)
+        by_name = {name: outputs[number] for number, name in enumerate(quiet) if number in outputs}
+        matrices = {site: _matrix_of(block, site, values[site][0].shape[-1]) for site in values}
+        return _Block(self.model, layer, call, residual, after, values, by_name, matrices)
 
-    def _branched(self, block: "_Block", site: Site, units: slice, count: int) -> Float[Tensor, " unit*row"] | None:
+    def _branched(self, block: "_Block", units: Units) -> Float[Tensor, " unit*row"] | None:
         """The metric with some units ablated; None where what comes out is not what a plain run gives."""
+        residual = block.ablated(units)
+        each = list(units)
         final = self._final
-        chosen = _ranges(units, count, block.values[site][0].shape[-1], block.residual.device)
+        if self.thorough and units.first == 0:
+            copies = residual.unflatten(0, (-1, self.rows))
+            # Hooks that change single rows of a batch change those of the first copy, or of the last.
+            for number in {0, len(units) - 1}:
+                if not _alike(copies[number], block.computed(each[number]), block.after):
+                    return self._plainly()
         if final is not None:  # a copy in which nothing is ablated, to be compared with the clean run
-            chosen = torch.cat([chosen, torch.zeros_like(chosen[:1])])
-        residual = block.ablated(site, chosen)
-        middle = (units.stop - units.start) // 2
-        if self.thorough and units.start == 0:
-            plain = block.hooked(site, chosen[middle : middle + 1])
-            if not _alike(residual.unflatten(0, (-1, self.rows))[middle], plain, block.after):
-                self.copies = 0
-                return None
-        for layer in range(block.layer + 1, len(self._calls)):
-            residual = self._calls[layer].on(self.model.blocks[layer], residual, self.rows)
+            residual = torch.cat([residual, block.after])
+        for call, later in list(zip(self._calls, self._blocks, strict=True))[block.layer + 1 :]:
+            residual = call.on(later, residual, self.rows)
         if final is not None:
             copies = residual.unflatten(0, (-1, self.rows))
-            agrees = _alike(copies[-1], final)
-            if self.thorough and agrees:
-                hooks = [self._hook(block.layer, site, units.start + middle, count)]
-                agrees = _alike(copies[middle], final_residual(self.model, self.prepared.batch, hooks), final)
-            if not agrees:
-                self.copies = 0
-                return None
+            if not _alike(copies[-1], final):
+                return self._plainly()
+            if self.thorough:
+                plain = final_residual(self.model, self.prepared.batch, [self._hook(block.layer, each[0])])
+                if not _alike(copies[0], plain, final):
+                    return self._plainly()
             self._final, residual = None, residual[: -self.rows]
-        return self.prepared.readout.of_residual(residual).values
+        return self._ended(residual)
 
-    def _hook(self, layer: int, site: Site, unit: int, count: int) -> tuple[str, Callable[[Tensor, Any], Tensor]]:
+    def _plainly(self) -> None:
+        """From now on."""
+        self.copies = 0
+
+    def _ended(self, residual: Float[Tensor, "unit*row pos d_model"]) -> Float[Tensor, " unit*row"]:
+        """The metric of final residuals."""
+        readout = self.prepared.readout
+        if readout.reads_residuals:
+            return readout.of_residual(residual).values
+        # The model goes on in a way of its own, and does so from the end of its last block.
+        made = []
+        for copy in residual.split(self.rows):
+            output = _with_stream(self._last, copy)
+            with _giving((block, output) for block in self._blocks):
+                made.append(readout.under([]).values)
+        return torch.cat(made)
+
+    def _ends_alike(self, final: Float[Tensor, "row pos d_model"]) -> bool:
+        ended = self._trying(lambda: self._ended(final))
+        return ended is not None and torch.allclose(ended.double(), self.clean.values.double(), rtol=1e-5, atol=1e-5)
+
+    def _hook(self, layer: int, units: Units) -> Hook:
         """A plain hook that ablates one unit."""
-        replace = self.prepared.replacements[site, layer]
+        replace = self.prepared.replacements[units.site, layer]
 
         def ablate(value: Tensor, hook: Any) -> Tensor:
-            heads, replaced = site.to_heads(value), site.to_heads(replace(value, hook))
-            shape = heads.shape[2:]
-            chosen = _ranges(slice(unit, unit + 1), count, shape.numel(), value.device).view(shape)
-            return site.from_heads(torch.where(chosen, replaced, heads))
+            heads, replaced = units.site.to_heads(value), units.site.to_heads(replace(value, hook))
+            chosen = units.neurons(heads.shape[2:].numel()).to(value.device).view(heads.shape[2:])
+            return units.site.from_heads(torch.where(chosen, replaced, heads))
 
-        return site.hook_name(layer), ablate
+        return units.site.hook_name(layer), ablate
 
 
 @dataclass(frozen=True)
@@ -170,7 +225,7 @@ class _Call:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
 
-    def on(self, block: nn.Module, residual: Float[Tensor, "copies*row pos d_model"], rows: int) -> Tensor:
+    def on(self, block: nn.Module, residual: Float[Tensor, "copy*row pos d_model"], rows: int) -> Tensor:
         """The residual stream after the block, of copies of the batch."""
         copies = len(residual) // rows
         args = (_repeated(each, rows, copies) for each in self.args)
@@ -180,7 +235,7 @@ class _Call:
 
 
 def _repeated(given: Any, rows: int, copies: int) -> Any:
-    """Masks, angles and the like for copies of the rows; what is for all rows alike stays."""
+    """Masks, angles and the like for copies of the rows; what is the same for all rows stays."""
     if isinstance(given, tuple):
         return tuple(_repeated(each, rows, copies) for each in given)
     if copies > 1 and isinstance(given, Tensor) and given.ndim > 1 and len(given) == rows:
@@ -189,7 +244,7 @@ def _repeated(given: Any, rows: int, copies: int) -> Any:
 
 
 @contextmanager
-def _calls_of(model: Any) -> Iterator[list[tuple[nn.Module, Tensor, _Call]]]:
+def _calls_of(blocks: Iterable[nn.Module]) -> Iterator[list[tuple[nn.Module, Tensor, _Call]]]:
     """Blocks in the order of their calls, each with the residual stream that it was given and the rest."""
     seen: list[tuple[nn.Module, Tensor, _Call]] = []
 
@@ -199,7 +254,7 @@ def _calls_of(model: Any) -> Iterator[list[tuple[nn.Module, Tensor, _Call]]]:
             seen.append((block, args[0], _Call(tuple(_not_cache(each) for each in args[1:]), plain)))
 
     with ExitStack() as leaving:
-        for block in getattr(model, "blocks", ()):
+        for block in blocks:
             # Before others' pre-hooks, which act again when the block is called with what it was called with.
             handle = block.register_forward_pre_hook(see, prepend=True, with_kwargs=True)
             leaving.callback(handle.remove)
@@ -217,8 +272,9 @@ class _Block:
 
     Attributes:
         residual: the stream before it, and `after` it.
-        values: what every site holds, clean and with every unit ablated, as `[row pos neuron]`.
+        values: what every site holds, clean and with every unit ablated.
         outputs: what attention and MLP gave, where nobody listens to them.
+        matrices: what reads a site; None where that is not known.
     """
 
     model: Any
@@ -226,80 +282,70 @@ class _Block:
     call: _Call
     residual: Float[Tensor, "row pos d_model"]
     after: Float[Tensor, "row pos d_model"]
-    values: dict[Site, tuple[Tensor, Tensor]]
+    values: dict[Site, tuple[Float[Tensor, "row pos neuron"], Float[Tensor, "row pos neuron"]]]
     outputs: dict[str, Any]
-    rows: int
+    matrices: dict[Site, Float[Tensor, "neuron d_model"] | None]
 
-    def ablated(self, site: Site, chosen: Bool[Tensor, "copy neuron"]) -> Float[Tensor, "copy*row pos d_model"]:
-        """The stream after the block, of copies in each of which other neurons are ablated."""
+    def ablated(self, units: Units) -> Float[Tensor, "unit*row pos d_model"]:
+        """The stream after the block, of copies in each of which another unit is ablated."""
+        weights = units.site.weights
+        if weights is None or weights.made:
+            return self.computed(units)
+        # An MLP that reads what attention wrote has another input, where heads are ablated.
+        parallel = bool(getattr(self.model.cfg, "parallel_attn_mlp", False))
+        unchanged = {name: output for name, output in self.outputs.items() if name == "attn" or parallel}
+        streams = {name: _stream_of(output).repeat(len(units), 1, 1) for name, output in unchanged.items()}
+        own, matrix = self.outputs.get(weights.module), self.matrices[units.site]
+        if own is not None and matrix is not None:
+            streams[weights.module] = _stream_of(own).repeat(len(units), 1, 1) + self._change(units, matrix)
+        else:
+            streams.pop(weights.module, None)
         block = self.model.blocks[self.layer]
-        standing_in = self._standing_in(site, chosen)
-        weights = site.weights
-        own = None if weights is None or weights.made else weights.module
-        with ExitStack() as leaving:
-            for name, output in standing_in.items():
-                leaving.enter_context(_gives(getattr(block, name), output))
-            if own not in standing_in:
-                leaving.enter_context(self.model.hooks(fwd_hooks=[self._hook(site, chosen)]))
-            return self.call.on(block, self.residual.repeat(len(chosen), 1, 1), self.rows)
+        given = [(getattr(block, name), _with_stream(self.outputs[name], each)) for name, each in streams.items()]
+        with _giving(given):
+            return self._called(units) if weights.module in streams else self.computed(units)
 
-    def hooked(self, site: Site, chosen: Bool[Tensor, "copy neuron"]) -> Float[Tensor, "copy*row pos d_model"]:
+    def computed(self, units: Units) -> Float[Tensor, "unit*row pos d_model"]:
         """The same with everything in the block computed."""
-        with self.model.hooks(fwd_hooks=[self._hook(site, chosen)]):
-            return self.call.on(self.model.blocks[self.layer], self.residual.repeat(len(chosen), 1, 1), self.rows)
-
-    def _hook(self, site: Site, chosen: Bool[Tensor, "copy neuron"]) -> tuple[str, Callable[[Tensor, Any], Tensor]]:
-        replaced = self.values[site][1]
+        site, replaced = units.site, self.values[units.site][1]
+        chosen = units.neurons(replaced.shape[-1]).to(replaced.device)
 
         def ablate(value: Tensor, hook: Any) -> Tensor:
             heads = site.to_heads(value)
-            copies = heads.flatten(2).unflatten(0, (len(chosen), self.rows))
+            copies = heads.flatten(2).unflatten(0, (len(units), -1))
             made = torch.where(chosen[:, None, None], replaced, copies)
             return site.from_heads(made.flatten(0, 1).unflatten(2, heads.shape[2:]))
 
-        return site.hook_name(self.layer), ablate
+        with self.model.hooks(fwd_hooks=[(site.hook_name(self.layer), ablate)]):
+            return self._called(units)
 
-    def _standing_in(self, site: Site, chosen: Bool[Tensor, "copy neuron"]) -> dict[str, Any]:
-        """Outputs of modules that need not be computed, as their inputs are the clean ones."""
-        weights = site.weights
-        if weights is None or weights.made:
-            return {}
-        parallel = bool(getattr(self.model.cfg, "parallel_attn_mlp", False))
-        # An MLP that reads what attention wrote has another input, where heads are ablated.
-        unchanged = [name for name in self.outputs if name == weights.module or name == "attn" or parallel]
-        made = {name: _with_stream(self.outputs[name], _copies(self.outputs[name], len(chosen))) for name in unchanged}
-        if weights.module in made:
-            clean, replaced = self.values[site]
-            matrix = projection(self.model.blocks[self.layer], weights).weight()
-            stream = _copies(self.outputs[weights.module], len(chosen)).unflatten(0, (len(chosen), self.rows)).clone()
-            for copy, neurons in enumerate(chosen):
-                if bool(neurons.any()):
-                    change = (replaced - clean)[..., neurons].to(matrix.dtype)
-                    stream[copy] += (change @ matrix[neurons]).to(stream.dtype)
-            made[weights.module] = _with_stream(self.outputs[weights.module], stream.flatten(0, 1))
-        return made
+    def _called(self, units: Units) -> Float[Tensor, "unit*row pos d_model"]:
+        residual = self.residual.repeat(len(units), 1, 1)
+        return self.call.on(self.model.blocks[self.layer], residual, len(self.residual))
+
+    def _change(self, units: Units, matrix: Float[Tensor, "neuron d_model"]) -> Float[Tensor, "unit*row pos d_model"]:
+        """What ablating a unit adds to the output of its module."""
+        clean, replaced = self.values[units.site]
+        own = units.part(matrix.T)
+        change = torch.einsum("rpud,mud->urpm", units.part(replaced - clean).to(own.dtype), own)
+        return change.flatten(0, 1)
 
 
-def _ranges(units: slice, count: int, neurons: int, device: torch.device) -> Bool[Tensor, "unit neuron"]:
-    """Which neurons of a layer are in each of some units; units are runs of neurons of equal length.
+def _matrix_of(block: Any, site: Site, neurons: int) -> Float[Tensor, "neuron d_model"] | None:
+    """The weights that read a site; None in a model that keeps them elsewhere."""
+    if site.weights is None or site.weights.made:
+        return None
+    try:
+        matrix = projection(block, site.weights).weight()
+    except AttributeError:
+        return None
+    return matrix if matrix.ndim == 2 and len(matrix) == neurons else None
 
-    >>> _ranges(slice(1, 3), 3, 6, torch.device("cpu")).int().tolist()
-    [[0, 0, 1, 1, 0, 0], [0, 0, 0, 0, 1, 1]]
-    """
-    of_unit = torch.arange(neurons, device=device) // (neurons // count)
-    return of_unit == torch.arange(units.start, units.stop, device=device)[:, None]
 
-
-def _stream_of(output: Any) -> Tensor | None:
+def _stream_of(output: Any) -> Float[Tensor, "row pos d_model"]:
     """What a module adds to the stream: all that it gave, or the first of it."""
-    first = output[0] if isinstance(output, tuple) and output else output
-    return first if isinstance(first, Tensor) and first.ndim == 3 else None
-
-
-def _copies(output: Any, copies: int) -> Float[Tensor, "copy*row pos d_model"]:
-    stream = _stream_of(output)
-    assert stream is not None
-    return stream.repeat(copies, 1, 1)
+    stream: Tensor = output[0] if isinstance(output, tuple) else output
+    return stream
 
 
 def _with_stream(output: Any, stream: Tensor) -> Any:
@@ -308,7 +354,7 @@ def _with_stream(output: Any, stream: Tensor) -> Any:
 
 @contextmanager
 def _forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """Another forward for a while. Its own may be in the module's `__dict__` (fast attention, accelerate)."""
+    """Another forward for a while. Its own may lie in the module's `__dict__`, as fast attention has it."""
     own = vars(module)
     before = own.get("forward")
     own["forward"] = forward
@@ -322,23 +368,34 @@ def _forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
 
 
 @contextmanager
-def _outputs_of(module: nn.Module) -> Iterator[list[Any]]:
-    """What a module gives when it is called; not by a torch hook, whose presence would slow it down."""
-    seen: list[Any] = []
-    forward = module.forward
+def _outputs_of(modules: Iterable[nn.Module]) -> Iterator[dict[int, Any]]:
+    """What modules give, by their number here, of those that are called once.
 
+    Not by torch hooks: fast attention takes another way where somebody listens.
+    """
+    seen: dict[int, list[Any]] = {}
+    outputs: dict[int, Any] = {}
+    with ExitStack() as leaving:
+        for number, module in enumerate(modules):
+            leaving.enter_context(_forward(module, _seen(module.forward, seen.setdefault(number, []))))
+        yield outputs
+    outputs |= {number: given[0] for number, given in seen.items() if len(given) == 1}
+
+
+def _seen(forward: Callable[..., Any], seen: list[Any]) -> Callable[..., Any]:
     def see(*args: Any, **kwargs: Any) -> Any:
         seen.append(forward(*args, **kwargs))
         return seen[-1]
 
-    with _forward(module, see):
-        yield seen
+    return see
 
 
 @contextmanager
-def _gives(module: nn.Module, output: Any) -> Iterator[None]:
-    """A module that gives this, whatever it is called with."""
-    with _forward(module, lambda *args, **kwargs: output):
+def _giving(outputs: Iterable[tuple[nn.Module, Any]]) -> Iterator[None]:
+    """Modules that give this, whatever they are called with."""
+    with ExitStack() as leaving:
+        for module, output in outputs:
+            leaving.enter_context(_forward(module, lambda *args, _output=output, **kwargs: _output))
         yield
 
 
@@ -347,8 +404,9 @@ def _alike(ours: Tensor, plain: Tensor, clean: Tensor | None = None) -> bool:
     if ours.shape != plain.shape:
         return False
     exact = plain.dtype in (torch.float32, torch.float64)
-    ours, plain = ours.float(), plain.float()
+    wide = torch.promote_types(plain.dtype, torch.float32)  # not always float64, which some devices lack
+    ours, plain = ours.to(wide), plain.to(wide)
     allowed = (1e-5 if exact else 2e-2) * plain.norm()
     if clean is not None:
-        allowed = allowed + (1e-3 if exact else 5e-2) * (plain - clean.float()).norm()
+        allowed = allowed + (1e-3 if exact else 5e-2) * (plain - clean.to(wide)).norm()
     return bool((ours - plain).norm() <= allowed)

@@ -6,11 +6,11 @@ from collections.abc import Iterable
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Bool, Float64
+from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
 from ablation_lens.ablation.places import describe_positions, read_positions
-from ablation_lens.circuits.branches import Trunk
+from ablation_lens.circuits.branches import Trunk, Units
 from ablation_lens.circuits.effects import Effects, NeuronSums
 from ablation_lens.circuits.setting import Prepared, Setting, join_rows
 from ablation_lens.circuits.units import LEVELS, axes_of, units_of
@@ -140,23 +140,25 @@ class _Measured:
         for layer in range(self.setting.model.cfg.n_layers):
             start = 0
             for trunk in trunks:
-                for site, first, effects in trunk.effects(layer, self.counts):
-                    self._add(site, layer, first, effects.T.cpu(), start, trunk.clean.weights)
+                for units, effects in trunk.effects(layer, self.counts):
+                    self._add(layer, units, effects.T.cpu(), start, trunk.clean.weights)
                     if trunk is trunks[-1]:
-                        self.done[site].view(len(self.done[site]), -1)[layer, first : first + len(effects)] = True
+                        done = self.done[units.site]
+                        done.view(len(done), -1)[layer, units.first : units.last] = True
                     advance(effects.numel())
                 start += trunk.rows
 
     def _add(
-        self, site: Site, layer: int, first: int, effects: Float64[Tensor, "row unit"], start: int, weights: Tensor
+        self, layer: int, units: Units, effects: Float64[Tensor, "row unit"], start: int, weights: Float[Tensor, " row"]
     ) -> None:
-        if site not in self.neurons:
+        site, here = units.site, slice(units.first, units.last)
+        if site in self.rows:
             rows = self.rows[site].view(len(self.rows[site]), len(self.done[site]), -1)
-            rows[start : start + len(effects), layer, first : first + effects.shape[1]] = effects
+            rows[start : start + len(effects), layer, here] = effects
             return
         more, held = NeuronSums.of_rows(effects, weights.cpu()), self.neurons[site]
-        for part in ("total", "squares", "products"):
-            getattr(held, part)[layer].view(-1)[first : first + effects.shape[1]] += getattr(more, part)
+        for sums, further in zip(vars(held).values(), vars(more).values(), strict=True):
+            sums[layer].view(-1)[here] += further
 
     def effects(self) -> Effects:
         """Of what was measured."""
