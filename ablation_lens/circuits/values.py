@@ -240,7 +240,8 @@ def _of_center(name: str, statistics: Statistics, sites: tuple[Site, ...] | None
             f"values={name!r} is a center of the neurons' distributions; give statistics=, which al.collect(model, "
             'batches, site=["z", "mlp"]) measures.'
         )
-    by_site = {statistics.site: statistics} if isinstance(statistics, ActivationStatistics) else dict(statistics)
+    by_site = {statistics.site: statistics} if isinstance(statistics, ActivationStatistics) else statistics
+    by_site = by_site if isinstance(by_site, Mapping) else {}
     if not by_site or not all(isinstance(each, ActivationStatistics) for each in by_site.values()):
         raise MismatchError("statistics are what al.collect gives, of one site or by site.")
     by_site = {Site.of(site): each for site, each in by_site.items() if sites is None or Site.of(site) in sites}
