@@ -367,6 +367,12 @@ def faithfulness_curve(
         name: attributed(model, halves.first, metric, setting, level, steps, progress, method=method)
         for name, setting in finding.items()
     }
+    for name, effects in found.items():
+        if effects.total == 0:
+            raise MismatchError(
+                f"no circuit can be found with {on_one_line(name)}: ablating every unit does not change "
+                f"{effects.metric}; give other values or inputs."
+            )
     ranked = {
         (name, order): _nested(effects, wanted, order, model, positions)
         for name, effects in found.items()

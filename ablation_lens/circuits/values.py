@@ -16,6 +16,7 @@ from ablation_lens.ablation.ablation import Ablation, Ablations, Provider
 from ablation_lens.errors import MismatchError
 from ablation_lens.measure.forward import capture
 from ablation_lens.measure.resampling import Resampled
+from ablation_lens.neurons.centers import about
 from ablation_lens.neurons.statistics import ActivationStatistics
 from ablation_lens.records import ModelRecord
 from ablation_lens.sites import Site
@@ -256,6 +257,9 @@ def _center_of(name: str, statistics: ActivationStatistics) -> Values:
     else:
         ablation = statistics.ablation(_nobody(statistics), name)
         values, source = ablation.values, ablation.source
+        if about(name).passes == 0:
+            # Made from nothing but the shape, so that it may be judged on any inputs.
+            return Values(name, {statistics.site: values}, source)
     provenance = statistics.provenance
     corpora = ", ".join(f"{corpus.name}/{corpus.split}" for corpus in provenance.corpora) or "inputs of one's own"
     plans = tuple(reading.plan for reading in provenance.plans)
