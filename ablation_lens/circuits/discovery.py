@@ -128,14 +128,7 @@ def discover(
     >>> found.found.f >= 0.8, found.circuit.share <= 1
     (True, True)
     """
-    target, number = _possible_target(target), whole(seed, "seed")
-    require_known(method, get_args(Method), "method of discovery")
-    axes_of(level)
-    if method == "greedy" and level == "neuron":
-        raise MismatchError(
-            'a greedy search would run the model once for every neuron and step; give method="attribution", or '
-            'level="head".'
-        )
+    target, number = require_search(method, level, target), whole(seed, "seed")
     halves = Halves.of(model, prompts, number)
     (both,) = halves.values([values], statistics, sites=sites, progress=progress).values()
     settings = [
@@ -257,6 +250,18 @@ class _Search:
             warnings.warn(f"interrupted: {len(names)} of {units} units are left, and fewer might do.", stacklevel=3)
             return circuit, f"units taken away one by one, until it was interrupted at {len(names)} of {units}"
         return circuit, f"units taken away one by one, from {units} to {len(names)}"
+
+
+def require_search(method: str, level: str, target: Any) -> float:
+    """The target as a number; raises where no circuit can be searched for like this."""
+    require_known(method, get_args(Method), "method of discovery")
+    axes_of(level)
+    if method == "greedy" and level == "neuron":
+        raise MismatchError(
+            'a greedy search would run the model once for every neuron and step; give method="attribution", or '
+            'level="head".'
+        )
+    return _possible_target(target)
 
 
 def _possible_target(target: Any) -> float:

@@ -185,6 +185,8 @@ def share_kept(circuit: Sums, clean: Sums, empty: Sums, metric: str = "the metri
 
 
 def _shares_kept(circuits: Sequence[Sums], clean: Sums, empty: Sums, metric: str) -> list[Kept]:
+    if not circuits:
+        return []
     refused = why_refused(clean, empty, metric)
     if refused is not None:
         return [Kept(np.nan, np.nan, np.nan, refused)] * len(circuits)

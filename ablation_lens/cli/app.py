@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 import typer.main
 
-from ablation_lens.cli import models, statistics, studies
+from ablation_lens.cli import circuits, models, statistics, studies
 from ablation_lens.cli.options import name_options
 from ablation_lens.cli.terminal import INTERRUPTED, announce, complain, give_up, prepare, say
 from ablation_lens.errors import AblationLensError
@@ -55,6 +55,7 @@ def demo(out: Annotated[Path, typer.Option(help="The run folder.")] = Path("runs
 for commands in (
     (models.info, models.evaluate, models.ablate),
     (statistics.collect, statistics.merge, statistics.neurons, statistics.explore, statistics.centers),
+    (circuits.circuit,),
     (studies.study, studies.status, studies.table, studies.export, studies.report),
 ):
     for command in commands:

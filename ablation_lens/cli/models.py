@@ -202,7 +202,7 @@ class _Found:
         }
 
 
-def _planned(task: "Task", split: str, tokens: int | None, images: int | None, batch_size: int | None) -> "BatchPlan":
+def planned(task: "Task", split: str, tokens: int | None, images: int | None, batch_size: int | None) -> "BatchPlan":
     """The plan of so many tokens or images; as many as the paper's where nobody says, or all there is."""
     from ablation_lens.corpora import CorpusSizeWarning
     from ablation_lens.study.paper import SIZES
@@ -265,8 +265,8 @@ def evaluate(
     found.require_fits(loaded)
     given: dict[str, Any] = {} if labels is None else {"labels": labels}
     task = task_for(loaded, corpus, context=context, **given)
-    plan = _planned(task, split, tokens, images, batch_size)
-    made = found.made(loaded, lambda: _planned(task, "collect", tokens, images, batch_size))
+    plan = planned(task, split, tokens, images, batch_size)
+    made = found.made(loaded, lambda: planned(task, "collect", tokens, images, batch_size))
     with progress_over("evaluating", 2 * len(plan.items), shown=True, unit="documents") as advance:
         before = score_of(loaded, plan, metrics=further, on_batch=advance)
         after = score_of(loaded, plan, made, metrics=further, on_batch=advance)
@@ -361,7 +361,7 @@ def ablate(
         raise AblationLensError(f"{model} reads images, and a prompt is a text; use ablation-lens evaluate.")
     found.require_fits(loaded)
     predictions_after(loaded, prompt, answer=answer, top=top)  # refused before a center is collected for it
-    made = found.made(loaded, lambda: _planned(task_for(loaded, corpus), "collect", tokens, None, None))
+    made = found.made(loaded, lambda: planned(task_for(loaded, corpus), "collect", tokens, None, None))
     result = predictions_after(loaded, prompt, answer=answer, ablation=made, top=top)
     if not as_json:
         say_lines("\n".join(result.lines()))

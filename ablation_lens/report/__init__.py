@@ -1,6 +1,7 @@
 """Finished work as one page that a person reads.
 
 - `study`: a run folder as a page.
-- `again`: the settings and the command that do a study again.
+- `circuit`: a folder of circuits as a page.
+- `again`: the settings and the commands that do either again.
 - `page`: headings, paragraphs, tables and figures, written as HTML and Markdown.
 """

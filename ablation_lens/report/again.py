@@ -1,10 +1,12 @@
-"""What does a study again: its settings as TOML, and the command that takes them."""
+"""What does a study again: its settings as TOML, and the command that takes them; or an analysis of circuits."""
 
+import shlex
 from collections.abc import Mapping
 from typing import Any
 
+from ablation_lens.circuits.analysis import AnalysisSettings
 from ablation_lens.errors import AblationLensError
-from ablation_lens.escaping import on_one_line
+from ablation_lens.escaping import as_unicode, on_one_line
 from ablation_lens.measure.metrics import BUILT_IN
 from ablation_lens.study.paper import PRESETS
 from ablation_lens.study.records import StudyRecord
@@ -29,6 +31,38 @@ def command_for(study: StudyRecord, out: str = "runs/again") -> str | None:
         if given == _said(Study.preset(preset).to_dict()):
             return f"ablation-lens study --preset {preset} --out {out}"
     return f"ablation-lens study {SETTINGS} --out {out}"
+
+
+def command_for_circuit(settings: AnalysisSettings, out: str = "runs/again") -> str:
+    """The command that analyses a circuit again; what is as by default is left out.
+
+    >>> about = {"count": 64, "seed": 0, "metric": "kl", "centers": ("peak",), "sites": ("z", "mlp"), "level": "head"}
+    >>> about |= {"method": "attribution", "target": 0.9, "steps": 8}
+    >>> command_for_circuit(AnalysisSettings("tiny-opt", "induction", None, **about))
+    'ablation-lens circuit tiny-opt --task induction --metric kl --center peak --out runs/again'
+    """
+    parts = [settings.model]
+    given: list[tuple[str, Any, Any]] = [
+        ("task", settings.task, None),
+        ("prompts", settings.file, None),
+        ("count", settings.count if settings.task is not None else 64, 64),
+        ("seed", settings.seed, 0),
+        ("metric", settings.metric, "logit_difference"),
+        *(("center", center, None) for center in settings.centers),
+        *(("site", site, None) for site in settings.sites if set(settings.sites) != {"z", "mlp"}),
+        ("level", settings.level, "head"),
+        ("method", settings.method, "attribution"),
+        ("target", settings.target, 0.9),
+        ("steps", settings.steps, 8),
+        *(("statistics", place, None) for place in settings.statistics),
+        ("corpus", settings.corpus, None),
+        ("tokens", settings.tokens, None),
+        ("dtype", settings.dtype, None),
+    ]
+    for name, value, usual in given:
+        if value != usual:
+            parts += [f"--{name}", f"{value:g}" if isinstance(value, float) else str(value)]
+    return on_one_line(as_unicode(" ".join(["ablation-lens circuit", *map(shlex.quote, parts), f"--out {out}"])))
 
 
 def toml_of(study: StudyRecord) -> str:
