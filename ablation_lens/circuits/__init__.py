@@ -9,10 +9,10 @@
 - `effects`: what single units are worth.
 - `knockout`: exact effects, one unit at a time; `branches`: runs that share what they have in common.
 - `attribution`: effects of all neurons at once, from gradients.
+- `analysis`: all of it in a folder, which goes on where it was interrupted.
 - `circuit`: the units that are kept.
 - `judging`: how good a circuit is: faithfulness, completeness, minimality.
 - `halving`: one half of the prompts to find circuits on, and the other to judge them on.
-- `analysis`: all of it, of one task, kept in a folder.
 - `discovery`: the fewest units that do, found on one half of the prompts and judged on the other.
 - `curves`: faithfulness against size, for every pair of values to find and to judge with.
 """
