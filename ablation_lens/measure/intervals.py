@@ -10,6 +10,7 @@ from numpy import ndarray
 ENOUGH_SEEDS = 10
 """With fewer masks than this, an interval speaks of the masks drawn and no others."""
 RESAMPLES = 2000
+_DRAWN_AT_ONCE = 2**22
 
 
 @dataclass(frozen=True)
@@ -114,9 +115,14 @@ def bootstrap_means(
         return np.empty((len(sums), 0))
     generator = np.random.Generator(np.random.PCG64(seed))
     rows = weights.shape[1]
-    drawn = generator.multinomial(rows, np.full(rows, 1 / rows), size=resamples).astype(np.float64)
-    total = drawn @ weights.T
-    # A replicate of rows none of which counts has no mean.
-    whole = (total > 0).all(1)
-    means: ndarray = ((drawn @ sums.T)[whole] / total[whole]).T
-    return means
+    parts = []
+    # Some at a time, which draws the same ones: all of them would be a gigabyte for a corpus of documents.
+    at_once = max(1, _DRAWN_AT_ONCE // rows)
+    for start in range(0, resamples, at_once):
+        size = min(at_once, resamples - start)
+        drawn = generator.multinomial(rows, np.full(rows, 1 / rows), size=size).astype(np.float64)
+        total = drawn @ weights.T
+        # A replicate of rows none of which counts has no mean.
+        whole = (total > 0).all(1)
+        parts.append(((drawn @ sums.T)[whole] / total[whole]).T)
+    return np.concatenate(parts, axis=1)

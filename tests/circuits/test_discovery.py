@@ -113,6 +113,17 @@ def test_rows_of_one_document_and_differently_padded_ones_stay_together():
     assert len(numbers[0]) == len(numbers[1]) == 2
 
 
+def test_images_are_halved_by_their_pixels(saved):
+    model = al.load_model(saved("vit"))
+    pixels = torch.randn(4, 3, 12, 12)
+    halves = Halves.of(model, {"pixel_values": pixels[[0, 1, 2, 3, 0, 1]], "labels": torch.arange(6)})
+    labels = [
+        {label % 4 for batch in half for label in batch.labels.tolist()} for half in (halves.first, halves.second)
+    ]
+    assert not labels[0] & labels[1]
+    assert labels[0] | labels[1] == {0, 1, 2, 3}
+
+
 def test_one_row_again_and_again_has_no_halves():
     with pytest.raises(MismatchError, match="all the same"):
         Halves.of(linear_model(), torch.ones(5, 4, dtype=torch.int64))

@@ -10,7 +10,7 @@ import ablation_lens as al
 from ablation_lens import circuits, metrics
 from ablation_lens.circuits.judging import Judge, share_kept
 from ablation_lens.circuits.setting import Setting
-from ablation_lens.errors import MismatchError
+from ablation_lens.errors import CorpusError, MismatchError
 from ablation_lens.measure.score import Sums
 from tests.circuits.models import (
     BACKUP,
@@ -24,6 +24,7 @@ from tests.circuits.models import (
     linear_batch,
     linear_model,
 )
+from tests.tiny_models import BY_NAME
 
 CENTERS = ("zero", "mean", "median", "peak")
 METRIC = "logit_difference"
@@ -163,6 +164,53 @@ def test_every_m_is_what_evaluate_gives():
         assert m == pytest.approx(score.cross_entropy, rel=1e-5)
         assert rows.weights.sum() == score.predictions
     assert found.m_model == pytest.approx(al.evaluate(model, batches).cross_entropy, rel=1e-6)
+
+
+@pytest.mark.parametrize("name", ["opt", "mistral"])
+def test_all_and_no_units_are_what_plain_hugging_face_hooks_give(saved, name):
+    tiny, model = BY_NAME[name], al.load_model(saved(name))
+    tokens, mask = tiny.inputs()
+    batch = al.Batch.causal(tokens, mask.bool())
+    circuit = circuits.Circuit.of(model, True)
+    found = faithful(model, batch, "cross_entropy", circuit, 0.1, random=0)
+    reference = tiny.model()
+
+    def loss():
+        with torch.no_grad():
+            logits = reference(tokens, attention_mask=mask).logits
+        losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), batch.labels, reduction="none")
+        return float(losses[batch.scored].mean())
+
+    assert found.m_model == pytest.approx(loss(), rel=1e-4)
+    handles = [
+        module.register_forward_pre_hook(lambda module, args: (torch.full_like(args[0], 0.1), *args[1:]))
+        for module in tiny.projections(reference)
+    ]
+    try:
+        assert found.m_empty == pytest.approx(loss(), rel=1e-4)
+    finally:
+        for handle in handles:
+            handle.remove()
+    assert found.m_empty != pytest.approx(found.m_model, rel=1e-3)
+
+
+def test_kl_is_kept_from_its_worst_to_0(linear):
+    model, batch = linear
+    whole, none, some = (circuits.Circuit.of(model, True), circuits.Circuit.of(model, False), "L0.H1")
+    found = faithful(model, batch, "kl", circuits.Circuit.of_heads(some, model), 0.0, random=0)
+    assert found.m_model == 0 < found.m_empty
+    assert found.f == pytest.approx(1 - found.m_circuit / found.m_empty)
+    assert [faithful(model, batch, "kl", each, 0.0, random=0).f for each in (whole, none)] == [1, 0]
+
+
+def test_a_metric_that_weighs_nothing_is_refused(linear):
+    model, batch = linear
+
+    def nothing(logits, batch):
+        return logits[:, -1, 0], torch.zeros(len(logits))
+
+    with pytest.raises(CorpusError, match="the weight 0"):
+        faithful(model, batch, nothing, circuits.Circuit.of(model, True), 0.0)
 
 
 def test_batch_size_and_order_of_rows_do_not_matter(linear):

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from ablation_lens.measure.intervals import ENOUGH_SEEDS, difference
+from ablation_lens.measure.intervals import ENOUGH_SEEDS, bootstrap_means, difference
 
 
 def plain_bootstrap(first, second, predictions, resamples, seed):
@@ -123,3 +123,12 @@ def test_one_document_says_nothing_of_others():
     assert interval.difference == 0.5
     assert np.isnan([interval.low, interval.high]).all()
     assert not interval.excludes_zero
+
+
+def test_means_of_many_rows_are_drawn_as_those_of_few_at_once():
+    generator = np.random.default_rng(0)
+    weights = np.stack([generator.integers(0, 3, 5000), np.ones(5000)]).astype(float)
+    sums = generator.normal(size=(2, 5000)) * weights
+    drawn = np.random.Generator(np.random.PCG64(7)).multinomial(5000, np.full(5000, 1 / 5000), size=1000)
+    expected = (drawn @ sums.T / (drawn @ weights.T)).T
+    np.testing.assert_allclose(bootstrap_means(sums, weights, resamples=1000, seed=7), expected)
