@@ -185,15 +185,9 @@ class JudgedRecord(Record):
     def of(cls, found: Faithfulness) -> "JudgedRecord":
         """Of what `faithfulness` gives."""
         kept = found.share
-        return cls(
-            len(found.clean.values),
-            found.m_model,
-            found.m_circuit,
-            found.m_empty,
-            *map(_or_none, (kept.value, kept.low, kept.high)),
-            kept.refused,
-            tuple(map(_or_none, found.random_f)),
-        )
+        f, low, high = map(_or_none, (kept.value, kept.low, kept.high))
+        ms = (found.m_model, found.m_circuit, found.m_empty)
+        return cls(len(found.clean.values), *ms, f, low, high, kept.refused, tuple(map(_or_none, found.random_f)))
 
 
 @dataclass(frozen=True)
@@ -382,69 +376,24 @@ def analyse(
     given = FROM_PROMPTS if statistics is None else statistics
     said("computing what units are set to")
     values = halves.values(list(settings.centers), given, sites=sites, progress=progress)
-    told = {name: _facts_of(both.first) for name, both in values.items()}
-    common = {"prompts": prompts.digest, "seed": settings.seed, "metric": settings.metric}
-    common |= {"sites": [site.value for site in sites]}
-    exact = "layer" if settings.level == "layer" else "head"
-    asked = {"level": settings.level, "steps": settings.steps}
-    found_by = {"method": settings.method, "target": settings.target}
-    record = AnalysisRecord(
-        settings,
-        record_of(model),
-        Versions.current(),
-        prompts.digest,
-        repr(prompts),
-        keys,
-        {name: work.key("knockouts", **common, level=exact, values=told[name]) for name in values},
-        {name: work.key("attributions", **common, steps=settings.steps, values=told[name]) for name in values},
-        work.key("curves", **common, **asked, values=told),
-        {name: work.key("circuits", **common, **asked, **found_by, values=told[name]) for name in values},
-    )
+    record = work.record(settings, prompts, keys, {name: both.first for name, both in values.items()})
     if not folder.json("prompts", prompts.digest).exists():
         with keeping(folder.path):
             prompts.save(folder.json("prompts", prompts.digest))
     folder.write_analysis(record)
-    metric = settings.metric
     for name, both in values.items():
-        # What these refuse, nothing of what follows could do.
-        what = f"knocking out every {exact}, set to {name}"
-        with work.on("effects", record.knockouts[name], what, optional=False) as missing:
+        work.effects(halves.first, settings, both.first, record.knockouts[name], record.attributions[name])
+    # Their literal types are checked by `require_possible`.
+    options: dict[str, Any] = {"level": settings.level, "steps": settings.steps, "seed": settings.seed, "sites": sites}
+    options |= {"statistics": given, "progress": progress}
+    found_by: dict[str, Any] = {"method": settings.method, "target": settings.target}
+    for name, key in record.circuits.items():
+        with work.on("circuits", key, f"looking for a circuit, the rest set to {name}") as missing:
             if missing:
-                effects = knockout_effects(model, halves.first, metric, both.first, level=exact, progress=progress)  # type: ignore[arg-type]
-                work.save_effects(record.knockouts[name], effects, len(halves.first))
-    for name, both in values.items():
-        with work.on("effects", record.attributions[name], f"attributing to every neuron, set to {name}") as missing:
-            if missing:
-                effects = attribution_effects(
-                    model, halves.first, metric, both.first, steps=settings.steps, progress=progress
-                )
-                work.save_effects(record.attributions[name], effects, len(halves.first))
-    options = {"statistics": given, "sites": sites, "seed": settings.seed, "steps": settings.steps}
-    for name in values:
-        with work.on("circuits", record.circuits[name], f"looking for a circuit, the rest set to {name}") as missing:
-            if missing:
-                discovery = discover(
-                    model,
-                    prompts,
-                    metric,
-                    name,
-                    level=settings.level,
-                    **found_by,
-                    **options,
-                    progress=progress,  # type: ignore[arg-type]
-                )
-                work.save_circuit(record.circuits[name], discovery)
+                work.save_circuit(key, discover(model, prompts, settings.metric, name, **found_by, **options))
     with work.on("curves", record.curves, "judging circuits of every size with every center") as missing:
         if missing:
-            curves = faithfulness_curve(
-                model,
-                prompts,
-                metric,
-                list(values),
-                level=settings.level,
-                **options,
-                progress=progress,  # type: ignore[arg-type]
-            )
+            curves = faithfulness_curve(model, prompts, settings.metric, list(values), **options)
             if len(curves.areas) < len(values) ** 2:
                 raise KeyboardInterrupt
             with keeping(folder.path):
@@ -468,6 +417,46 @@ class _Work:
     def key(self, what: str, **facts: Any) -> str:
         """Of a part that depends on these facts, and on the model."""
         return key_of({**self._facts, "what": what, **facts})
+
+    def record(
+        self, settings: AnalysisSettings, prompts: Prompts, statistics: dict[str, str], values: Mapping[str, Values]
+    ) -> AnalysisRecord:
+        """The keys of all parts."""
+        told = {name: _facts_of(each) for name, each in values.items()}
+        common: dict[str, Any] = {"prompts": prompts.digest, "seed": settings.seed, "metric": settings.metric}
+        common["sites"] = list(settings.sites)
+        asked = {"level": settings.level, "steps": settings.steps}
+        found_by = {"method": settings.method, "target": settings.target}
+        return AnalysisRecord(
+            settings,
+            record_of(self.model),
+            Versions.current(),
+            prompts.digest,
+            repr(prompts).removeprefix("Prompts(").removesuffix(")"),
+            statistics,
+            {name: self.key("knockouts", **common, level=_exact(settings), values=told[name]) for name in told},
+            {name: self.key("attributions", **common, steps=settings.steps, values=told[name]) for name in told},
+            self.key("curves", **common, **asked, values=told),
+            {name: self.key("circuits", **common, **asked, **found_by, values=told[name]) for name in told},
+        )
+
+    def effects(
+        self, half: Prompts, settings: AnalysisSettings, values: Values, knockouts: str, attributions: str
+    ) -> None:
+        """Knock-outs of heads or layers, and attributions of neurons."""
+        level: Any = _exact(settings)
+        # What these refuse, nothing of what follows could do.
+        what = f"knocking out every {level}, set to {values.name}"
+        with self.on("effects", knockouts, what, optional=False) as missing:
+            if missing:
+                made = knockout_effects(self.model, half, settings.metric, values, level=level, progress=self.progress)
+                self._save_effects(knockouts, made, len(half))
+        with self.on("effects", attributions, f"attributing to every neuron, set to {values.name}") as missing:
+            if missing:
+                made = attribution_effects(
+                    self.model, half, settings.metric, values, steps=settings.steps, progress=self.progress
+                )
+                self._save_effects(attributions, made, len(half))
 
     @contextmanager
     def on(self, part: str, key: str, what: str, *, optional: bool = True) -> Iterator[bool]:
@@ -503,7 +492,7 @@ class _Work:
                     statistics.save(self.folder.file("statistics", keys[site.value]))
         return {Site(site): self.folder.statistics(key) for site, key in keys.items()}
 
-    def save_effects(self, key: str, effects: Effects, rows: int) -> None:
+    def _save_effects(self, key: str, effects: Effects, rows: int) -> None:
         """Keep effects that are whole; Ctrl-C leaves some that are not."""
         if not effects.is_whole or len(effects.clean.values) < rows:
             raise KeyboardInterrupt
@@ -515,6 +504,11 @@ class _Work:
         with keeping(self.folder.path):
             discovery.circuit.save(self.folder.file("circuits", key))
         self.folder.write_once("circuits", key, FOUND, FoundRecord.of_discovery(discovery).to_dict())
+
+
+def _exact(settings: AnalysisSettings) -> str:
+    """The level of exact effects: those of every neuron by itself would take as many runs as there are neurons."""
+    return "layer" if settings.level == "layer" else "head"
 
 
 def _passes(wanted: tuple[str, ...]) -> int:

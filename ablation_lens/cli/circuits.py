@@ -247,9 +247,8 @@ def _show(folder: "CircuitFolder", record: "AnalysisRecord") -> None:
         )
         if judged.refused is not None:
             refused.append(f"{name}: {judged.refused}")
-    about = record.about_prompts
     show(
-        cell(f"{record.model.name}, {record.settings.metric} of {about}"),
+        cell(f"{record.model.name}, {record.settings.metric} of {record.about_prompts}"),
         *([table] if table.row_count else []),
         *(cell(line) for line in refused),
         *([cell("Judged on the prompts that circuits were not found on.")] if table.row_count else []),

@@ -23,6 +23,7 @@ from ablation_lens.names import require_known
 from ablation_lens.study.paper import PRESETS
 
 if TYPE_CHECKING:
+    from ablation_lens.circuits.analysis import CircuitFolder
     from ablation_lens.study.results import Results
     from ablation_lens.study.table2 import Table2
 
@@ -243,13 +244,17 @@ def report(
     out: Annotated[Path | None, typer.Option(help="Another folder for report.html and report.md.")] = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Write one page about a study: Table 2, Figures 1 to 3, neuron shapes, what was run."""
+    """Write one page about a study (Table 2, Figures 1 to 3, neuron shapes), or about a circuit."""
     announce(f"reading {folder}")
+    from ablation_lens.circuits.analysis import CircuitFolder
     from ablation_lens.files import require_target_folder
     from ablation_lens.report.study import write_report
     from ablation_lens.study.cells import StudyFolder
     from ablation_lens.study.results import Results
 
+    if CircuitFolder.is_at(folder):
+        _report_of_circuits(CircuitFolder(folder), out, as_json)
+        return
     run = StudyFolder(folder)
     require_target_folder(folder if out is None else out)
     results = Results.load(run)
@@ -260,6 +265,23 @@ def report(
     else:
         say(f"{page} (and {text.name})")
     _exit_1_if_cells_are_missing(results)
+
+
+def _report_of_circuits(folder: "CircuitFolder", out: Path | None, as_json: bool) -> None:
+    from ablation_lens.files import require_target_folder
+    from ablation_lens.report.circuit import write_circuit_report
+
+    require_target_folder(folder.path if out is None else out)
+    announce("drawing the figures")
+    page, text, flaws = write_circuit_report(folder, out)
+    if as_json:
+        say_json("report", {"folder": folder.path, "html": page, "markdown": text})
+    else:
+        say(f"{page} (and {text.name})")
+    for flaw in flaws:
+        complain(flaw)
+    if flaws:
+        raise typer.Exit(1)
 
 
 def print_table(results: "Results", fractions: list[float] | None = None) -> None:

@@ -120,11 +120,12 @@ class _Report:
     def _asked(self) -> str:
         settings, model = self.settings, self.record.model
         centers = ", ".join(settings.centers)
+        shape = f"{model.architecture}, {model.n_layers} layers × {model.n_heads} heads"
         return (
-            f"{self.record.about_prompts}, asked of {model.name} ({model.architecture}, {model.n_layers} layers × "
-            f"{model.n_heads} heads). What counts is {self.metric.name}. Units at {' and '.join(settings.sites)} are "
-            f"set to: {centers}. Circuits of {settings.level}s are found by {settings.method} on one half of the "
-            f"prompts, so that they keep {settings.target:g} of the metric, and judged on the other half."
+            f"Prompts of {self.record.about_prompts}, asked of {model.name} ({shape}). What counts is "
+            f"{self.metric.name}. Units at {' and '.join(settings.sites)} are set to: {centers}. Circuits of "
+            f"{settings.level}s are found by {settings.method} on one half of the prompts, so that they keep "
+            f"{settings.target:g} of the metric, and judged on the other half."
         )
 
     def _dates(self) -> str:
@@ -169,7 +170,7 @@ class _Report:
             self.page.add(Paragraph(f"No attributions with {name}: {told}"))
         for number, (name, effects) in enumerate(knockouts.items()):
             caption = (
-                f"Every {effects.level} by itself set to its {name}, exactly; red is the way that ablating everything "
+                f"Every {effects.level} taken away by itself: set to {name}. Red is the way that ablating everything "
                 "changes the metric."
             )
             self.page.add(Figure(f"effects-{number}", plots.effect_map(effects), caption))
@@ -278,7 +279,7 @@ class _Report:
         if len(stability):
             wide = stability.pivot_table(index="found_with", columns="units", values="jaccard", sort=False)
             wide = wide[sorted(wide.columns)]
-            heads = ("found with", *(f"{units} units" for units in wide.columns))
+            heads = ("found with", *(f"{units} unit{'' if str(units) == '1' else 's'}" for units in wide.columns))
             rows = [
                 (str(name), *(f"{each:.2f}" for each in row))
                 for name, row in zip(wide.index, wide.to_numpy(), strict=True)

@@ -97,6 +97,14 @@ class RunFolder:
         self._locks = KeyLocks(self.path / LOCKS)
 
     @classmethod
+    def is_at(cls, path: str | Path) -> bool:
+        """Whether there is a folder of this kind; what cannot be read is for whoever opens it to say."""
+        try:
+            return bool(parse_json(read_text(Path(path) / MARKER, 1000)).get("kind", STUDY) == cls.kind)
+        except (FileFormatError, OSError, ValueError, AttributeError):
+            return False
+
+    @classmethod
     def create(cls, path: str | Path) -> Self:
         """Open a run folder for writing; made where it does not exist."""
         path = Path(path)
