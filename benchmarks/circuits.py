@@ -1,9 +1,9 @@
 """What knocking out every head costs, beside a run of the model per head.
 
 12 layers of 12 heads with random weights, prompts whose last token is scored. *plain* is TransformerLens as people
-write it: `run_with_hooks` for every head, logits everywhere. *evaluate* is `al.evaluate` for every head, which unembeds the
-scored positions only. Both take the same time for every head, so some heads are timed, and that is multiplied. Time: one
-interleaved run. Memory: peak resident set of a process of its own.
+write it: `run_with_hooks` for every head, logits everywhere. *evaluate* is `al.evaluate` for every head, which
+unembeds scored positions only. Both take the same time for every head, so some heads are timed, and that is multiplied.
+Time: one interleaved run. Memory: peak resident set of a process of its own.
 """
 
 import argparse
