@@ -205,6 +205,12 @@ class _Attribution:
     among: Mapping[Site, Bool[Tensor, "layer head dim"]] | None
 
     @property
+    def constant(self) -> bool:
+        """Whether units are set to the same values at every position of every row."""
+        alike = (not callable(each) and getattr(each, "ndim", 3) == 3 for each in self.setting.values.by_site.values())
+        return self.setting.positions is None and all(alike)
+
+    @property
     def passes(self) -> int:
         """Backward passes of each batch."""
         return self.setting.model.cfg.n_layers if self.graddrop else len(self.nodes)
@@ -339,13 +345,15 @@ class _Run:
         def hook(value: Tensor, hook: Any) -> Tensor:
             here = site.to_heads(value)
             with torch.no_grad():
-                way = site.to_heads(replacement(value, hook)) - here
-                if moves is not None:
-                    way = way.masked_fill_(~moves, 0)
+                # The same at every position: one value per neuron is enough, and no more is kept.
+                like = torch.zeros_like(here[:1, :1]) if self._attribution.constant else here.detach()
+                target = site.to_heads(replacement(site.from_heads(like), hook))
+                if among is not None:
+                    target = torch.where(among[site][layer], target, here)
             wide = torch.float64 if here.dtype == torch.float64 else torch.float32
             end = torch.zeros(len(here), *here.shape[2:], dtype=wide, device=here.device, requires_grad=True)
             self._ends[site, layer] = end
-            return site.from_heads(_OnTheWay.apply(here, way, end, self._share, moves))  # type: ignore[no-untyped-call]
+            return site.from_heads(_OnTheWay.apply(here, target, end, self._share, moves))  # type: ignore[no-untyped-call]
 
         return hook
 
@@ -363,28 +371,29 @@ class _Run:
 
 
 class _OnTheWay(torch.autograd.Function):
-    """`here + share · way`; the gradient of `end` is what a larger share of each row's unit would change.
+    """A share of the way from here to a target; the gradient of `end` is what more of it would change, row by row.
 
-    The way leads to a constant, so what was there before counts for less, the farther one is: 1 − share.
+    The target is a constant, so what was here before counts for less, the farther one is: 1 − share.
     """
 
     @staticmethod
     def forward(  # type: ignore[override]
         ctx: Any,
         here: Float[Tensor, "row pos head dim"],
-        way: Float[Tensor, "row pos head dim"],
+        target: Float[Tensor, "#row #pos head dim"],
         end: Float[Tensor, "row head dim"],
         share: float,
         moves: Bool[Tensor, "#row #pos #head #dim"] | None,
     ) -> Float[Tensor, "row pos head dim"]:
-        ctx.save_for_backward(way, moves)
+        ctx.save_for_backward(here, target, moves)
         ctx.share, ctx.wide = share, end.dtype
-        return torch.add(here, way, alpha=share)
+        # Exact where both are the same: what stays is not rounded.
+        return torch.lerp(here, target, share)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None, Tensor, None, None]:  # type: ignore[override]
-        way, moves = ctx.saved_tensors
-        slope = (way.to(ctx.wide) * gradient.to(ctx.wide)).sum(1)
+        here, target, moves = ctx.saved_tensors
+        slope = (target - here).to(ctx.wide).mul_(gradient).sum(1)
         if not ctx.needs_input_grad[0]:
             return None, None, slope, None, None
         if ctx.share:
