@@ -53,11 +53,16 @@ def contenders(size: Size) -> dict[str, Callable[[], Any]]:
     def bare() -> None:
         readout = Readout(model, batch, al.metrics.logit_difference)
         for _ in range(STEPS):
-            embedded: list[torch.Tensor] = []
-            start = (al.Site.RESID_PRE.hook_name(0), lambda value, hook: embedded.append(value.requires_grad_()))
-            torch.autograd.grad(readout.under([start]).values.sum(), embedded)
+            one_pass(readout)
 
     return {"ours": ours, "bare": bare}
+
+
+def one_pass(readout: Readout) -> None:
+    """Forward to the metric, and back to the embeddings."""
+    embedded: list[torch.Tensor] = []
+    start = (al.Site.RESID_PRE.hook_name(0), lambda value, hook: embedded.append(value.requires_grad_()))
+    torch.autograd.grad(readout.under([start]).values.sum(), embedded)
 
 
 def child(which: str, size: Size = WHOLE) -> float:
@@ -73,7 +78,7 @@ def main() -> None:
     parser.add_argument("--toy", action="store_true", help="a size that takes seconds and says nothing")
     parser.add_argument("--child", choices=["ours", "bare"], help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    torch.set_num_threads(1 if arguments.toy else int(__import__("os").environ.get("T","2")))
+    torch.set_num_threads(1 if arguments.toy else 2)
     if arguments.child:
         print(child(arguments.child))
         return

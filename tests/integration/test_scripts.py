@@ -13,6 +13,7 @@ from PIL import Image
 ROOT = Path(__file__).parents[2]
 BENCHMARKS = {
     "ablation.py": ("--toy", "--rounds", "1"),
+    "attribution.py": ("--toy", "--rounds", "1"),
     "attention_speed.py": ("--toy", "--rounds", "0", "--threads", "1", "--run-with-hooks"),
     "collection.py": ("--toy", "--rounds", "1"),
     "loading_memory.py": ("--toy", "--rounds", "1"),
