@@ -17,6 +17,7 @@ from ablation_lens.circuits.effects import ADD_UP, Effects
 from ablation_lens.circuits.halving import Halves
 from ablation_lens.circuits.judging import (
     Judge,
+    at_least,
     identity,
     interval_of,
     mean,
@@ -295,6 +296,9 @@ class Curves(Record):
             numbers = [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
             lines.append("    " + "  ".join([row[0].ljust(widths[0]), *numbers]))
         lines += [f"  {on_one_line(judge.name)}: {judge.refused}" for judge in judges if judge.refused]
+        for where in dict.fromkeys(each for each in self.collected_on.values() if each is not None):
+            names = ", ".join(on_one_line(name) for name, each in self.collected_on.items() if each == where)
+            lines.append(f"  {names}: of {on_one_line(where)}")
         return "\n".join(lines)
 
 
@@ -347,7 +351,7 @@ def faithfulness_curve(
     >>> len(curves.frame), len(curves.pairs), bool(curves.frame["f"][1] == 1)
     (8, 4, True)
     """
-    wanted, number = _possible_shares(shares), whole(seed, "seed")
+    wanted, number, again = _possible_shares(shares), whole(seed, "seed"), at_least(resamples, "resamples")
     axes_of(level)
     if method not in ADD_UP:
         raise MismatchError(f"units cannot be ranked by {method!r:.60}; give one of {', '.join(map(repr, ADD_UP))}.")
@@ -410,7 +414,7 @@ def faithfulness_curve(
         points=tuple(measured.points),
         areas=tuple(measured.areas),
         membership=tuple(
-            each for name, effects in found.items() for each in _membership(name, effects, wanted, resamples, number)
+            each for name, effects in found.items() for each in _membership(name, effects, wanted, again, number)
         ),
         source=record_of(model),
     )

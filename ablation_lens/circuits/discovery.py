@@ -1,14 +1,22 @@
 """Finding a circuit on one half of the prompts, and judging it on the other."""
 
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from ablation_lens.circuits.circuit import Circuit
 from ablation_lens.circuits.effects import Effects
 from ablation_lens.circuits.halving import Halves
-from ablation_lens.circuits.judging import Faithfulness, Judge, judged, mean, require_other_inputs, why_refused
+from ablation_lens.circuits.judging import (
+    Faithfulness,
+    Judge,
+    at_least,
+    judged,
+    mean,
+    require_other_inputs,
+    why_refused,
+)
 from ablation_lens.circuits.setting import Setting
 from ablation_lens.circuits.units import Level, axes_of
 from ablation_lens.errors import MismatchError
@@ -129,6 +137,7 @@ def discover(
     (True, True)
     """
     target, number = require_search(method, level, target), whole(seed, "seed")
+    draws = at_least(random, "random")
     halves = Halves.of(model, prompts, number)
     (both,) = halves.values([values], statistics, sites=sites, progress=progress).values()
     settings = [
@@ -146,17 +155,14 @@ def discover(
             raise MismatchError(f"there is nothing to find: {refused}")
         search = _Search(finder, target)
         with progress_over("discovering", None, progress, "runs") as advance:
-            if effects is not None:
-                top = lambda count: Circuit.top(  # noqa: E731
-                    effects, count=count, absolute=absolute, model=model, positions=positions
-                )
-                units = sum(effects[site].numel() for site in effects.sites)
-                circuit, searched = search.smallest(top, units, advance)
+            if effects is None:
+                everything = Circuit.of(model, True, settings[0].values.sites, positions)
+                circuit, searched = search.fewest(everything, level, advance)
             else:
-                whole_model = Circuit.of(model, True, settings[0].values.sites, positions)
-                circuit, searched = search.fewest(whole_model, level, advance)
+                options = {"absolute": absolute, "model": model, "positions": positions}
+                circuit, searched = search.smallest(effects, options, advance)
     circuit = Circuit(circuit.kept, positions, record_of(model))
-    drawn = [circuit.random_like(number + draw) for draw in range(whole(random, "random"))]
+    drawn = [circuit.random_like(number + draw) for draw in range(draws)]
     return Discovery(
         circuit,
         judged(finder, circuit, progress=False),
@@ -200,9 +206,7 @@ class _Search:
 
     judge: Judge
     target: float
-
-    def __post_init__(self) -> None:
-        self.tried: dict[int, float] = {}
+    tried: dict[int, float] = field(default_factory=dict)
 
     def _f(self, circuits: Sequence[Circuit], advance: Callable[[int], None]) -> list[float]:
         nothing = mean(self.judge.empty)
@@ -210,10 +214,13 @@ class _Search:
         return [(mean(each) - nothing) / everything for each in self.judge.measure(circuits, advance)]
 
     def smallest(
-        self, top: Callable[[int], Circuit], units: int, advance: Callable[[int], None]
+        self, effects: Effects, options: Mapping[str, Any], advance: Callable[[int], None]
     ) -> tuple[Circuit, str]:
-        """Of circuits that each hold those of fewer units."""
-        tried = self.tried
+        """Of circuits of the units ranked first, which hold those of fewer units."""
+        tried, units = self.tried, sum(effects[site].numel() for site in effects.sites)
+
+        def top(count: int) -> Circuit:
+            return Circuit.top(effects, count=count, **options)
 
         def reached(*counts: int) -> list[bool]:
             tried.update(zip(counts, self._f([top(count) for count in counts], advance), strict=True))

@@ -334,22 +334,23 @@ class Faithfulness:
 
     def __repr__(self) -> str:
         kept = self.share
-        name = "f" if self.what == "circuit" else "f of the rest"
+        name, m, drawn = ("f", "m(C)", "random circuits of this size")
+        if self.what == "rest":
+            name, m, drawn = ("f of the rest", "m(M∖C)", "rests without random circuits of this size")
         lines = [
             f"Faithfulness({on_one_line(self.metric)}, outside → {on_one_line(self.values)})",
             f"  {self.circuit!r}",
             f"  {name} {_told(kept)}" if kept.refused is None else f"  {name} is refused: {kept.refused}",
-            f"  m(M) = {self.m_model:.4g}, m(C) = {self.m_circuit:.4g}, m(∅) = {self.m_empty:.4g}",
+            f"  m(M) = {self.m_model:.4g}, {m} = {self.m_circuit:.4g}, m(∅) = {self.m_empty:.4g}",
         ]
         if self.random and kept.refused is None:
             found = self.random_f
             lines.append(
-                f"  {len(found)} random circuits of this size: f = {np.mean(found):.3f} on average, {min(found):.3f} "
-                f"to {max(found):.3f}"
+                f"  {len(found)} {drawn}: f = {np.mean(found):.3f} on average, {min(found):.3f} to {max(found):.3f}"
             )
         elif self.random:
             found = [mean(each) for each in self.random]
-            lines.append(f"  {len(found)} random circuits of this size: m = {min(found):.4g} to {max(found):.4g}")
+            lines.append(f"  {len(found)} {drawn}: m = {min(found):.4g} to {max(found):.4g}")
         return "\n".join(lines)
 
 
@@ -394,7 +395,7 @@ def faithfulness(
     True
     """
     judge = judge_of(model, batches, metric, circuit, values, statistics)
-    drawn = [circuit.random_like(seed + number) for number in range(_count(random, "random"))]
+    drawn = [circuit.random_like(seed + number) for number in range(at_least(random, "random"))]
     return judged(judge, circuit, drawn, progress=progress)
 
 
@@ -427,7 +428,7 @@ def completeness_of_rest(
     Circuit(z: 12 of 16 heads: L1.H0, L1.H1, L1.H2, L1.H3, L2.H0, L2.H1, L2.H2, L2.H3 and 4 more)
     """
     judge = judge_of(model, batches, metric, circuit, values, statistics)
-    drawn = [~circuit.random_like(seed + number) for number in range(_count(random, "random"))]
+    drawn = [~circuit.random_like(seed + number) for number in range(at_least(random, "random"))]
     return judged(judge, ~circuit, drawn, what="rest", progress=progress)
 
 
@@ -452,7 +453,8 @@ def judged(
     )
 
 
-def _count(given: Any, name: str, least: int = 0) -> int:
+def at_least(given: Any, name: str, least: int = 0) -> int:
+    """A whole number that is large enough."""
     number = whole(given, name)
     if number < least:
         raise MismatchError(f"{name}={number} is not possible; give {least} or more.")
@@ -607,8 +609,8 @@ def completeness_gap(
     >>> len(found.table()), set(found.removed) <= set(heads.units()), found.gap == max(found.table()["gap"])
     (3, True, True)
     """
-    largest, restarts = _count(largest, "largest"), _count(restarts, "restarts")
-    draws = _count(random, "random")
+    largest, restarts = at_least(largest, "largest"), at_least(restarts, "restarts")
+    draws = at_least(random, "random")
     judge = judge_of(model, batches, metric, circuit, values, statistics)
     names = _units(circuit, level)
     with progress_over("looking for what is lacking", None, progress, "runs") as advance:
@@ -763,7 +765,7 @@ def minimality(
     >>> sorted(found.units), found.worst == found.table().index[0]
     (['L0.H0', 'L1.H0'], True)
     """
-    largest, draws = _count(largest, "largest"), _count(random, "random")
+    largest, draws = at_least(largest, "largest"), at_least(random, "random")
     judge = judge_of(model, batches, metric, circuit, values, statistics)
     names = _units(circuit, level)
     with progress_over("looking at every unit", None, progress, "runs") as advance:

@@ -2,13 +2,14 @@
 
 import math
 import random
+import signal
 
 import numpy as np
 import pytest
 import torch
 
 import ablation_lens as al
-from ablation_lens import circuits
+from ablation_lens import circuits, metrics
 from ablation_lens.circuits import curves as curves_module
 from ablation_lens.circuits.curves import Curves, area_under
 from ablation_lens.circuits.discovery import _Search
@@ -17,6 +18,7 @@ from ablation_lens.circuits.judging import Judge
 from ablation_lens.circuits.setting import Setting
 from ablation_lens.errors import FileFormatError, MismatchError
 from ablation_lens.files import load_json, save_json
+from ablation_lens.hooked import is_hooked
 from ablation_lens.measure.forward import capture
 from tests.circuits.models import (
     BACKUP,
@@ -274,6 +276,28 @@ def test_ctrl_c_leaves_the_greedy_search_with_what_is_good_enough_so_far(linear)
     assert "interrupted" in searched
 
 
+def interrupting(count):
+    """A metric at whose so-manieth batch somebody presses Ctrl-C."""
+    calls = []
+
+    def measure(logits, batch):
+        calls.append(1)
+        if len(calls) == count:
+            signal.raise_signal(signal.SIGINT)
+        return metrics.logit_difference(logits, batch)
+
+    return measure
+
+
+def test_ctrl_c_gives_a_judged_circuit_and_a_model_without_hooks(linear, heeding):
+    model, batch = linear
+    with pytest.warns(UserWarning, match="of 12 units are left"):
+        found = found_in(model, batch, interrupting(40), 0.0, method="greedy", target=0.3)
+    assert len(found.circuit.units()) == 9  # 2 runs of m(M) and m(∅), then 12, 11 and 10
+    assert found.judged.f
+    assert not is_hooked(model)
+
+
 # ---------------------------------------------------------------------- curves
 
 
@@ -419,7 +443,7 @@ def test_ctrl_c_keeps_the_pairs_that_are_finished(linear, monkeypatch):
         found = curves_of(*linear, METRIC, {"a": 0.0, "b": 0.5})
     assert len(found.pairs) == 3
     assert "a" in repr(found)
-    calls[:] = [1, 1, 1]
+    calls[:] = [1, 1, 1]  # this time before there is any
     with pytest.raises(KeyboardInterrupt):
         curves_of(*linear, METRIC, {"a": 0.0, "b": 0.5})
 

@@ -222,6 +222,30 @@ def test_batch_size_and_order_of_rows_do_not_matter(linear):
     assert single.kept.values.tolist() == pytest.approx(one.kept.values.flip(0).tolist())
 
 
+@pytest.mark.parametrize("sides", [(0, 2), (2, 0)])
+def test_padding_does_not_matter(induction, sides):
+    model, batch, _ = induction
+    valid = torch.nn.functional.pad(torch.ones_like(batch.inputs, dtype=torch.bool), sides)
+    padded = al.Batch.prompts(torch.nn.functional.pad(batch.inputs, sides), batch.answers, batch.wrong, valid)
+    for positions in (None, -1, [1, 2]):
+        circuit = circuits.Circuit.of_heads([PREVIOUS, "L1.H0"], model, positions=positions)
+        one, other = (faithful(model, each, METRIC, circuit, 0.1, random=0) for each in (batch, padded))
+        assert (one.m_circuit, one.m_empty) == pytest.approx((other.m_circuit, other.m_empty))
+
+
+def test_heads_that_change_places_with_their_weights_change_nothing_else(linear):
+    model, batch = linear
+    moved, order = linear_model(), [2, 0, 3, 1]
+    for block in moved.blocks:
+        for name in ("W_Q", "W_K", "W_V", "W_O"):
+            getattr(block.attn, name).data = getattr(block.attn, name).data[order]
+    kept = torch.rand(3, 4, 1, generator=torch.Generator().manual_seed(0)) < 0.5
+    kept = kept.expand(3, 4, 4)
+    one = faithful(model, batch, METRIC, circuits.Circuit({"z": kept}), 0.1, random=0)
+    other = faithful(moved, batch, METRIC, circuits.Circuit({"z": kept[:, order]}), 0.1, random=0)
+    assert other.f == pytest.approx(one.f)
+
+
 def test_a_lower_metric_gives_the_same_f(linear):
     model, batch = linear
     circuit = circuits.Circuit.of_heads(["L0.H1", "L2.H0"], model)
