@@ -155,6 +155,8 @@ class Curves(Record):
         rows_found: of how many rows the circuits were found on.
         rows_judged: on how many others they were judged.
         collected_on: what each of the values was made from, in words; None where from nothing.
+        doubts: of values whose m(M) − m(∅) cannot be told from 0 on the half that was searched, why: the direction in
+            which their units are ranked may be chance.
         judges: m(M) and m(∅) under each of the values.
         points: every circuit under every judge; `frame` and `absolute_frame` list them.
         areas: CPR and CMD of every pair; `pairs` lists them.
@@ -172,6 +174,7 @@ class Curves(Record):
     rows_found: int
     rows_judged: int
     collected_on: dict[str, str | None]
+    doubts: dict[str, str]
     judges: tuple[JudgeRecord, ...]
     points: tuple[Point, ...]
     areas: tuple[Area, ...]
@@ -184,7 +187,9 @@ class Curves(Record):
         pairs: list[Point | Area] = [*self.points, *self.areas]
         if self.level not in LEVELS or self.units < 1 or not pairs:
             raise ValueError("it holds no units, or no pairs")
-        if not judges <= values or any(p.judged_with not in judges or p.found_with not in values for p in pairs):
+        if not judges | set(self.doubts) <= values or any(
+            p.judged_with not in judges or p.found_with not in values for p in pairs
+        ):
             raise ValueError("its pairs are not of its values")
         sized: list[Point | Membership] = [*self.points, *self.membership]
         if any(not (0 <= each.share <= 1 and 0 <= each.units <= self.units) for each in sized):
@@ -228,7 +233,8 @@ class Curves(Record):
         CPR = ∫ f dk over the share of units that are kept, of units ranked by signed share: the more, the better. CMD =
         ∫ |1 − f| dk, of units ranked by size: the less, the better. Trapezoids between the sizes that circuits have,
         from the first to all units; shares that round to the same number of units count once. `loss` is what full
-        ablation does, m(∅) − m(M), under the judge's values. `collected_on` says what either values were made from.
+        ablation does, m(∅) − m(M), under the judge's values. `found_collected_on` and `judge_collected_on` say what
+        either values were made from, and `doubt` why the ranking itself may be chance.
         """
         import pandas
 
@@ -242,6 +248,7 @@ class Curves(Record):
             row |= {"m_model": judge.m_model, "m_empty": judge.m_empty, "loss": judge.m_empty - judge.m_model}
             row |= {"found_collected_on": self.collected_on[area.found_with]}
             row |= {"judge_collected_on": self.collected_on[area.judged_with], "refused": judge.refused}
+            row["doubt"] = self.doubts.get(area.found_with)
             rows.append(row)
         frame = pandas.DataFrame(rows)
         # Without the last digits: areas that only rounding tells apart have one rank.
@@ -296,6 +303,11 @@ class Curves(Record):
             numbers = [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
             lines.append("    " + "  ".join([row[0].ljust(widths[0]), *numbers]))
         lines += [f"  {on_one_line(judge.name)}: {judge.refused}" for judge in judges if judge.refused]
+        lines += [
+            f"  {on_one_line(name)}: the units may be ranked the wrong way round on the half that was searched, as "
+            f"{on_one_line(why)}"
+            for name, why in self.doubts.items()
+        ]
         for where in dict.fromkeys(each for each in self.collected_on.values() if each is not None):
             names = ", ".join(on_one_line(name) for name, each in self.collected_on.items() if each == where)
             lines.append(f"  {names}: of {on_one_line(where)}")
@@ -410,6 +422,11 @@ def faithfulness_curve(
         rows_found=first.rows,
         rows_judged=next(iter(judging.values())).rows,
         collected_on={name: setting.values.collected_on for name, setting in judging.items()},
+        doubts={
+            name: why
+            for name, effects in found.items()
+            if (why := why_refused(effects.clean, effects.empty, effects.metric)) is not None
+        },
         judges=tuple(measured.judges.values()),
         points=tuple(measured.points),
         areas=tuple(measured.areas),

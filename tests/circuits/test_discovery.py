@@ -373,6 +373,14 @@ def test_a_judge_without_an_f_still_gives_its_m(linear):
     assert "mean: m(M) − m(∅) = " in repr(found)
 
 
+def test_a_ranking_whose_direction_may_be_chance_says_so(linear):
+    found = curves_of(*linear, METRIC, ["zero", "mean"], seed=1, shares=[0.5])
+    doubts = found.pairs.set_index(["found_with", "judged_with"])["doubt"]
+    assert doubts["zero"].isna().all()
+    assert doubts["mean"].str.contains("cannot be told from 0").all()
+    assert "mean: the units may be ranked the wrong way round" in repr(found)
+
+
 def test_values_that_change_nothing_find_nothing(linear):
     def as_it_is(model, batch, site):
         return torch.stack(list(capture(model, batch, site).values()))
