@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
+from ablation_lens.circuits.attribution import attribution_effects
 from ablation_lens.circuits.circuit import Circuit
 from ablation_lens.circuits.effects import Effects
 from ablation_lens.circuits.halving import Halves
@@ -181,8 +182,6 @@ def attributed(
     model: Any, half: Any, metric: Given, setting: Setting, level: Level, steps: int, progress: bool, **options: Any
 ) -> Effects:
     """The attribution that units are ranked by, of all rows or none."""
-    from ablation_lens.circuits.attribution import attribution_effects
-
     effects = attribution_effects(
         model,
         half,
