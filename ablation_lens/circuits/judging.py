@@ -23,6 +23,7 @@ from ablation_lens.progress import progress_over
 from ablation_lens.records import record_of
 from ablation_lens.sites import Hook
 from ablation_lens.tasks.inputs import whole
+from ablation_lens.tasks.tasks import require_model
 
 if TYPE_CHECKING:
     import pandas
@@ -130,6 +131,7 @@ def judge_of(
     model: Any, batches: Any, metric: Given, circuit: Circuit, values: Any, statistics: Statistics = None
 ) -> Judge:
     """A judge of a circuit and of its parts, on inputs that the values were not computed from."""
+    require_model(model)
     if not isinstance(circuit, Circuit):
         raise MismatchError(f"what is judged is a Circuit, got a {type(circuit).__name__}; Circuit.of_heads makes one.")
     for site, mask in circuit.kept.items():

@@ -234,20 +234,29 @@ def _read(given: Any, statistics: Statistics, sites: tuple[Site, ...] | None) ->
 
 
 def _of_center(name: str, statistics: Statistics, sites: tuple[Site, ...] | None) -> Values:
-    if statistics is None:
-        if name == "zero":
-            return Values("zero", dict.fromkeys(sites or (Site.Z,), 0.0))
+    by_site = {statistics.site: statistics} if isinstance(statistics, ActivationStatistics) else statistics
+    if name == "zero":
+        # Of whatever there are statistics, and where there are none: nothing is computed from them.
+        of_statistics = map(Site.of, by_site) if isinstance(by_site, Mapping) else (Site.Z,)
+        return Values("zero", dict.fromkeys(sites or of_statistics, 0.0))
+    if name == _Counterfactual.name:
+        raise MismatchError("counterfactual values are those of prompts' twins; give circuits.counterfactual(prompts).")
+    if by_site is None:
         raise MismatchError(
             f"values={name!r} is a center of the neurons' distributions; give statistics=, which al.collect(model, "
             'batches, site=["z", "mlp"]) measures.'
         )
-    by_site = {statistics.site: statistics} if isinstance(statistics, ActivationStatistics) else statistics
     by_site = by_site if isinstance(by_site, Mapping) else {}
     if not by_site or not all(isinstance(each, ActivationStatistics) for each in by_site.values()):
         raise MismatchError("statistics are what al.collect gives, of one site or by site.")
-    by_site = {Site.of(site): each for site, each in by_site.items() if sites is None or Site.of(site) in sites}
-    made = [_center_of(name, each) for each in by_site.values()]
-    return _joined(made) if made else Values(name, {})
+    held = {Site.of(site): each for site, each in by_site.items()}
+    missing = [site.value for site in sites or () if site not in held]
+    if missing:
+        raise MismatchError(
+            f"these statistics are of {', '.join(site.value for site in held)}, and {', '.join(missing)} was asked "
+            'for; collect(site=["z", "mlp"]) gives those of several sites.'
+        )
+    return _joined([_center_of(name, each) for site, each in held.items() if sites is None or site in sites])
 
 
 def _center_of(name: str, statistics: ActivationStatistics) -> Values:
@@ -257,8 +266,7 @@ def _center_of(name: str, statistics: ActivationStatistics) -> Values:
     else:
         ablation = statistics.ablation(_nobody(statistics), name)
         values, source = ablation.values, ablation.source
-        if about(name).passes == 0:
-            # Made from nothing but the shape, so that it may be judged on any inputs.
+        if about(name).passes == 0:  # made from nothing but the shape: it may be judged on any inputs
             return Values(name, {statistics.site: values}, source)
     provenance = statistics.provenance
     corpora = ", ".join(f"{corpus.name}/{corpus.split}" for corpus in provenance.corpora) or "inputs of one's own"

@@ -426,6 +426,7 @@ def test_values_remember_what_they_were_made_from(model, statistics):
         (0.0, {"sites": "zz"}, "there is no site 'zz'"),
         ({"z": 0.0}, {"sites": ["mlp"]}, "mlp was asked for"),
         ("mean", {"statistics": 3}, "what al.collect gives"),
+        ("counterfactual", {}, r"circuits\.counterfactual\(prompts\)"),
     ],
 )
 def test_what_is_no_values_is_one_sentence(given, options, message):
@@ -441,6 +442,14 @@ def test_an_ablation_is_no_values(model):
 def test_a_center_that_does_not_exist_is_answered_with_the_nearest(statistics):
     with pytest.raises(MismatchError, match="'peak'"):
         Values.of("peek", statistics)
+
+
+def test_sites_without_statistics_are_refused_but_zero_needs_none(statistics):
+    with pytest.raises(MismatchError, match="these statistics are of z, and mlp was asked for"):
+        Values.of("mean", statistics["z"], sites=["z", "mlp"])
+    for sites in (["mlp"], ["z", "mlp"]):
+        assert list(Values.of("zero", statistics["z"], sites=sites).sites) == sites
+    assert Values.of("zero", statistics).sites == (Site.Z, Site.MLP)
 
 
 def test_several_values_have_a_name_each(statistics):

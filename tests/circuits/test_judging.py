@@ -10,7 +10,7 @@ import ablation_lens as al
 from ablation_lens import circuits, metrics
 from ablation_lens.circuits.judging import Judge, share_kept
 from ablation_lens.circuits.setting import Setting
-from ablation_lens.errors import CorpusError, MismatchError
+from ablation_lens.errors import CorpusError, MismatchError, ModelError
 from ablation_lens.measure.score import Sums
 from tests.circuits.models import (
     BACKUP,
@@ -332,6 +332,11 @@ def test_what_is_no_circuit_is_refused(linear):
     model, batch = linear
     with pytest.raises(MismatchError, match=r"Circuit\.of_heads"):
         faithful(model, batch, METRIC, ["L0.H1"], 0.0)
+
+
+def test_what_is_no_model_is_refused(linear):
+    with pytest.raises(ModelError, match="is not a model"):
+        faithful(None, linear[1], METRIC, circuits.Circuit.of(linear[0], True), 0.0)
 
 
 def test_a_judge_measures_a_circuit_once(linear):
