@@ -10,11 +10,11 @@ import torch
 from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
-from ablation_lens.ablation.places import describe_positions, read_positions
+from ablation_lens.ablation.places import read_positions
 from ablation_lens.circuits.circuit import Circuit
 from ablation_lens.circuits.effects import Effects, NeuronSums
 from ablation_lens.circuits.setting import Prepared, Setting, join_rows
-from ablation_lens.circuits.units import Level, axes_of
+from ablation_lens.circuits.units import Level, level_and_sites
 from ablation_lens.circuits.values import Statistics
 from ablation_lens.errors import MismatchError, NonFiniteError
 from ablation_lens.hooked import require_site
@@ -42,7 +42,7 @@ def attribution_effects(
     method: Way = "integrated",
     steps: int = 8,
     graddrop: bool = False,
-    level: Level = "neuron",
+    level: Level | Literal["mlp"] = "neuron",
     among: Circuit | str | Iterable[str] | None = None,
     positions: Any = None,
     statistics: Statistics = None,
@@ -69,7 +69,7 @@ def attribution_effects(
         graddrop: the gradient once for each layer, without what passes through that layer's attention and MLP: mean of
             the absolute values (AtP*). It finds units whose ways through the model cancel each other. Absolute values
             are taken in every row, of every unit as a whole, so that they do not add up.
-        level: of the units that are given back: "neuron", "head" or "layer".
+        level: of the units that are given back: "neuron", "head" or "layer"; "mlp" is for MLPs as wholes, alone.
         among: only these units are set to their values; the others stay in the model, and are given 0. The parts of a
             single head then add up to exactly what taking it away does. A circuit, or names such as "L3.H5".
         positions: where units are ablated; what `Ablation.at` takes.
@@ -84,14 +84,14 @@ def attribution_effects(
     (torch.Size([4, 4, 32]), torch.Size([4, 1, 512]), True)
     """
     require_known(method, get_args(Way), "method of attribution")
-    axes_of(level)
+    at, where = level_and_sites(level, sites)
     # Values that are made in inference mode cannot take part in gradients, and callers may have switched them off.
     with torch.inference_mode(False), torch.enable_grad():
-        setting = Setting.of(model, batches, metric, values, statistics=statistics, sites=sites, positions=positions)
+        setting = Setting.of(model, batches, metric, values, statistics=statistics, sites=where, positions=positions)
         _require_possible(setting, method, graddrop)
         setting = replace(setting, batches=tuple(map(_ordinary, setting.batches)))
         nodes = _nodes(steps) if method == "integrated" else ((0.0, 1.0),)
-        attribution = _Attribution(setting, nodes, graddrop, level, _masks(setting, among))
+        attribution = _Attribution(setting, nodes, graddrop, at, _masks(setting, among))
         parts = _Parts(setting)
         with progress_over("attribution", len(setting.batches) * attribution.passes, progress, "passes") as advance:
             try:
@@ -103,16 +103,19 @@ def attribution_effects(
                 warnings.warn(
                     f"interrupted: these effects are of {parts.rows:,} of {setting.rows:,} rows.", stacklevel=2
                 )
-    return parts.effects(
+    found = parts.effects(
         method="graddrop" if graddrop else method,
-        level=level,
+        level=at,
         metric=setting.name,
         values=setting.values.name,
-        positions=describe_positions(read_positions(positions)),
+        positions=read_positions(positions),
         steps=steps if method == "integrated" else None,
         source=record_of(model),
         collected_on=setting.values.collected_on,
     )
+    if method == "gradient" and setting.metric.clean:
+        _require_slope(found)
+    return found
 
 
 # ---------------------------------------------------------------------- what is possible
@@ -128,15 +131,26 @@ def _require_possible(setting: Setting, method: str, graddrop: bool) -> None:
     if graddrop and method != "gradient":
         raise MismatchError('graddrop is a way of looking at the gradient; give method="gradient".')
     if method == "gradient" and metric.is_ours and metric.clean:
-        raise MismatchError(
-            f"{name} is 0 for the model as it is, and least there, so that its gradient is 0 for every unit; use "
-            'method="integrated".'
-        )
+        raise _flat(name)
     if graddrop:
         if setting.model.cfg.n_layers < 2:
             raise MismatchError("graddrop leaves out one layer after another, and this model has a single one.")
         for site in _adds(setting.model.cfg):
             require_site(setting.model, site)
+
+
+def _require_slope(found: Effects) -> None:
+    """Refuse what a function of one's own leaves where the model is compared with itself: nothing but rounding."""
+    size = sum(float(found[site].abs().sum()) for site in found.sites)
+    if size <= 1e-4 * abs(found.total):
+        raise _flat(found.metric)
+
+
+def _flat(name: str) -> MismatchError:
+    return MismatchError(
+        f"{name} is 0 for the model as it is, and least there, so that its gradient is 0 for every unit; use "
+        'method="integrated".'
+    )
 
 
 def _weights(model: Any) -> Iterator[Tensor]:

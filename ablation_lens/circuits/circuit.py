@@ -15,7 +15,14 @@ from ablation_lens.ablation.ablation import Ablation, Ablations
 from ablation_lens.ablation.masks import as_mask
 from ablation_lens.ablation.places import describe_positions, read_positions
 from ablation_lens.circuits.effects import Effects
-from ablation_lens.circuits.units import parse_unit, places_of, unit_name, units_of
+from ablation_lens.circuits.units import (
+    parse_unit,
+    places_of,
+    positions_of_file,
+    positions_to_file,
+    unit_name,
+    units_of,
+)
 from ablation_lens.circuits.values import Statistics, Values, full
 from ablation_lens.errors import FileFormatError, MismatchError
 from ablation_lens.files import load_tensors, save_tensors
@@ -145,7 +152,7 @@ class Circuit:
             absolute: rank by size, whatever the direction: units that hold the metric back are kept, too.
             model: needed for effects of heads and layers, which do not say how many dims there are, unless they know
                 their model.
-            positions: see `Circuit`.
+            positions: see `Circuit`; None for those at which the effects were measured.
         """
         if (count is None) == (share is None):
             raise MismatchError("say how many units are kept: either count= or share=.")
@@ -165,7 +172,7 @@ class Circuit:
             start += each.numel()
             shape = _shape_of(effects, site, model)
             kept[site] = units[(...,) + (None,) * (3 - units.ndim)].expand(shape).clone()
-        return cls(kept, positions, effects.source)
+        return cls(kept, effects.positions if positions is None else positions, effects.source)
 
     # ------------------------------------------------------------------ what is done with one
 
@@ -280,11 +287,7 @@ class Circuit:
 
     def save(self, path: str | Path) -> None:
         """Write one safetensors file, atomically."""
-        if callable(self.positions) or isinstance(self.positions, Tensor):
-            raise MismatchError("positions that belong to single batches cannot be saved; give numbers or a slice.")
-        at = self.positions
-        span = (at.start, at.stop, at.step) if isinstance(at, slice) else None
-        numbers = at if isinstance(at, tuple) else None
+        numbers, span = positions_to_file(self.positions)
         header = CircuitHeader(tuple(site.value for site in self.kept), numbers, span, self.source)
         save_tensors(path, KIND, header.to_dict(), {site.value: mask for site, mask in self.kept.items()})
 
@@ -297,7 +300,7 @@ class Circuit:
             if header.positions is not None and header.span is not None:
                 raise FileFormatError("it names positions twice")
             kept = {Site(site): tensors[site] for site in header.sites}
-            return cls(kept, header.positions if header.span is None else slice(*header.span), header.source)
+            return cls(kept, positions_of_file(header.positions, header.span), header.source)
         except (FileFormatError, KeyError, ValueError, MismatchError) as error:
             raise FileFormatError(f"{path} is not a complete circuit ({error}); find it again.") from error
 
@@ -308,12 +311,19 @@ class Circuit:
 
 def _count_of(count: int | None, share: float | None, units: int) -> int:
     if count is not None:
+        count = _plain(count)
         if isinstance(count, bool) or not isinstance(count, int) or not 0 <= count <= units:
             raise MismatchError(f"count={count!r} is not possible; give a whole number from 0 to {units:,}.")
         return count
+    share = _plain(share)
     if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
         raise MismatchError(f"share={share!r} is not possible; give a number from 0 to 1.")
     return part_of(share, units)
+
+
+def _plain(number: Any) -> Any:
+    """Python's own in place of NumPy's and torch's."""
+    return number.item() if hasattr(number, "item") else number
 
 
 def part_of(share: float, units: int) -> int:

@@ -10,7 +10,16 @@ import torch
 from jaxtyping import Bool, Float64
 from torch import Tensor
 
-from ablation_lens.circuits.units import LEVELS, axes_of, names_of, parse_unit, unit_name
+from ablation_lens.ablation.places import describe_positions, read_positions
+from ablation_lens.circuits.units import (
+    LEVELS,
+    axes_of,
+    names_of,
+    parse_unit,
+    positions_of_file,
+    positions_to_file,
+    unit_name,
+)
 from ablation_lens.errors import FileFormatError, MismatchError
 from ablation_lens.escaping import on_one_line
 from ablation_lens.files import load_tensors, save_tensors
@@ -74,7 +83,8 @@ class EffectsHeader(Record):
     metric: str
     values: str
     sites: tuple[str, ...]
-    positions: str
+    positions: tuple[int, ...] | None
+    span: tuple[int | None, int | None, int | None] | None
     steps: int | None
     source: ModelRecord | None
     collected_on: str | None = None
@@ -86,6 +96,8 @@ class EffectsHeader(Record):
                 raise ValueError(f"its {name} is {value!r:.60}")
         if not self.sites or any(site not in [each.value for each in Site] for site in self.sites):
             raise ValueError("its sites are unknown")
+        if self.positions is not None and self.span is not None:
+            raise ValueError("it names positions twice")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -104,7 +116,7 @@ class Effects:
         rows: every row's effect times weight, of heads or layers.
         neurons: sums over rows, of neurons. Attributions of neurons have `rows` of their heads besides.
         done: units that were measured; those that an interruption left out are False.
-        positions: where units were ablated, in words.
+        positions: where units were ablated; what `Ablation.at` takes. None for all positions.
         steps: of an attribution, how many points of the path it looked at.
         source: the model.
         collected_on: what the values were made from, in words.
@@ -119,7 +131,7 @@ class Effects:
     rows: Mapping[Site, Float64[Tensor, "row *unit"]] = field(default_factory=dict)
     neurons: Mapping[Site, NeuronSums] = field(default_factory=dict)
     done: Mapping[Site, Bool[Tensor, "*unit"]] = field(default_factory=dict)
-    positions: str = ""
+    positions: Any = None
     steps: int | None = None
     source: ModelRecord | None = None
     collected_on: str | None = None
@@ -128,6 +140,9 @@ class Effects:
     def sites(self) -> tuple[Site, ...]:
         """Where units were taken away."""
         return tuple(self.neurons if self.level == "neuron" else self.rows)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "positions", read_positions(self.positions))
 
     def __getitem__(self, site: Site | str) -> Float64[Tensor, "*unit"]:
         """The mean effect of every unit of a site; NaN where none was measured."""
@@ -163,14 +178,17 @@ class Effects:
         return sum(float(self[site].sum()) for site in self.sites) - self.total
 
     def share(self, site: Site | str) -> Float64[Tensor, "*unit"]:
-        """Effects as shares of `total`: 1 is as much as ablating everything, whatever the metric's sign."""
+        """Effects as shares of `total`: 1 is as much as ablating everything, whatever the metric's sign.
+
+        Of "graddrop", whose effects are sizes, shares are sizes, too.
+        """
         total = self.total
         if total == 0:
             raise MismatchError(
                 f"ablating every unit does not change {self.metric}, so no unit has a share of that change; give "
                 "other values or inputs."
             )
-        return self[site] / total
+        return self[site] / (abs(total) if self.method == "graddrop" else total)
 
     def interval(self, unit: str) -> Interval:
         """The mean effect of a unit, such as "L3.H5" or "L3.MLP", and its 95 % interval over rows."""
@@ -210,7 +228,7 @@ class Effects:
                 columns[name] = [place[axis] for place in places]
             columns |= {"effect": effect.flatten().numpy(), "low": low.flatten().numpy()}
             columns["high"] = high.flatten().numpy()
-            columns["share"] = effect.flatten().numpy() / self.total if self.total else math.nan
+            columns["share"] = self.share(site).flatten().numpy() if self.total else math.nan
             index = pandas.Index([unit_name(site, place) for place in places], name=self.level)
             frames.append(pandas.DataFrame(columns, index=index))
         return pandas.concat(frames).sort_values("share", ascending=False, kind="stable")
@@ -234,13 +252,15 @@ class Effects:
 
     def save(self, path: str | Path) -> None:
         """Write one safetensors file, atomically."""
+        numbers, span = positions_to_file(self.positions)
         header = EffectsHeader(
             self.method,
             self.level,
             self.metric,
             self.values,
             tuple(site.value for site in self.sites),
-            self.positions,
+            numbers,
+            span,
             self.steps,
             self.source,
             self.collected_on,
@@ -264,19 +284,28 @@ class Effects:
             raise FileFormatError(f"{path} is not a complete file of effects ({told}); measure them again.") from error
 
     def __repr__(self) -> str:
-        units = sum(self[site].numel() for site in self.sites)
+        counts = {site: self[site].numel() for site in self.sites}
+        told = " and ".join(f"{count:,} {_many(site, self.level, count)}" for site, count in counts.items())
         left = "" if self.is_whole else f", {sum(int((~done).sum()) for done in self.done.values()):,} left out"
         steps = f", {self.steps} steps" if self.steps else ""
-        head = (
-            f"Effects({self.method}{steps}: {on_one_line(self.metric)}, {units:,} {self.level}s{left} → "
-            f"{on_one_line(self.values)}{self.positions}; m(M) = {self.unablated:.4g}, m(∅) − m(M) = {self.total:+.4g})"
-        )
+        outcome = f"m(M) = {self.unablated:.4g}, m(∅) − m(M) = {self.total:+.4g}"
+        to = f"{on_one_line(self.values)}{describe_positions(self.positions)}"
+        head = f"Effects({self.method}{steps}: {on_one_line(self.metric)}, {told}{left} → {to}; {outcome})"
         first = self.table().head(5)
         lines = [
             f"  {name}  {row['effect']:+.4g}  [{row['low']:+.4g}, {row['high']:+.4g}]"
             for name, row in zip(first.index, first.to_dict("records"), strict=True)
         ]
         return "\n".join([head, *lines])
+
+
+def _many(site: Site, level: str, count: int) -> str:
+    """What several units of a site are called."""
+    if level == "neuron":
+        return f"{site.value} neurons"
+    if site is Site.MLP:
+        return "MLP" if count == 1 else "MLPs"
+    return f"{level}s" if site.has_heads else f"layers of {site.value}"
 
 
 def _of_file(header: EffectsHeader, tensors: Mapping[str, Tensor]) -> Effects:
@@ -327,7 +356,7 @@ def _of_file(header: EffectsHeader, tensors: Mapping[str, Tensor]) -> Effects:
         held,
         neurons,
         done,
-        header.positions,
+        positions_of_file(header.positions, header.span),
         header.steps,
         header.source,
         header.collected_on,

@@ -9,16 +9,14 @@ import torch
 from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
-from ablation_lens.ablation.places import describe_positions, read_positions
+from ablation_lens.ablation.places import read_positions
 from ablation_lens.circuits.branches import Trunk, Units
 from ablation_lens.circuits.effects import Effects, NeuronSums
 from ablation_lens.circuits.setting import Prepared, Setting, join_rows
-from ablation_lens.circuits.units import LEVELS, axes_of, units_of
+from ablation_lens.circuits.units import axes_of, level_and_sites, units_of
 from ablation_lens.circuits.values import Statistics
-from ablation_lens.errors import MismatchError
 from ablation_lens.measure.metrics import Given
 from ablation_lens.measure.score import Sums
-from ablation_lens.names import require_known
 from ablation_lens.progress import progress_over
 from ablation_lens.records import record_of
 from ablation_lens.sites import Site
@@ -63,7 +61,7 @@ def knockout_effects(
     >>> effects["z"].shape, effects.is_whole
     (torch.Size([4, 4]), True)
     """
-    at, where = _level(level, sites)
+    at, where = level_and_sites(level, sites)
     setting = Setting.of(model, batches, metric, values, statistics=statistics, sites=where, positions=positions)
     measured = _Measured(setting, at)
     try:
@@ -78,16 +76,6 @@ def knockout_effects(
             stacklevel=2,
         )
     return measured.effects()
-
-
-def _level(level: str, sites: Any) -> tuple[str, Any]:
-    require_known(level, [*LEVELS, "mlp"], "level")
-    if level != "mlp":
-        return level, sites
-    given = [Site.MLP] if sites is None else [sites] if isinstance(sites, Site | str) else list(sites)
-    if [Site.of(site) for site in given] != [Site.MLP]:
-        raise MismatchError('level="mlp" is for MLPs alone; for heads besides, give level="head", sites=["z", "mlp"].')
-    return "layer", [Site.MLP]
 
 
 class _Measured:
@@ -174,7 +162,7 @@ class _Measured:
             self.rows,
             self.neurons,
             done,
-            describe_positions(read_positions(setting.positions)),
+            read_positions(setting.positions),
             source=record_of(setting.model),
             collected_on=setting.values.collected_on,
         )

@@ -1,5 +1,6 @@
 """`Values`: what ablated units are set to, at one site or several, under a name that tables and figures show."""
 
+import inspect
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import reduce
@@ -226,11 +227,24 @@ def _read(given: Any, statistics: Statistics, sites: tuple[Site, ...] | None) ->
     if isinstance(given, Real):
         return Values(f"{float(given):g}", dict.fromkeys(where, float(given)))
     if callable(given) and not isinstance(given, Tensor):
+        _require_provider(given)
         name = getattr(given, "name", None) or getattr(given, "__name__", type(given).__name__)
         return Values(str(name).replace("_", "-"), dict.fromkeys(where, given))
     if len(where) > 1:
         raise MismatchError("one tensor cannot be for several sites; give a dict by site.")
     return Values("given values", {where[0]: torch.as_tensor(given)})
+
+
+def _require_provider(given: Any) -> None:
+    try:
+        inspect.signature(given).bind("model", "batch", "site")
+    except TypeError:
+        raise MismatchError(
+            f"values that depend on the input are asked as function(model, batch, site), which {given!r:.60} does not "
+            "take."
+        ) from None
+    except ValueError:  # of functions written in C nobody knows
+        return
 
 
 def _of_center(name: str, statistics: Statistics, sites: tuple[Site, ...] | None) -> Values:

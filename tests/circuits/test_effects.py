@@ -1,6 +1,7 @@
 """`Effects` as plain data: means, intervals, shares, adding up, files. No model is run."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,13 +9,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ablation_lens.circuits import Effects
+from ablation_lens.circuits import Circuit, Effects
 from ablation_lens.circuits.effects import NeuronSums
 from ablation_lens.errors import FileFormatError, MismatchError
 from ablation_lens.files import load_tensors, save_tensors
 from ablation_lens.measure.score import Sums
 from ablation_lens.sites import Site
 
+SHAPED = SimpleNamespace(cfg=SimpleNamespace(n_layers=2, n_heads=2, d_head=3, d_mlp=4))
 WEIGHTS = torch.tensor([1.0, 2.0, 1.0]).double()
 
 
@@ -92,6 +94,30 @@ def test_shares_do_not_know_the_sign_of_the_metric():
     assert torch.equal(plain.share("z"), turned.share("z"))
 
 
+def test_shares_of_sizes_are_sizes():
+    """GradDrop gives absolute values; that ablating everything lowers the metric does not turn their order round."""
+    sizes = {site: each.abs() for site, each in effects().rows.items()}
+    found = effects("graddrop", rows=sizes)
+    assert found.total < 0
+    assert (found.table()["share"] > 0).all()
+    assert found.table().index[0] == "L0.H0"
+    kept = Circuit.top(effects("graddrop", rows={Site.Z: sizes[Site.Z]}), count=1, model=SHAPED)
+    assert kept.units() == ["L0.H0"]
+
+
+def test_a_circuit_of_effects_is_for_their_positions():
+    found = effects(rows={Site.Z: effects().rows[Site.Z]}, positions=slice(1, None))
+    assert Circuit.top(found, count=np.int64(1), model=SHAPED).positions == slice(1, None)
+    assert Circuit.top(found, share=np.float32(0.5), model=SHAPED, positions=-1).positions == (-1,)
+    assert "at positions 1:" in repr(found)
+
+
+def test_a_unit_of_any_site_is_asked_for_by_the_name_in_its_table():
+    found = effects(level="layer", rows={site: torch.ones(3, 2).double() for site in Site})
+    for unit in found.table().index:
+        assert found.interval(unit).difference == 0.75
+
+
 def test_where_ablating_all_changes_nothing_there_are_no_shares():
     same = Sums(rows(1.0, 2.0, 3.0), WEIGHTS)
     found = effects(clean=same, empty=same)
@@ -149,7 +175,9 @@ def interrupted():
     return effects("knockout", rows={Site.Z: z}, done={Site.Z: torch.tensor([[True, True], [True, False]])})
 
 
-@pytest.mark.parametrize("found", [effects(), effects("knockout"), effects().by("layer"), neurons(), interrupted()])
+@pytest.mark.parametrize(
+    "found", [effects(), effects("knockout"), effects().by("layer"), neurons(), interrupted(), effects(positions=-1)]
+)
 def test_a_file_gives_back_what_was_saved(found, tmp_path):
     found.save(tmp_path / "e.safetensors")
     again = Effects.load(tmp_path / "e.safetensors")
