@@ -86,7 +86,7 @@ class Setting:
         name, measured = next(iter(named.items()))
         made = Values.of(values, statistics, sites=sites)
         # By item, as a plan reads its batches anew every time.
-        padding = Padding(model, stacklevel=4)
+        padding = Padding(model, stacklevel=5)  # the line that calls the public function
         listed = tuple(padding.marked(batch) for batch in batches_of(model, batches, keep=True, scored=True))
         if not any(bool(batch.scored.any()) for batch in listed) and not measured.whole:
             raise CorpusError("there is nothing to measure: the batches hold no scored position.")
