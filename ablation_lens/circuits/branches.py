@@ -6,10 +6,11 @@ with the rows of its weights. What comes out is compared with plain runs; where 
 is a plain run with a hook.
 """
 
+import functools
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -25,6 +26,8 @@ AT_ONCE = 2**23
 """How many numbers the residual streams of all copies hold at most, unless one copy alone holds more."""
 
 _MODULES = ("attn", "mlp")
+
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,8 @@ class Units:
 
     def part(self, values: Float[Tensor, "*some neuron"]) -> Float[Tensor, "*some unit dim"]:
         """Their own neurons (a view)."""
-        return values.unflatten(-1, (self.of, -1))[..., self.first : self.last, :]
+        by_unit: Tensor = values.unflatten(-1, (self.of, -1))
+        return by_unit[..., self.first : self.last, :]
 
 
 class Trunk:
@@ -108,24 +112,26 @@ class Trunk:
             counts: into how many units of equal size a layer's neurons fall, by site.
         """
         block = self._trying(lambda: self._block(layer, counts)) if self.copies else None
-        if block is None:
-            self.copies = 0
         for site, count in counts.items():
             first = 0
             while first < count:
-                units = Units(site, first, min(count, first + max(1, self.copies)), count)
-                ablated = None
-                if self.copies:
-                    ablated = self._trying(lambda: self._branched(block, units))  # noqa: B023
-                    if ablated is None:
-                        continue
-                else:
+                if block is None or not self.copies:
+                    units = Units(site, first, first + 1, count)
                     ablated = self.prepared.readout.under([self._hook(layer, units)]).values
+                else:
+                    units = Units(site, first, min(count, first + self.copies), count)
+                    made = self._trying(functools.partial(self._branched, block, units))
+                    if made is None:
+                        continue
+                    ablated = made
                 yield units, ablated.double().view(-1, self.rows) - self.clean.values.double()
                 first = units.last
-        self._residual = None if block is None else block.after
+        if block is None:  # nobody knows what comes into the next one
+            self.copies = 0
+        else:
+            self._residual = block.after
 
-    def _trying(self, make: Callable[[], Any]) -> Any:
+    def _trying(self, make: Callable[[], Made]) -> Made | None:
         """What it gives; None where the same is to be asked again, with fewer copies."""
         try:
             return make()
@@ -159,8 +165,8 @@ class Trunk:
         matrices = {site: _matrix_of(block, site, values[site][0].shape[-1]) for site in values}
         return _Block(self.model, layer, call, residual, after, values, by_name, matrices)
 
-    def _branched(self, block: "_Block", units: Units) -> Float[Tensor, " unit*row"] | None:
-        """The metric with some units ablated; None where what comes out is not what a plain run gives."""
+    def _branched(self, block: "_Block", units: Units) -> Float[Tensor, " unit*row"]:
+        """The metric with some units ablated; raises where what comes out is not what a plain run gives."""
         residual = block.ablated(units)
         each = list(units)
         final = self._final
@@ -168,26 +174,19 @@ class Trunk:
             copies = residual.unflatten(0, (-1, self.rows))
             # Hooks that change single rows of a batch change those of the first copy, or of the last.
             for number in {0, len(units) - 1}:
-                if not _alike(copies[number], block.computed(each[number]), block.after):
-                    return self._plainly()
+                _require_alike(copies[number], block.computed(each[number]), block.after)
         if final is not None:  # a copy in which nothing is ablated, to be compared with the clean run
             residual = torch.cat([residual, block.after])
         for call, later in list(zip(self._calls, self._blocks, strict=True))[block.layer + 1 :]:
             residual = call.on(later, residual, self.rows)
         if final is not None:
             copies = residual.unflatten(0, (-1, self.rows))
-            if not _alike(copies[-1], final):
-                return self._plainly()
+            _require_alike(copies[-1], final)
             if self.thorough:
                 plain = final_residual(self.model, self.prepared.batch, [self._hook(block.layer, each[0])])
-                if not _alike(copies[0], plain, final):
-                    return self._plainly()
+                _require_alike(copies[0], plain, final)
             self._final, residual = None, residual[: -self.rows]
         return self._ended(residual)
-
-    def _plainly(self) -> None:
-        """From now on."""
-        self.copies = 0
 
     def _ended(self, residual: Float[Tensor, "unit*row pos d_model"]) -> Float[Tensor, " unit*row"]:
         """The metric of final residuals."""
@@ -399,14 +398,17 @@ def _giving(outputs: Iterable[tuple[nn.Module, Any]]) -> Iterator[None]:
         yield
 
 
-def _alike(ours: Tensor, plain: Tensor, clean: Tensor | None = None) -> bool:
-    """Whether two streams are the same but for rounding, and differ alike from the clean one."""
-    if ours.shape != plain.shape:
-        return False
+class _NotAlike(Exception):  # noqa: N818  (a jump, not an error: never leaves this module)
+    """Copies are not what plain runs are."""
+
+
+def _require_alike(ours: Tensor, plain: Tensor, clean: Tensor | None = None) -> None:
+    """Raise unless two streams are the same but for rounding, and differ alike from the clean one."""
     exact = plain.dtype in (torch.float32, torch.float64)
     wide = torch.promote_types(plain.dtype, torch.float32)  # not always float64, which some devices lack
     ours, plain = ours.to(wide), plain.to(wide)
     allowed = (1e-5 if exact else 2e-2) * plain.norm()
     if clean is not None:
         allowed = allowed + (1e-3 if exact else 5e-2) * (plain - clean.to(wide)).norm()
-    return bool((ours - plain).norm() <= allowed)
+    if ours.shape != plain.shape or not bool((ours - plain).norm() <= allowed):
+        raise _NotAlike

@@ -15,6 +15,7 @@ BENCHMARKS = {
     "ablation.py": ("--toy", "--rounds", "1"),
     "attribution.py": ("--toy", "--rounds", "1"),
     "attention_speed.py": ("--toy", "--rounds", "0", "--threads", "1", "--run-with-hooks"),
+    "circuits.py": ("--toy", "--rounds", "1"),
     "collection.py": ("--toy", "--rounds", "1"),
     "loading_memory.py": ("--toy", "--rounds", "1"),
 }
