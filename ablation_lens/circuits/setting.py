@@ -27,7 +27,7 @@ class Prepared:
     Attributes:
         readout: the metric, row by row.
         replacements: site and layer → what a hook there would make of an activation if every unit were ablated.
-            Padding, and positions that stay, come out as they went in.
+            Positions that stay come out as they went in; of padding, to which nobody attends, nothing is promised.
     """
 
     readout: Readout

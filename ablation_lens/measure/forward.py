@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
-from ablation_lens.hooked import require_site
+from ablation_lens.hooked import listening, require_site
 from ablation_lens.sites import Hook, Site, residual_after
 from ablation_lens.tasks.plans import Batch
 
@@ -117,9 +117,17 @@ def ends_plainly(model: Any, batch: Batch) -> bool:
     """
     if is_encoder(model):
         return model.task == "masked-lm"
+    if _is_heard_after_the_blocks(model):
+        return False
     if model not in _ends_plainly:
         _ends_plainly[model] = _agrees(model, batch)
     return _ends_plainly[model]
+
+
+def _is_heard_after_the_blocks(model: Any) -> bool:
+    """Whether a hook there would see single positions, and not rows of them."""
+    ends = [getattr(model, name, None) for name in ("ln_final", "unembed")]
+    return listening(*(part for end in ends if isinstance(end, nn.Module) for part in end.modules()))
 
 
 def as_given(logits: Float[Tensor, "batch *pos out"], given: Batch) -> Float[Tensor, "batch *pos out"]:

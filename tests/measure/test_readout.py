@@ -79,6 +79,16 @@ def test_a_model_that_goes_on_after_its_norm_is_run_whole():
     assert torch.allclose(readout.under([]).values, torch.from_numpy(expected), atol=1e-6)
 
 
+@pytest.mark.skipif(transformer_lens_major() >= 4, reason="a bridge's norms are Hugging Face's")
+def test_a_hook_after_the_blocks_sees_whole_rows(saved):
+    """Of single positions it would see all scored ones as one row."""
+    model, seen = al.load_model(saved("opt")), []
+    with model.hooks([("ln_final.hook_normalized", lambda value, hook: seen.append(tuple(value.shape[:2])))]):
+        found = Readout(model, prompts(), metrics.logit_difference).under([])
+    assert set(seen) == {(4, 9)}
+    assert torch.allclose(found.values, Readout(model, prompts(), metrics.logit_difference).under([]).values, atol=1e-5)
+
+
 @pytest.mark.parametrize("metric", ["logit_difference", "cross_entropy", lowest])
 def test_gradients_are_those_of_the_logits(model, metric):
     batch, one = prompts(padded=True), next(iter(metrics.metrics_of(metric).values()))
