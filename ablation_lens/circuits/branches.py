@@ -95,10 +95,10 @@ class Trunk:
                 self.clean = prepared.readout.under([])
             self._last = outputs.get(0)
         # In another order, or more than once: a model that is not a stack of blocks.
-        if [block for block, _, _ in seen] != self._blocks or not self._blocks:
+        if [block for block, _ in seen] != self._blocks or not self._blocks:
             return
-        self._calls = [call for _, _, call in seen]
-        self._residual = seen[0][1]
+        self._calls = [call for _, call in seen]
+        self._residual = self._calls[0].residual
         self._final = final
         self.copies = max(1, at_once // max(1, final.numel()))
         if not prepared.readout.reads_residuals and not self._ends_alike(final):
@@ -149,14 +149,15 @@ class Trunk:
         held: dict[Site, Tensor] = {}
 
         def see(site: Site) -> Callable[[Tensor, Any], None]:
-            return lambda value, hook: held.__setitem__(site, value)
+            return lambda value, hook: held.__setitem__(site, value.clone())
 
         modules = {name: getattr(block, name, None) for name in _MODULES}
         # Hooks in a module may act on what follows the site there.
         quiet = {name: each for name, each in modules.items() if each is not None and not listening(*each.modules())}
         hooks = [(site.hook_name(layer), see(site)) for site in sites]
+        # Of copies, here and below: hooks may write into what they see, and would do so again.
         with _outputs_of(quiet.values()) as outputs, self.model.hooks(fwd_hooks=hooks):
-            after = call.on(block, residual, self.rows)
+            after = call.on(block, residual.clone(), self.rows)
         values = {}
         for site, value in held.items():
             replaced = self.prepared.replacements[site, layer](value, None)
@@ -219,10 +220,11 @@ class Trunk:
 
 @dataclass(frozen=True)
 class _Call:
-    """What a block is called with after the residual stream."""
+    """What a block is called with after the residual stream; of the first one, the stream, too."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+    residual: Tensor | None
 
     def on(self, block: nn.Module, residual: Float[Tensor, "copy*row pos d_model"], rows: int) -> Tensor:
         """The residual stream after the block, of copies of the batch."""
@@ -243,14 +245,15 @@ def _repeated(given: Any, rows: int, copies: int) -> Any:
 
 
 @contextmanager
-def _calls_of(blocks: Iterable[nn.Module]) -> Iterator[list[tuple[nn.Module, Tensor, _Call]]]:
-    """Blocks in the order of their calls, each with the residual stream that it was given and the rest."""
-    seen: list[tuple[nn.Module, Tensor, _Call]] = []
+def _calls_of(blocks: Iterable[nn.Module]) -> Iterator[list[tuple[nn.Module, _Call]]]:
+    """Blocks in the order of their calls."""
+    seen: list[tuple[nn.Module, _Call]] = []
 
     def see(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if args and isinstance(args[0], Tensor):
-            plain = {name: False if name == "use_cache" else _not_cache(each) for name, each in kwargs.items()}
-            seen.append((block, args[0], _Call(tuple(_not_cache(each) for each in args[1:]), plain)))
+            others = tuple(_not_cache(each) for each in args[1:])
+            named = {name: False if name == "use_cache" else _not_cache(each) for name, each in kwargs.items()}
+            seen.append((block, _Call(others, named, None if seen else args[0].clone())))
 
     with ExitStack() as leaving:
         for block in blocks:
@@ -383,8 +386,9 @@ def _outputs_of(modules: Iterable[nn.Module]) -> Iterator[dict[int, Any]]:
 
 def _seen(forward: Callable[..., Any], seen: list[Any]) -> Callable[..., Any]:
     def see(*args: Any, **kwargs: Any) -> Any:
-        seen.append(forward(*args, **kwargs))
-        return seen[-1]
+        output = forward(*args, **kwargs)
+        seen.append(_with_stream(output, _stream_of(output).clone()))
+        return output
 
     return see
 

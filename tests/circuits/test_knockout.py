@@ -268,6 +268,24 @@ def test_hooks_on_the_model_act(opt, point, permanent):
     assert not torch.allclose(ours, without.flatten(1), rtol=0, atol=1e-3)
 
 
+@pytest.mark.parametrize("point", ["blocks.0.hook_resid_pre", "blocks.1.hook_resid_pre", "blocks.1.hook_attn_out"])
+def test_hooks_that_write_into_what_they_see_do_so_once(opt, point):
+    batch = prompts()
+    with opt.hooks(fwd_hooks=[(point, lambda value, hook: value.mul_(0.5))]):
+        ours = knock_out(opt, batch).rows["z"].flatten(1)
+        expected = one_by_one(opt, batch)
+    assert torch.allclose(ours, expected, rtol=0, atol=EXACT)
+
+
+def test_an_ablation_that_is_in_place_stays_there(opt):
+    batch = prompts()
+    with al.Ablation.from_names(["L1.H0", "L2.H3"], 0.7, model=opt).at(-1).applied_to(opt):
+        ours = knock_out(opt, batch).rows["z"].flatten(1)
+        expected = one_by_one(opt, batch)
+    assert torch.allclose(ours, expected, rtol=0, atol=EXACT)
+    assert not torch.allclose(ours, one_by_one(opt, batch), rtol=0, atol=1e-3)
+
+
 def of_one_row(row):
     def hook(value, hook):
         value = value.clone()
