@@ -9,6 +9,7 @@
 - `effects`: what single units are worth.
 - `knockout`: exact effects, one unit at a time; `branches`: runs that share what they have in common.
 - `attribution`: effects of all neurons at once, from gradients.
+- `edges`: what units do through one another; exact path patching.
 - `analysis`: all of it in a folder, which goes on where it was interrupted.
 - `circuit`: the units that are kept.
 - `judging`: how good a circuit is: faithfulness, completeness, minimality.
@@ -21,6 +22,7 @@ from ablation_lens.circuits.attribution import attribution_effects
 from ablation_lens.circuits.circuit import Circuit
 from ablation_lens.circuits.curves import Curves, faithfulness_curve
 from ablation_lens.circuits.discovery import Discovery, discover
+from ablation_lens.circuits.edges import Edge, EdgeEffects, edge_effects, path_patching
 from ablation_lens.circuits.effects import Effects
 from ablation_lens.circuits.judging import (
     CompletenessGap,
@@ -41,6 +43,8 @@ __all__ = [
     "CompletenessGap",
     "Curves",
     "Discovery",
+    "Edge",
+    "EdgeEffects",
     "Effects",
     "Faithfulness",
     "Minimality",
@@ -51,10 +55,12 @@ __all__ = [
     "completeness_of_rest",
     "counterfactual",
     "discover",
+    "edge_effects",
     "faithfulness",
     "faithfulness_curve",
     "knockout_effects",
     "minimality",
+    "path_patching",
     "position_mean",
     "prompt_names",
     "prompts_for",

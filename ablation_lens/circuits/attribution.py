@@ -88,8 +88,10 @@ def attribution_effects(
     # Values that are made in inference mode cannot take part in gradients, and callers may have switched them off.
     with torch.inference_mode(False), torch.enable_grad():
         setting = Setting.of(model, batches, metric, values, statistics=statistics, sites=where, positions=positions)
-        _require_possible(setting, method, graddrop)
-        setting = replace(setting, batches=tuple(map(_ordinary, setting.batches)))
+        require_gradients(setting, method)
+        if graddrop:
+            _require_droppable(setting, method)
+        setting = replace(setting, batches=tuple(map(ordinary, setting.batches)))
         nodes = _nodes(steps) if method == "integrated" else ((0.0, 1.0),)
         attribution = _Attribution(setting, nodes, graddrop, at, _masks(setting, among))
         parts = _Parts(setting)
@@ -121,22 +123,25 @@ def attribution_effects(
 # ---------------------------------------------------------------------- what is possible
 
 
-def _require_possible(setting: Setting, method: str, graddrop: bool) -> None:
+def require_gradients(setting: Setting, method: str) -> None:
+    """Raise `MismatchError` where a gradient cannot be had, or says nothing."""
     name, metric = setting.name, setting.metric
     if any(weight.is_inference() for weight in _weights(setting.model)):
         raise MismatchError(
             "the model was made under torch.inference_mode(), and no gradients pass through such weights; load it "
             "outside."
         )
-    if graddrop and method != "gradient":
-        raise MismatchError('graddrop is a way of looking at the gradient; give method="gradient".')
     if method == "gradient" and metric.is_ours and metric.clean:
         raise _flat(name)
-    if graddrop:
-        if setting.model.cfg.n_layers < 2:
-            raise MismatchError("graddrop leaves out one layer after another, and this model has a single one.")
-        for site in _adds(setting.model.cfg):
-            require_site(setting.model, site)
+
+
+def _require_droppable(setting: Setting, method: str) -> None:
+    if method != "gradient":
+        raise MismatchError('graddrop is a way of looking at the gradient; give method="gradient".')
+    if setting.model.cfg.n_layers < 2:
+        raise MismatchError("graddrop leaves out one layer after another, and this model has a single one.")
+    for site in _adds(setting.model.cfg):
+        require_site(setting.model, site)
 
 
 def _require_slope(found: Effects) -> None:
@@ -158,7 +163,7 @@ def _weights(model: Any) -> Iterator[Tensor]:
         yield from model.parameters()
 
 
-def _ordinary(batch: Batch) -> Batch:
+def ordinary(batch: Batch) -> Batch:
     """A batch without tensors of inference mode, which no backward pass may keep."""
     tensors = {name: each for name, each in vars(batch).items() if isinstance(each, Tensor) and each.is_inference()}
     return replace(batch, **{name: each.clone() for name, each in tensors.items()}) if tensors else batch
