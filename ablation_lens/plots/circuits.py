@@ -42,8 +42,10 @@ _GAP = " "
 """Between heads and what a layer has one of."""
 _MOST_NAMED = 48
 """Units with their name beside them in a diagram; names of more would lie over each other."""
-_MOST_EDGES = 400
+_MOST_EDGES = 60
 """Lines that a diagram draws, the strongest; more are a blot."""
+_BEYOND = ("embed", "logits")
+"""What edges may begin and end at beside units."""
 
 _METHODS = {"knockout": "knocked out", "gradient": "by gradient", "integrated": "by integrated gradient"}
 _METHODS["graddrop"] = "by gradient with layers dropped"
@@ -456,7 +458,7 @@ def circuit_diagram(
     """Which units a circuit keeps: layers from below, heads in a row, MLPs beside them.
 
     With `effects` a unit is as large as its share of what ablating everything does; blue ones hold the metric back.
-    `edges` is a table with the columns `sender`, `receiver` and `effect`, by the units' names.
+    Of `edges`, what `edge_effects` gives, the strongest between kept units are drawn.
 
     >>> from ablation_lens import circuits, load_model
     >>> circuit = circuits.Circuit.of_heads(["L0.H1", "L2.H3"], load_model("tiny-opt"), sites=["z", "mlp"])
@@ -464,22 +466,20 @@ def circuit_diagram(
     ['ablated: 18', 'kept: 2']
     """
     nodes = _nodes(circuit, effects)
-    drawn = [] if edges is None else _edges(edges)
-    ends = [end for sender, receiver, _ in drawn for end in (sender, receiver)]
+    drawn = [] if edges is None else _edges(edges, {node.name for node in nodes if node.kept})
+    ends = {end for edge in drawn for end in (edge.writer, edge.reader)}
     layers = max((node.layer for node in nodes), default=0) + 1
     across = _places(_columns({node.column for node in nodes}))
     places = {node.name: (across[node.column], float(node.layer)) for node in nodes}
     middle = (sum(map(_is_head, across)) - 1) / 2
-    beyond = {"embed": (max(middle, 0.0), -1.0), "logits": (max(middle, 0.0), float(layers))}
+    beyond = dict(zip(_BEYOND, ((max(middle, 0.0), -1.0), (max(middle, 0.0), float(layers))), strict=True))
     places |= {name: place for name, place in beyond.items() if name in ends}
-    if unknown := [end for end in ends if end not in places]:
-        raise MismatchError(f"an edge ends at {unknown[0]!r:.60}, which this circuit does not speak of.")
     figure = go.Figure()
     for trace in _edge_traces(drawn, places):
         figure.add_trace(trace)
     for trace in _node_traces(nodes, places, effects):
         figure.add_trace(trace)
-    for name in beyond.keys() & set(ends):
+    for name in beyond.keys() & ends:
         x, y = places[name]
         outwards = "bottom" if name == "logits" else "top"
         figure.add_annotation(x=x, y=y, text=name, showarrow=False, yanchor=outwards, bordercolor=FAINT, borderpad=3)
@@ -590,48 +590,59 @@ def _node_traces(
     return traces
 
 
-def _edges(given: Any) -> list[tuple[str, str, float]]:
-    """Sender, receiver, effect; the strongest last, so that it is drawn over the others."""
-    frame = given.table().reset_index() if hasattr(given, "table") else given
-    columns = ("sender", "receiver", "effect")
+@dataclass(frozen=True)
+class _Edge:
+    """From a unit to one that reads it, in whichever ways."""
+
+    writer: str
+    reader: str
+    size: float
+    told: str
+
+
+def _edges(given: Any, kept: Collection[str]) -> list[_Edge]:
+    """Those between units that are kept, the strongest last, so that it is drawn over the others."""
+    frame = given.table() if hasattr(given, "table") else given
+    columns = ("from", "to", "effect")
     if not isinstance(frame, pandas.DataFrame) or not set(columns) <= set(frame.columns):
-        raise MismatchError("edges are a table with the columns sender, receiver and effect.")
-    frame = frame.assign(size=frame["effect"].abs()).sort_values("size", kind="stable").tail(_MOST_EDGES)
-    return [
-        (_unit(sender), _unit(receiver), float(effect))
-        for sender, receiver, effect in frame[list(columns)].itertuples(index=False)
-    ]
+        raise MismatchError("edges are what edge_effects gives, or a table with the columns from, to and effect.")
+    kinds = frame["kind"] if "kind" in frame.columns else frame["to"].map(lambda name: "")
+    found: dict[tuple[str, str], list[tuple[str, float]]] = {}
+    for writer, reader, effect, kind in zip(frame["from"], frame["to"], frame["effect"], kinds, strict=True):
+        ends = _end(writer), _end(reader)
+        if all(end in kept or end in _BEYOND for end in ends):
+            found.setdefault(ends, []).append((for_plotly(kind, 8), float(effect)))
+    edges = []
+    for (writer, reader), ways in found.items():
+        said = f"{writer} → {reader} {sum(effect for _, effect in ways):+.4g}"
+        if len(ways) > 1 or ways[0][0] in ("q", "k", "v"):
+            said += f" ({', '.join(f'{kind} {effect:+.3g}' for kind, effect in ways)})"
+        edges.append(_Edge(writer, reader, sum(abs(effect) for _, effect in ways), said))
+    return sorted(edges, key=lambda edge: edge.size)[-_MOST_EDGES:]
 
 
-def _unit(name: object) -> str:
-    """The unit that an edge ends at; that it enters a head as query, key or value is not drawn."""
-    text = str(name)
-    if text in ("embed", "logits"):
-        return text
-    head = text.rpartition(".")[0] if text.rpartition(".")[2].upper() in ("Q", "K", "V") else text
-    site, place = parse_unit(head)
-    return unit_name(site, place)
+def _end(name: object) -> str:
+    """A unit's name, as nodes have it."""
+    return str(name) if name in _BEYOND else unit_name(*parse_unit(str(name)))
 
 
-def _edge_traces(
-    edges: Sequence[tuple[str, str, float]], places: Mapping[str, tuple[float, float]]
-) -> list[go.Scatter]:
+def _edge_traces(edges: Sequence[_Edge], places: Mapping[str, tuple[float, float]]) -> list[go.Scatter]:
     """A line each, as wide and as opaque as its effect is large."""
-    most = max((abs(effect) for *_, effect in edges), default=0.0) or 1.0
+    most = max((edge.size for edge in edges), default=0.0) or 1.0
     traces = []
-    for sender, receiver, effect in edges:
-        (x0, y0), (x1, y1) = places[sender], places[receiver]
-        size = abs(effect) / most
+    for edge in edges:
+        ends = [places[edge.writer], places[edge.reader]]
+        share = edge.size / most
         traces.append(
             go.Scatter(
-                x=[x0, x1],
-                y=[y0, y1],
+                x=[x for x, _ in ends],
+                y=[y for _, y in ends],
                 mode="lines",
-                line={"width": 0.75 + 3.5 * size, "color": FAINT},
-                opacity=0.2 + 0.6 * size,
+                line={"width": 0.75 + 3.5 * share, "color": FAINT},
+                opacity=0.2 + 0.6 * share,
                 showlegend=False,
-                name=f"{sender} → {receiver}",
-                hovertemplate=f"{sender} → {receiver} {effect:+.4g}<extra></extra>",
+                name=f"{edge.writer} → {edge.reader}",
+                hovertemplate=f"{edge.told}<extra></extra>",
             )
         )
     return traces

@@ -229,24 +229,41 @@ def test_a_part_of_a_head_is_fainter_and_counted():
     assert "1 of 4 neurons kept" in kept.customdata[0]
 
 
-def test_edges_are_lines_between_their_units_and_the_strongest_is_the_widest():
+def test_edges_are_lines_between_kept_units_and_the_strongest_is_the_widest():
     circuit = Circuit({"z": twelve_by_twelve([(0, 0), (11, 5)])})
-    edges = pd.DataFrame(
-        [("L0.H0", "L11.H5.Q", 0.5), ("L11.H5", "logits", -2.0)], columns=["sender", "receiver", "effect"]
-    )
+    rows = [
+        ("L0.H0", "L11.H5", "q", 0.5),
+        ("L0.H0", "L11.H5", "k", -0.25),
+        ("L11.H5", "logits", "logits", -2.0),
+        ("L0.H1", "logits", "logits", 9.0),  # of a head that is not kept
+    ]
+    edges = pd.DataFrame(rows, columns=["from", "to", "kind", "effect"])
     figure = plots.circuit_diagram(circuit, edges=edges)
-    weak, strong = figure.data[:2]
+    weak, strong, *_ = [trace for trace in figure.data if trace.mode == "lines"]
     assert (tuple(weak.x), tuple(weak.y)) == ((0, 5), (0, 11))
+    assert "+0.25 (q +0.5, k -0.25)" in weak.hovertemplate
     assert strong.line.width > weak.line.width
     assert strong.y[1] > 11
+    assert len([trace for trace in figure.data if trace.mode == "lines"]) == 2
     assert [note.text for note in figure.layout.annotations] == ["logits"]
     for wrong, words in (
-        (edges.assign(receiver="L12.H0"), "L12.H0.* does not speak of"),
-        (edges.drop(columns="effect"), "sender, receiver and effect"),
-        (3, "sender, receiver and effect"),
+        (edges.assign(to="L12"[:2] + "<b>"), "is not"),
+        (edges.drop(columns="effect"), "from, to and effect"),
+        (3, "from, to and effect"),
     ):
         with pytest.raises(MismatchError, match=words):
             plots.circuit_diagram(circuit, edges=wrong)
+
+
+def test_a_diagram_of_thousands_of_edges_draws_the_strongest():
+    heads = [(layer, head) for layer in range(12) for head in range(12)]
+    names = [f"L{layer}.H{head}" for layer, head in heads]
+    rows = [(name, "logits", place) for place, name in enumerate(names)]
+    edges = pd.DataFrame(rows, columns=["from", "to", "effect"])
+        [(name, "logits", place) for place, name in enumerate(names)], columns=["from", "to", "effect"]
+    )
+    figure = plots.circuit_diagram(Circuit({"z": twelve_by_twelve(heads)}), edges=edges)
+    assert [trace.name.split()[0] for trace in figure.data if trace.mode == "lines"] == names[-60:]
 
 
 def test_effects_of_layers_cannot_size_heads():
