@@ -54,8 +54,13 @@ _METHODS["graddrop"] = "by gradient with layers dropped"
 def effect_map(effects: Effects, *, template: Any = LENS_TEMPLATE) -> go.Figure:
     """A heat map of layer × head of what units are worth, and a column of the MLPs where they were measured.
 
-    Red is the way that ablating everything changes the metric. Of neurons a head shows their sum, or where effects do
-    not add up, the largest.
+    Red is the way that ablating everything changes it. Of neurons: their sum, or of knock-outs the largest.
+
+    >>> import ablation_lens as al
+    >>> batch = al.Batch.prompts([[2, 7, 9], [2, 5, 8]], answers=[4, 6])
+    >>> effects = al.circuits.knockout_effects(al.load_model("tiny-opt"), batch, "cross_entropy", 0.0)
+    >>> effect_map(effects).data[0].z.shape
+    (4, 4)
     """
     metric = shown_metric(effects.metric)
     cells, what = _by_head(effects)

@@ -260,8 +260,6 @@ def test_a_diagram_of_thousands_of_edges_draws_the_strongest():
     names = [f"L{layer}.H{head}" for layer, head in heads]
     rows = [(name, "logits", place) for place, name in enumerate(names)]
     edges = pd.DataFrame(rows, columns=["from", "to", "effect"])
-        [(name, "logits", place) for place, name in enumerate(names)], columns=["from", "to", "effect"]
-    )
     figure = plots.circuit_diagram(Circuit({"z": twelve_by_twelve(heads)}), edges=edges)
     assert [trace.name.split()[0] for trace in figure.data if trace.mode == "lines"] == names[-60:]
 
