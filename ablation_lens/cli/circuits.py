@@ -110,7 +110,7 @@ def circuit(
         target, steps, tuple(statistics or ()), corpus, tokens, dtype,
     )  # fmt: skip
     analysis.require_possible(settings)
-    given: Any = _read_statistics(statistics or [])
+    given: Any = _read_statistics(statistics or [], where)
     require_target_folder(out)
     _compare(out, settings)
     loaded = load_model(model, dtype=dtype, device=device)
@@ -145,7 +145,7 @@ def _require_once(**given: Any) -> None:
         raise AblationLensError("say what is asked, and once: --task induction, or --prompts FILE.")
 
 
-def _read_statistics(given: list[str]) -> Any:
+def _read_statistics(given: list[str], sites: tuple[str, ...]) -> Any:
     """By site; None where they are collected yet."""
     from ablation_lens.neurons.statistics import ActivationStatistics
 
@@ -157,6 +157,11 @@ def _read_statistics(given: list[str]) -> Any:
         if statistics.site in loaded:
             raise AblationLensError(f"two of the --statistics are of {statistics.site.value}; give one for each site.")
         loaded[statistics.site] = statistics
+    if missing := [site for site in sites if site not in [held.value for held in loaded]]:
+        raise AblationLensError(
+            f"--statistics are of {' and '.join(held.value for held in loaded)}, and none are of {missing[0]}; give a "
+            "file for each site, or say --site."
+        )
     return loaded
 
 

@@ -225,7 +225,7 @@ def test_statistics_of_files_are_taken_by_site(command, tmp_path):
     both = ("--statistics", tmp_path / "z", "--statistics", tmp_path / "mlp")
     assert command(*asked, *both)[0] == 0
     for given, words in (
-        (both[:2], r"for z, and mlp was asked for"),
+        (both[:2], "of z, and none are of mlp"),
         ((*both[:2], *both[:2]), "two of the --statistics are of z"),
         ((*both, "--tokens", "10"), "--corpus and --tokens say nothing"),
     ):
