@@ -10,6 +10,7 @@ import ablation_lens as al
 from ablation_lens.circuits import Circuit, Effects, Prompts, analysis
 from ablation_lens.circuits.analysis import AnalysisSettings, CircuitFolder
 from ablation_lens.cli.circuits import TASKS
+from ablation_lens.files import save_json
 from ablation_lens.report.circuit import write_circuit_report
 from ablation_lens.study.cells import StudyFolder
 from tests.answers import answered
@@ -181,6 +182,20 @@ def test_a_damaged_part_is_left_out_and_said(copied, command):
     assert code == 1
     assert effects.name in errors
     assert "What is missing" in (copied / "report.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("key", ["../../outside", "", "x" * 5000, "a/b"])
+def test_a_forged_analysis_names_no_file_elsewhere(copied, command, key):
+    """A checksum is anybody's to compute; the name of a part is looked at all the same."""
+    folder = CircuitFolder(copied)
+    held = folder.latest().to_dict()
+    for part in ("knockouts", "circuits"):
+        held[part] = dict.fromkeys(held[part], key)
+    save_json(folder.json("analyses", "forged"), analysis.ANALYSIS, held)
+    code, out, errors = command("report", copied)
+    assert (code, out) == (2, "")
+    assert "forged.json" in errors
+    assert len(errors) < 1500
 
 
 def test_neurons_are_explored_by_what_a_circuit_s_folder_says(run, command, tmp_path):

@@ -330,3 +330,24 @@ def test_locks_that_are_no_plain_file_are_refused_and_nothing_is_made_elsewhere(
     with pytest.raises(FileFormatError, match=r"locks is not a plain file.*delete it"), run.locked("k"):
         pass
     assert not (run.path / "elsewhere").exists()
+
+
+class Notes(folder.RunFolder):
+    kind = "notes"
+    parts = ("pages",)
+
+
+def test_a_folder_of_another_kind_has_its_parts_and_is_not_taken_for_a_study(tmp_path, run):
+    notes = Notes.create(tmp_path / "notes")
+    assert sorted(path.name for path in notes.path.iterdir() if path.is_dir()) == ["pages"]
+    assert Notes.create(notes.path).path == notes.path
+    assert (Notes.is_at(notes.path), Notes.is_at(run.path), Notes.is_at(tmp_path)) == (True, False, False)
+    assert StudyFolder.is_at(run.path)
+    assert json.loads((run.path / MARKER).read_text()) == {"format": 1}  # as every study before
+    for opened, place, words in (
+        (StudyFolder, notes.path, "folder of 'notes', and one of 'study'"),
+        (StudyFolder.create, notes.path, "folder of 'notes'"),
+        (Notes, run.path, "folder of 'study', and one of 'notes'"),
+    ):
+        with pytest.raises(FileFormatError, match=words):
+            opened(place)
