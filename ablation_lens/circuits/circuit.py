@@ -25,6 +25,7 @@ from ablation_lens.circuits.units import (
 )
 from ablation_lens.circuits.values import Statistics, Values, full
 from ablation_lens.errors import FileFormatError, MismatchError
+from ablation_lens.escaping import on_one_line
 from ablation_lens.files import load_tensors, save_tensors
 from ablation_lens.records import ModelRecord, Record
 from ablation_lens.sites import Site
@@ -152,10 +153,15 @@ class Circuit:
             absolute: rank by size, whatever the direction: units that hold the metric back are kept, too.
             model: needed for effects of heads and layers, which do not say how many dims there are, unless they know
                 their model.
-            positions: see `Circuit`; None for those at which the effects were measured.
+            positions: see `Circuit`; None for those at which the effects were measured, and slice(None) for all.
         """
         if (count is None) == (share is None):
             raise MismatchError("say how many units are kept: either count= or share=.")
+        if positions is None and isinstance(effects.positions, str):
+            raise MismatchError(
+                f"these effects were measured{on_one_line(effects.positions)}, which a file cannot hold; give "
+                "positions=."
+            )
         if not effects.is_whole:
             raise MismatchError("these effects were interrupted, and units not measured cannot be ranked; go on.")
         shares = {site: effects.share(site) for site in effects.sites}

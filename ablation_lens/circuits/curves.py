@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from jaxtyping import Float
@@ -26,7 +26,7 @@ from ablation_lens.circuits.judging import (
     why_refused,
 )
 from ablation_lens.circuits.setting import Setting
-from ablation_lens.circuits.units import LEVELS, Level, axes_of, units_of
+from ablation_lens.circuits.units import LEVELS, Level, level_and_sites, units_of
 from ablation_lens.errors import FileFormatError, MismatchError
 from ablation_lens.escaping import on_one_line
 from ablation_lens.files import load_json, save_json
@@ -321,7 +321,7 @@ def faithfulness_curve(
     values: Any,
     *,
     shares: Iterable[float] = SHARES,
-    level: Level = "neuron",
+    level: Level | Literal["mlp"] = "neuron",
     method: str = "integrated",
     statistics: Any = None,
     sites: Any = None,
@@ -344,7 +344,7 @@ def faithfulness_curve(
         values: several of what `circuits.Values.of` takes: a list such as ["zero", "mean", "peak"], or a dict by name;
             "counterfactual" for prompts with corrupted twins.
         shares: of the units that are kept; rounded down to whole units.
-        level: of the units: "neuron", "head" or "layer".
+        level: of the units: "neuron", "head" or "layer"; "mlp" for MLPs as wholes, alone.
         method: of the attribution: "integrated" or "gradient".
         statistics: what centers are computed from; None or "prompts" collects them on the half that is searched.
         sites: where units are: "z" for heads, "mlp", or both.
@@ -364,7 +364,7 @@ def faithfulness_curve(
     (8, 4, True)
     """
     wanted, number, again = _possible_shares(shares), whole(seed, "seed"), at_least(resamples, "resamples")
-    axes_of(level)
+    at, sites = level_and_sites(level, sites)
     if method not in ADD_UP:
         raise MismatchError(f"units cannot be ranked by {method!r:.60}; give one of {', '.join(map(repr, ADD_UP))}.")
     halves = Halves.of(model, prompts, number)
@@ -380,7 +380,7 @@ def faithfulness_curve(
         require_other_inputs(setting)
     _require_one_place(finding)
     found = {
-        name: attributed(model, halves.first, metric, setting, level, steps, progress, method=method)
+        name: attributed(model, halves.first, metric, setting, at, steps, progress, method=method)
         for name, setting in finding.items()
     }
     for name, effects in found.items():
@@ -395,7 +395,7 @@ def faithfulness_curve(
         for order in ORDERS
     }
     first = next(iter(finding.values()))
-    units = sum(math.prod(units_of(first.shape(site), level)) for site in first.values.sites)
+    units = sum(math.prod(units_of(first.shape(site), at)) for site in first.values.sites)
     measured = _Measured(units)
     batches = sum(len(setting.batches) for setting in judging.values())
     runs = batches * len({identity(each.circuit) for sizes in ranked.values() for each in sizes if each.is_run})
@@ -414,7 +414,7 @@ def faithfulness_curve(
     return Curves(
         metric=first.name,
         method=method,
-        level=level,
+        level=at,
         sites=tuple(site.value for site in first.values.sites),
         units=units,
         steps=steps if method == "integrated" else None,

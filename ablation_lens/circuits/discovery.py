@@ -19,7 +19,7 @@ from ablation_lens.circuits.judging import (
     why_refused,
 )
 from ablation_lens.circuits.setting import Setting
-from ablation_lens.circuits.units import Level, axes_of
+from ablation_lens.circuits.units import Level, axes_of, level_and_sites
 from ablation_lens.errors import MismatchError
 from ablation_lens.escaping import on_one_line
 from ablation_lens.interrupts import put_off
@@ -90,7 +90,7 @@ def discover(
     *,
     target: float = 0.9,
     method: str = "attribution",
-    level: Level = "head",
+    level: Level | Literal["mlp"] = "head",
     statistics: Any = None,
     sites: Any = None,
     positions: Any = None,
@@ -118,7 +118,7 @@ def discover(
             corrupted twins.
         target: the f that is asked for, above 0 and at most 1.
         method: "attribution" or "greedy".
-        level: of the units: "head", "layer" or (for attribution) "neuron".
+        level: of the units: "head", "layer" or (for attribution) "neuron"; "mlp" for MLPs as wholes, alone.
         statistics: what centers are computed from; None or "prompts" collects them on the half that is searched.
         sites: where units are: "z" for heads, "mlp", or both.
         positions: units are ablated at these positions only; what `Ablation.at` takes.
@@ -137,7 +137,8 @@ def discover(
     >>> found.found.f >= 0.8, found.circuit.share <= 1
     (True, True)
     """
-    target, number = require_search(method, level, target), whole(seed, "seed")
+    at, sites = level_and_sites(level, sites)
+    target, number = require_search(method, at, target), whole(seed, "seed")
     draws = at_least(random, "random")
     halves = Halves.of(model, prompts, number)
     (both,) = halves.values([values], statistics, sites=sites, progress=progress).values()
@@ -148,7 +149,7 @@ def discover(
     require_other_inputs(settings[1])
     effects = None
     if method == "attribution":
-        effects = attributed(model, halves.first, metric, settings[0], level, steps, progress)
+        effects = attributed(model, halves.first, metric, settings[0], at, steps, progress)
     with put_off(1) as interrupted:
         finder = Judge(settings[0], interrupted)
         refused = why_refused(finder.clean, finder.empty, settings[0].name)
@@ -158,7 +159,7 @@ def discover(
         with progress_over("discovering", None, progress, "runs") as advance:
             if effects is None:
                 everything = Circuit.of(model, True, settings[0].values.sites, positions)
-                circuit, searched = search.fewest(everything, level, advance)
+                circuit, searched = search.fewest(everything, at, advance)
             else:
                 options = {"absolute": absolute, "model": model, "positions": positions}
                 circuit, searched = search.smallest(effects, options, advance)
@@ -170,7 +171,7 @@ def discover(
         judged(Judge(settings[1]), circuit, drawn, progress=progress),
         target,
         method,
-        level,
+        at,
         effects,
         dict(sorted(search.tried.items())),
         searched,

@@ -88,6 +88,8 @@ class EffectsHeader(Record):
     steps: int | None
     source: ModelRecord | None
     collected_on: str | None = None
+    positions_told: str | None = None
+    """Positions of single batches, which a file does not hold, in words."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -116,7 +118,8 @@ class Effects:
         rows: every row's effect times weight, of heads or layers.
         neurons: sums over rows, of neurons. Attributions of neurons have `rows` of their heads besides.
         done: units that were measured; those that an interruption left out are False.
-        positions: where units were ablated; what `Ablation.at` takes. None for all positions.
+        positions: where units were ablated; what `Ablation.at` takes. None for all positions; words, where a file could
+            not hold them, as they belong to single batches.
         steps: of an attribution, how many points of the path it looked at.
         source: the model.
         collected_on: what the values were made from, in words.
@@ -142,7 +145,8 @@ class Effects:
         return tuple(self.neurons if self.level == "neuron" else self.rows)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "positions", read_positions(self.positions))
+        if not isinstance(self.positions, str):
+            object.__setattr__(self, "positions", read_positions(self.positions))
 
     def __getitem__(self, site: Site | str) -> Float64[Tensor, "*unit"]:
         """The mean effect of every unit of a site; NaN where none was measured."""
@@ -176,6 +180,11 @@ class Effects:
         if self.method not in ADD_UP:
             return None
         return sum(float(self[site].sum()) for site in self.sites) - self.total
+
+    @property
+    def where(self) -> str:
+        """At which positions units were ablated, in words."""
+        return self.positions if isinstance(self.positions, str) else describe_positions(self.positions)
 
     def share(self, site: Site | str) -> Float64[Tensor, "*unit"]:
         """Effects as shares of `total`: 1 is as much as ablating everything, whatever the metric's sign.
@@ -252,7 +261,8 @@ class Effects:
 
     def save(self, path: str | Path) -> None:
         """Write one safetensors file, atomically."""
-        numbers, span = positions_to_file(self.positions)
+        told = self.where if callable(self.positions) or isinstance(self.positions, Tensor | str) else None
+        numbers, span = positions_to_file(None if told else self.positions)
         header = EffectsHeader(
             self.method,
             self.level,
@@ -264,6 +274,7 @@ class Effects:
             self.steps,
             self.source,
             self.collected_on,
+            told,
         )
         tensors = {"weights": self.clean.weights, "clean": self.clean.values, "empty": self.empty.values}
         tensors |= {f"{_ROWS}.{site.value}": rows for site, rows in self.rows.items()}
@@ -288,8 +299,9 @@ class Effects:
         told = " and ".join(f"{count:,} {_many(site, self.level, count)}" for site, count in counts.items())
         left = "" if self.is_whole else f", {sum(int((~done).sum()) for done in self.done.values()):,} left out"
         steps = f", {self.steps} steps" if self.steps else ""
-        outcome = f"m(M) = {self.unablated:.4g}, m(∅) − m(M) = {self.total:+.4g}"
-        to = f"{on_one_line(self.values)}{describe_positions(self.positions)}"
+        missed = "" if self.residual is None else f" ({self.residual:+.2g} is missed)"
+        outcome = f"m(M) = {self.unablated:.4g}, m(∅) − m(M) = {self.total:+.4g}{missed}"
+        to = f"{on_one_line(self.values)}{on_one_line(self.where)}"
         head = f"Effects({self.method}{steps}: {on_one_line(self.metric)}, {told}{left} → {to}; {outcome})"
         first = self.table().head(5)
         lines = [
@@ -356,7 +368,7 @@ def _of_file(header: EffectsHeader, tensors: Mapping[str, Tensor]) -> Effects:
         held,
         neurons,
         done,
-        positions_of_file(header.positions, header.span),
+        header.positions_told or positions_of_file(header.positions, header.span),
         header.steps,
         header.source,
         header.collected_on,

@@ -4,7 +4,6 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from ablation_lens.ablation.places import describe_positions
 from ablation_lens.circuits.effects import Effects
 from ablation_lens.circuits.units import axes_of
 from ablation_lens.errors import MismatchError
@@ -48,7 +47,7 @@ def require_fits(effects: Effects, statistics: ActivationStatistics) -> None:
 def describe_effects(effects: Effects) -> str:
     """In a line: how they were found, of what, and what ablating everything changes."""
     steps = f", {effects.steps} steps" if effects.steps else ""
-    where = describe_positions(effects.positions)
+    where = effects.where
     return (
         f"{effects.method}{steps} of {effects.level}s{where}, set to {effects.values}: {effects.metric} "
         f"{effects.unablated:.4g}, and {effects.unablated + effects.total:.4g} with everything ablated"

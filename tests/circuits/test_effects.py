@@ -112,6 +112,21 @@ def test_a_circuit_of_effects_is_for_their_positions():
     assert "at positions 1:" in repr(found)
 
 
+def test_positions_of_single_batches_are_told_in_the_file_and_not_held(tmp_path):
+    found = effects(rows={Site.Z: effects().rows[Site.Z]}, positions=lambda batch: [0])
+    found.save(tmp_path / "e.safetensors")
+    again = Effects.load(tmp_path / "e.safetensors")
+    assert repr(again) == repr(found)
+    with pytest.raises(MismatchError, match="at positions by batch, which a file cannot hold"):
+        Circuit.top(again, count=1, model=SHAPED)
+    assert Circuit.top(again, count=1, model=SHAPED, positions=slice(None)).positions is None
+
+
+def test_what_the_parts_miss_is_said():
+    assert f"{effects().residual:+.2g} is missed" in repr(effects())
+    assert "missed" not in repr(effects("knockout"))
+
+
 def test_a_unit_of_any_site_is_asked_for_by_the_name_in_its_table():
     found = effects(level="layer", rows={site: torch.ones(3, 2).double() for site in Site})
     for unit in found.table().index:
