@@ -148,8 +148,13 @@ class Setting:
 def join_rows(parts: Iterable[Sums]) -> Sums:
     """Rows of several batches, one batch after another, on the CPU and in float64."""
     listed = list(parts)
-    values = torch.cat([part.values.detach().double().cpu() for part in listed])
-    return Sums(values, torch.cat([part.weights.detach().double().cpu() for part in listed]))
+    values, weights = (
+        torch.cat([each.detach().double().cpu() for each in parts])
+        for parts in zip(*((part.values, part.weights) for part in listed), strict=True)
+    )
+    if not bool(weights.any()):
+        raise CorpusError("there is nothing to measure: the metric gives every row a weight of 0.")
+    return Sums(values, weights)
 
 
 def _require_no_experts(model: Any, sites: Iterable[Site]) -> None:

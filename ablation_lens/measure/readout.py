@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ablation_lens.errors import NonFiniteError
+from ablation_lens.errors import MismatchError, NonFiniteError
 from ablation_lens.measure.forward import (
     as_given,
     ends_plainly,
@@ -48,6 +48,7 @@ class Readout:
         self.asked = Asked.of(self.batch)
         self.plainly = ends_plainly(model, self.batch)
         self.clean: Tensor | None = None
+        self._weights: Tensor | None = None
         if metric.clean:
             with torch.no_grad():
                 self.clean = self._clean()
@@ -104,7 +105,17 @@ class Readout:
         values, weights = rows_of(self.metric, as_given(logits, self.given), self.given, self.clean)
         self._require_finite(values)
         weights = weights.to(values.device).double()
+        self._require_same_weights(weights.detach())
         return Sums(values.double() * weights, weights)
+
+    def _require_same_weights(self, weights: Float[Tensor, " row"]) -> None:
+        if self._weights is None:
+            self._weights = weights
+        if not torch.equal(self._weights, weights):
+            raise MismatchError(
+                f"the weights of {self.metric.name} depend on what the model says, and runs are compared row by row; "
+                "give weights that depend on the batch alone, or put them into the value."
+            )
 
     def _per_prediction(self, logits: Float[Tensor, "predictions out"], copies: int) -> Float[Tensor, " predictions"]:
         clean = None if self.clean is None else self.clean.repeat(copies, 1)

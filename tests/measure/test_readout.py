@@ -5,6 +5,7 @@ import torch
 
 import ablation_lens as al
 from ablation_lens import metrics
+from ablation_lens.errors import MismatchError
 from ablation_lens.measure.forward import final_residual
 from ablation_lens.measure.readout import Readout
 from ablation_lens.models.load import transformer_lens_major
@@ -87,6 +88,16 @@ def test_a_hook_after_the_blocks_sees_whole_rows(saved):
         found = Readout(model, prompts(), metrics.logit_difference).under([])
     assert set(seen) == {(4, 9)}
     assert torch.allclose(found.values, Readout(model, prompts(), metrics.logit_difference).under([]).values, atol=1e-5)
+
+
+def test_weights_that_depend_on_the_logits_are_refused(model):
+    """Effects are differences of rows: one row must count alike in both runs."""
+    sharp = metrics.Metric(lambda logits, batch: (logits[:, -1, 5], logits[:, -1, 6].exp()))
+    ablation = al.Ablation.from_names("L1", 0.0, model=model)
+    readout = Readout(model, prompts(), sharp)
+    assert torch.equal(readout.under([]).values, readout.under([]).values)
+    with pytest.raises(MismatchError, match="depend on what the model says"):
+        readout.under(ablation.hooks())
 
 
 @pytest.mark.parametrize("metric", ["logit_difference", "cross_entropy", lowest])
