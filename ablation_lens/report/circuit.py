@@ -254,6 +254,9 @@ class _Report:
         for judge in curves.judges:
             if judge.refused is not None:
                 page.add(Paragraph(f"Judged with {judge.name}: {judge.refused}"))
+        doubts = curves.pairs[["found_with", "doubt"]].drop_duplicates()
+        for name, doubt in doubts.dropna().itertuples(index=False):
+            page.add(Paragraph(f"Found with {name}: {doubt}"))
         page.add(
             Paragraph(
                 f"Circuits of {curves.level}s, ranked by {curves.method} attribution with one center on "
