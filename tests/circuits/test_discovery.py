@@ -437,6 +437,12 @@ def test_curves_that_are_not_possible_are_refused(linear, options, message):
         curves_of(*linear, METRIC, [0.0], **options)
 
 
+@pytest.mark.parametrize("resamples", [-1, 1.5])
+def test_a_number_of_resamples_that_is_not_possible_is_refused_before_anything_is_measured(resamples):
+    with pytest.raises(MismatchError, match=f"resamples={resamples} is not possible"):
+        curves_of(None, None, METRIC, [0.0], resamples=resamples)  # no model is there to measure
+
+
 def test_ctrl_c_keeps_the_pairs_that_are_finished(linear, monkeypatch):
     add, calls = curves_module._Measured.add, []
 
