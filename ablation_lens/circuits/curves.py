@@ -568,6 +568,8 @@ def _possible_shares(shares: Any) -> tuple[float, ...]:
         if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
             shown = share if isinstance(share, int | float) else told(share)
             raise MismatchError(f"a share of {shown} is not possible; give numbers from 0 to 1.")
+    if not any(share < 1 for share in listed):
+        raise MismatchError(f"shares={listed} are no curve, as all units keep everything; give at least one below 1.")
     # Everything is the end of every curve.
     return tuple(sorted({*map(float, listed), 1.0}))
 

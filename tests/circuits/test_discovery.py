@@ -428,6 +428,8 @@ def test_values_of_different_sites_are_not_compared(linear):
     [
         ({"shares": [1.5]}, "share of 1.5"),
         ({"shares": "half"}, "share of"),
+        ({"shares": []}, "no curve"),
+        ({"shares": [1.0]}, "no curve"),
         ({"method": "graddrop"}, "ranked by"),
         ({"level": "edge"}, "level"),
     ],
