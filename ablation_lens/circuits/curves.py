@@ -14,7 +14,7 @@ from numpy import ndarray
 from ablation_lens.circuits.circuit import Circuit, part_of
 from ablation_lens.circuits.discovery import attributed
 from ablation_lens.circuits.effects import ADD_UP, Effects
-from ablation_lens.circuits.halving import Halves
+from ablation_lens.circuits.halving import COLLECT_ON_FIRST, Halves
 from ablation_lens.circuits.judging import (
     Judge,
     at_least,
@@ -377,7 +377,7 @@ def faithfulness_curve(
         for half, which in ((halves.first, "first"), (halves.second, "second"))
     )
     for setting in judging.values():
-        require_other_inputs(setting)
+        require_other_inputs(setting, COLLECT_ON_FIRST)
     _require_one_place(finding)
     found = {
         name: attributed(model, halves.first, metric, setting, at, steps, progress, method=method)

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 from ablation_lens.circuits.attribution import attribution_effects
 from ablation_lens.circuits.circuit import Circuit
 from ablation_lens.circuits.effects import Effects
-from ablation_lens.circuits.halving import Halves
+from ablation_lens.circuits.halving import COLLECT_ON_FIRST, Halves
 from ablation_lens.circuits.judging import (
     Faithfulness,
     Judge,
@@ -146,7 +146,7 @@ def discover(
         Setting.of(model, half, metric, each, positions=positions)
         for half, each in ((halves.first, both.first), (halves.second, both.second))
     ]
-    require_other_inputs(settings[1])
+    require_other_inputs(settings[1], COLLECT_ON_FIRST)
     effects = None
     if method == "attribution":
         effects = attributed(model, halves.first, metric, settings[0], at, steps, progress)

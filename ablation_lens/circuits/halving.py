@@ -11,6 +11,7 @@ from torch import Tensor
 from ablation_lens.circuits.prompting import Prompts
 from ablation_lens.circuits.values import Statistics, Values, counterfactual, named_values
 from ablation_lens.errors import MismatchError
+from ablation_lens.hooked import task_of
 from ablation_lens.measure.collection import collect
 from ablation_lens.neurons.centers import about
 from ablation_lens.sites import Site
@@ -18,9 +19,16 @@ from ablation_lens.tasks.given import batches_of
 from ablation_lens.tasks.inputs import whole
 from ablation_lens.tasks.padding import Padding
 from ablation_lens.tasks.plans import Batch
+from ablation_lens.tasks.row_digests import row_digests
 
 FROM_PROMPTS = "prompts"
 """What is given for `statistics` to have them collected on the half that circuits are found on."""
+
+COLLECT_ON_FIRST = (
+    f"give statistics={FROM_PROMPTS!r}, which collects them on the half that circuits are found on, or collect them on "
+    "prompts.split(seed)[0]"
+)
+"""What to do where statistics hold rows of the other half."""
 
 _POSITION_MEAN, _COUNTERFACTUAL = "position-mean", "counterfactual"
 
@@ -61,7 +69,7 @@ class Halves:
             return cls(model, *prompts.split(number))
         padding = Padding(model, stacklevel=4)
         batches = [padding.marked(batch) for batch in batches_of(model, prompts, keep=True, scored=True)]
-        return cls(model, *_in_two(batches, number))
+        return cls(model, *_in_two(batches, number, task_of(model)))
 
     def values(
         self, given: Any, statistics: Any = None, *, sites: Any = None, progress: bool = True
@@ -146,9 +154,9 @@ def _centers_in(given: Any) -> Iterator[str]:
 # ---------------------------------------------------------------------- rows that are not prompts
 
 
-def _in_two(batches: list[Batch], seed: int) -> tuple[list[Batch], list[Batch]]:
+def _in_two(batches: list[Batch], seed: int, task: str) -> tuple[list[Batch], list[Batch]]:
     rows = [(place, row) for place, batch in enumerate(batches) for row in range(len(batch.inputs))]
-    alike = _alike(batches, rows, seed)
+    alike = _alike(batches, rows, seed, task)
     if len(alike) < 2:
         raise MismatchError(
             "these inputs are all the same, and two halves must not share one; give at least two different ones."
@@ -165,7 +173,7 @@ def _in_two(batches: list[Batch], seed: int) -> tuple[list[Batch], list[Batch]]:
     return halves[0], halves[1]
 
 
-def _alike(batches: list[Batch], rows: list[tuple[int, int]], seed: int) -> dict[str, list[tuple[int, int]]]:
+def _alike(batches: list[Batch], rows: list[tuple[int, int]], seed: int, task: str) -> dict[str, list[tuple[int, int]]]:
     """Rows that must stay together: of the same content or document, under a digest that depends on content alone."""
     leader: dict[Any, Any] = {}
 
@@ -175,12 +183,16 @@ def _alike(batches: list[Batch], rows: list[tuple[int, int]], seed: int) -> dict
         return key
 
     contents = []
+    # What `require_other_inputs` would call the same row is in the same half, too.
+    known = [row_digests(batch, task).tolist() for batch in batches]
     for place, row in rows:
         batch = batches[place]
         content = _content(batch, row, seed)
         contents.append(content)
-        if batch.documents:
-            one, other = find(content), find((batch.plan, batch.documents[row]))
+        same: list[Any] = [("row", digest) for digest in known[place][row]]
+        same += [(batch.plan, batch.documents[row])] if batch.documents else []
+        for each in same:
+            one, other = find(content), find(each)
             # The lesser digest leads, whichever row comes first.
             first, second = sorted((one, other), key=lambda key: (not isinstance(key, str), str(key)))
             leader[second] = first

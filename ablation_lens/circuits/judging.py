@@ -16,6 +16,7 @@ from ablation_lens.circuits.setting import Prepared, Setting, join_rows
 from ablation_lens.circuits.values import Statistics
 from ablation_lens.errors import CorpusError, MismatchError
 from ablation_lens.escaping import on_one_line
+from ablation_lens.hooked import task_of
 from ablation_lens.measure.intervals import Interval, bootstrap_means
 from ablation_lens.measure.metrics import Given
 from ablation_lens.measure.score import Sums
@@ -23,6 +24,7 @@ from ablation_lens.progress import progress_over
 from ablation_lens.records import record_of
 from ablation_lens.sites import Hook
 from ablation_lens.tasks.inputs import whole
+from ablation_lens.tasks.row_digests import among, row_digests
 from ablation_lens.tasks.tasks import require_model
 
 if TYPE_CHECKING:
@@ -149,12 +151,22 @@ def judge_of(
     return Judge(setting)
 
 
-def require_other_inputs(setting: Setting) -> None:
-    """Refuse to judge on what the values were computed from."""
-    if {batch.plan for batch in setting.batches if batch.plan}.intersection(setting.values.plans):
+_OTHERS = "give others, such as those of split='evaluate', or the half of prompts.split() that nothing is collected on"
+
+
+def require_other_inputs(setting: Setting, way: str = _OTHERS) -> None:
+    """Refuse to judge on what the values were computed from, and say what to do."""
+    values, task = setting.values, task_of(setting.model)
+    same = 0
+    for batch in setting.batches:
+        if batch.plan and batch.plan in values.plans:
+            same += len(batch.inputs)
+        elif values.rows is not None:
+            same += int(among(row_digests(batch, task), values.rows).sum())
+    if same:
         raise MismatchError(
-            f"the values {setting.values.name!r} were computed from the inputs that are to be judged on; give others, "
-            "as of split='evaluate'."
+            f"the values {values.name!r} were computed from the inputs that are to be judged on ({same:,} of "
+            f"{setting.rows:,} rows); {way}."
         )
 
 

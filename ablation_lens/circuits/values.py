@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from ablation_lens.ablation.ablation import Ablation, Ablations, Provider
@@ -40,7 +40,8 @@ class Values:
         name: what they are called, for people.
         by_site: a number, values per neuron, values by position, or a provider that is asked for every batch.
         source: the model they belong to; other models are then refused.
-        plans: digests of the inputs they were made from, which nothing is judged on.
+        rows: digests of the rows they were made from (`tasks.row_digests`), which nothing is judged on.
+        plans: digests of the batch plans they were made from instead, where statistics do not know their rows.
         collected_on: those inputs, in words.
 
     >>> Values.of(0.0), Values.of({"z": torch.zeros(2, 3, 4), "mlp": torch.ones(2, 1, 8)}).sites
@@ -52,6 +53,7 @@ class Values:
     source: ModelRecord | None = None
     plans: tuple[str, ...] = ()
     collected_on: str | None = None
+    rows: Int64[Tensor, " digest"] | None = None
 
     @classmethod
     def of(
@@ -227,6 +229,8 @@ def _read(given: Any, statistics: Statistics, sites: tuple[Site, ...] | None) ->
     if isinstance(given, Real):
         return Values(f"{float(given):g}", dict.fromkeys(where, float(given)))
     if callable(given) and not isinstance(given, Tensor):
+        if isinstance(given, _PositionMean):
+            return _center_of(given.name, given.statistics)
         _require_provider(given)
         name = getattr(given, "name", None) or getattr(given, "__name__", type(given).__name__)
         return Values(str(name).replace("_", "-"), dict.fromkeys(where, given))
@@ -284,8 +288,9 @@ def _center_of(name: str, statistics: ActivationStatistics) -> Values:
             return Values(name, {statistics.site: values}, source)
     provenance = statistics.provenance
     corpora = ", ".join(f"{corpus.name}/{corpus.split}" for corpus in provenance.corpora) or "inputs of one's own"
-    plans = tuple(reading.plan for reading in provenance.plans)
-    return Values(name, {statistics.site: values}, source, plans, f"{corpora} ({provenance.tokens:,} positions)")
+    plans = tuple(reading.plan for reading in provenance.plans) if statistics.rows is None else ()
+    told = f"{corpora} ({provenance.tokens:,} positions)"
+    return Values(name, {statistics.site: values}, source, plans, told, statistics.rows)
 
 
 def _nobody(statistics: ActivationStatistics) -> Tensor:
@@ -310,12 +315,14 @@ def _joined(parts: list[Values]) -> Values:
     for source in sources[1:]:
         sources[0].require_same(source, "these values are of two models")
     told = [part.collected_on for part in parts if part.collected_on is not None]
+    rows = [part.rows for part in parts if part.rows is not None]
     return Values(
         " and ".join(dict.fromkeys(part.name for part in parts)),
         by_site,
         sources[0] if sources else None,
         tuple(dict.fromkeys(plan for part in parts for plan in part.plans)),
         told[0] if told else None,
+        torch.cat(rows).unique() if rows else None,
     )
 
 

@@ -10,6 +10,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from ablation_lens.errors import CorpusError, MismatchError, ModelError
+from ablation_lens.hooked import task_of
 from ablation_lens.interrupts import put_off
 from ablation_lens.measure.forward import watch
 from ablation_lens.neurons.histogram import NeuronHistogram
@@ -25,6 +26,7 @@ from ablation_lens.tasks.given import batches_of
 from ablation_lens.tasks.inputs import told, whole
 from ablation_lens.tasks.padding import Padding
 from ablation_lens.tasks.plans import Batch, BatchPlan, PlanPart, plan_of
+from ablation_lens.tasks.row_digests import row_digests
 
 
 class CollectionInterrupted(KeyboardInterrupt):
@@ -125,7 +127,7 @@ def collect(
     with put_off(2) as interrupted:
         padding = Padding(model, stacklevel=5)  # `mark`, `take`, `_run`, `collect`, and the user's own line
         counting = {each: _Counting(each, bins, positions) for each in sites}
-        first = _Pass(model, counting, include_bos, padding)
+        first = _Pass(model, counting, include_bos, padding, rows=[])
         try:
             _run(first, batches, "collecting", progress, interrupted)
         except KeyboardInterrupt:  # a third one: the batch at hand is counted in some layers only
@@ -212,12 +214,14 @@ class _Pass:
     padding: Padding
     tokens: int = 0
     fed: int = 0
+    rows: list[Tensor] | None = None  # a second pass reads them again
     scratch: Scratch = field(default_factory=Scratch)
     between_layers: Callable[[], None] = lambda: None
 
     def take(self, item: Batch) -> int:
         """Run the model on one batch; returns how many positions counted."""
-        batch = self.padding.mark(item).to(self.model.cfg.device)
+        given = self.padding.mark(item)
+        batch = given.to(self.model.cfg.device)
         counted = batch.valid if self.include_bos or batch.special is None else batch.valid & ~batch.special
         # None spares every layer the selection of positions.
         valid = None if bool(counted.all()) else counted
@@ -239,6 +243,8 @@ class _Pass:
         count = int(counted.sum())
         self.tokens += count
         self.fed += 1
+        if self.rows is not None:
+            self.rows.append(row_digests(given, task_of(self.model))[counted.any(1).cpu()].flatten())
         return count
 
     def statistics(self, batches: Any) -> dict[Site, ActivationStatistics]:
@@ -266,6 +272,7 @@ class _Pass:
             ),
             trimmed=counting.trimmed,
             positions=counting.positions,
+            rows=None if self.rows is None else torch.cat(self.rows).unique(),
         )
 
 

@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     import pandas
 
 KIND = "activation statistics"
-VERSION = 3
+VERSION = 4
 """Of the file. The first said which batches were read in a sentence; `PlanReading` reads both. Until the second, how
-many values are above 0 was one of the moments; `read_parts` reads both."""
+many values are above 0 was one of the moments; `read_parts` reads both. Until the third, nothing was said of rows."""
 
 _UNNAMED = "unknown"
 """The architecture of values that were given without a model."""
@@ -156,8 +156,9 @@ class StatisticsHeader(Record):
 class ActivationStatistics:
     """Histogram, moments and provenance of every neuron of a site; made by `collect`.
 
-    `trimmed` is the second pass' histogram; `positions` are there when the per-position mean was asked for. The state
-    is not to be edited; everything else is computed from it when asked.
+    `trimmed` is the second pass' histogram; `positions` are there when the per-position mean was asked for. `rows` are
+    digests of the rows that were read (`tasks.row_digests`), sorted, on which no center is to be judged; None where
+    that is not known. The state is not to be edited; everything else is computed from it when asked.
     """
 
     histogram: NeuronHistogram
@@ -165,6 +166,7 @@ class ActivationStatistics:
     provenance: Provenance
     trimmed: TrimmedHistogram | None = None
     positions: Positions | None = None
+    rows: Int64[Tensor, " digest"] | None = None
 
     @classmethod
     def of_values(
@@ -348,6 +350,7 @@ class ActivationStatistics:
             mine.merge(theirs),
             None if trimmed is None or other.trimmed is None else trimmed.merge(other.trimmed),
             None if positions is None or other.positions is None else positions.merge(other.positions),
+            None if self.rows is None or other.rows is None else torch.cat([self.rows, other.rows]).unique(),
         )
 
     def save(self, path: str | Path) -> None:
@@ -357,7 +360,7 @@ class ActivationStatistics:
             HistogramHeader.of(self.histogram),
             None if self.trimmed is None else HistogramHeader.of(self.trimmed),
         )
-        parts = Parts(self.histogram, self.moments, self.trimmed, self.positions)
+        parts = Parts(self.histogram, self.moments, self.trimmed, self.positions, self.rows)
         save_tensors(path, KIND, header.to_dict(), parts.tensors(), version=VERSION)
 
     @classmethod
@@ -371,7 +374,7 @@ class ActivationStatistics:
             raise FileFormatError(
                 f"{path} is not complete, or was changed ({str(error).rstrip('.')}); collect it again."
             ) from error
-        return cls(parts.histogram, parts.moments, header.provenance, parts.trimmed, parts.positions)
+        return cls(parts.histogram, parts.moments, header.provenance, parts.trimmed, parts.positions, parts.rows)
 
     def __repr__(self) -> str:
         layers, heads, dims = self.shape

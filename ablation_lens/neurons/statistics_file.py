@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Int64
 from torch import Tensor
 
 from ablation_lens.errors import FileFormatError
@@ -38,6 +39,7 @@ class Parts:
     moments: Moments
     trimmed: TrimmedHistogram | None
     positions: Positions | None
+    rows: Int64[Tensor, " digest"] | None = None
 
     def tensors(self) -> dict[str, Tensor]:
         """By the names that they have in a file."""
@@ -46,6 +48,8 @@ class Parts:
             parts["trimmed"] = to_file(self.trimmed)[0]
         if self.positions is not None:
             parts["position"] = {"sums": self.positions.sums, "counts": self.positions.counts}
+        if self.rows is not None:
+            parts["rows"] = {"digests": self.rows}
         return {f"{part}.{name}": tensor for part, held in parts.items() for name, tensor in held.items()}
 
 
@@ -57,7 +61,7 @@ def read_parts(
     parts |= {"trimmed": {}} if trimmed is not None else {}
     for full_name, tensor in tensors.items():
         part, _, name = full_name.partition(".")
-        if part not in (*parts, "position"):
+        if part not in (*parts, "position", "rows"):
             raise FileFormatError(f"it holds a tensor {full_name!r}, of which its header says nothing.")
         parts.setdefault(part, {})[name] = tensor
     # Until version 2, how many values are above 0 was a sum like the others.
@@ -73,7 +77,8 @@ def read_parts(
         _require_around(second, first)
     moments = _moments(parts["moments"], first, tokens)
     positions = _positions(parts["position"], first, tokens) if "position" in parts else None
-    return Parts(first, moments, second, positions)
+    rows = _rows(parts["rows"], tokens) if "rows" in parts else None
+    return Parts(first, moments, second, positions, rows)
 
 
 def _whole_numbers(sums: Tensor) -> Tensor:
@@ -142,3 +147,13 @@ def _positions(tensors: Mapping[str, Tensor], histogram: NeuronHistogram, tokens
     outside = ~((sums >= seen * low - off) & (sums <= seen * high + off))  # also where it is not a number
     require_none(iter([("a mean outside its range", outside.any(1))]), "means per position")
     return Positions(histogram.shape, sums, counts)
+
+
+def _rows(tensors: Mapping[str, Tensor], tokens: int) -> Int64[Tensor, " digest"]:
+    count = tensors["digests"].numel() if "digests" in tensors else 0
+    require_tensors(tensors, {"digests": (torch.int64, (count,))}, "its rows")
+    digests = tensors["digests"]
+    # A row has a position, and is known in two ways at most.
+    if not 0 < count <= 2 * tokens or bool((digests[1:] <= digests[:-1]).any()):
+        raise FileFormatError(f"its {count:,} digests of rows are not those of different rows in {tokens:,} positions.")
+    return digests

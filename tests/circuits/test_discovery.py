@@ -260,6 +260,31 @@ def test_statistics_of_the_inputs_themselves_are_refused():
         found_in(model, batches, "cross_entropy", "mean", statistics=statistics)
 
 
+@pytest.mark.parametrize("search", [found_in, curves_of])
+def test_statistics_are_of_the_half_that_is_searched_and_not_of_all_prompts(search):
+    model, batch = induction_model(), induction_batch(rows=12)
+    prompts = prompts_of(batch)
+    options = {"level": "layer", "steps": 2, "statistics": al.collect(model, prompts, progress=False)}
+    for given in (prompts, batch):
+        with pytest.raises(MismatchError, match=r"6 of 6 rows.*statistics='prompts'.*split\(seed\)\[0\]"):
+            search(model, given, METRIC, "mean", **options)
+    options["statistics"] = al.collect(model, prompts.split()[0], progress=False)
+    assert search(model, prompts, METRIC, "mean", **options)
+
+
+def test_one_text_hidden_in_two_ways_is_in_one_half():
+    model = al.load_model("tiny-roberta")
+    plans = [al.task_for(model).batches(split="evaluate", tokens=600, seed=seed) for seed in (0, 1)]
+    halves = Halves.of(model, [batch for plan in plans for batch in plan])
+    options = {"level": "layer", "steps": 2, "random": 0, "target": 0.5}
+    assert found_in(model, [b for plan in plans for b in plan], "cross_entropy", "mean", **options).judged.m_model
+    texts = [
+        {(batch.documents[row]) for batch in half for row in range(len(batch.inputs))}
+        for half in (halves.first, halves.second)
+    ]
+    assert not texts[0] & texts[1]
+
+
 def test_ctrl_c_leaves_the_greedy_search_with_what_is_good_enough_so_far(linear):
     model, batch = linear
     search = _Search(Judge(Setting.of(model, batch, METRIC, 0.0)), 0.5)

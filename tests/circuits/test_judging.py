@@ -1,5 +1,7 @@
 """Faithfulness, both completenesses, minimality: against NumPy, against `evaluate`, on circuits that are known."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -315,6 +317,53 @@ def test_nothing_is_judged_on_what_its_values_were_computed_from():
     for judge in (circuits.faithfulness, circuits.completeness_of_rest, circuits.completeness_gap, circuits.minimality):
         with pytest.raises(MismatchError, match="were computed from the inputs"):
             judge(model, batches, "cross_entropy", circuit, "mean", statistics=statistics, progress=False)
+
+
+def test_nor_on_some_of_its_rows_whoever_batched_them():
+    model, batch = induction_model(), induction_batch(rows=8)
+    circuit = circuits.Circuit.of_heads(["L0.H1"], model)
+    prompts = circuits.Prompts.of(batch.inputs, batch.answers, batch.wrong, batch_size=3)
+    first, second = prompts.split()
+    padded, real = (torch.nn.functional.pad(each, (2, 0))[:3] for each in (batch.inputs, torch.ones_like(batch.inputs)))
+    judged_on = {
+        "8 of 8": prompts,
+        "4 of 4": first,
+        "2 of 2": second.rows([3, 1]),
+        "3 of 3": al.Batch.prompts(padded, batch.answers[:3], batch.wrong[:3], valid=real),
+    }
+    for collected_on in (prompts, batch.inputs, [al.Batch.causal(row[None]) for row in batch.inputs]):
+        statistics = al.collect(model, collected_on, positions=True, progress=False)
+        for values in ("mean", "position-mean", circuits.position_mean(statistics)):
+            for share, batches in judged_on.items():
+                with pytest.raises(MismatchError, match=f"{share} rows"):
+                    faithful(model, batches, METRIC, circuit, values, statistics=statistics)
+    half = al.collect(model, first, progress=False)
+    with pytest.raises(MismatchError, match="4 of 8 rows"):
+        faithful(model, prompts, METRIC, circuit, "mean", statistics=half)
+    assert faithful(model, second, METRIC, circuit, "mean", statistics=half, random=0).m_model
+    # Nothing is computed from data.
+    assert faithful(model, first, METRIC, circuit, "zero", statistics=half, random=0).m_model
+
+
+def test_statistics_that_do_not_know_their_rows_know_their_plan():
+    model = al.load_model("tiny-opt")
+    batches = al.task_for(model).batches(split="collect", tokens=300)
+    old = replace(al.collect(model, batches, progress=False), rows=None)
+    circuit = circuits.Circuit.of_heads(["L0.H1"], model)
+    with pytest.raises(MismatchError, match="were computed from the inputs"):
+        faithful(model, batches, "cross_entropy", circuit, "mean", statistics=old)
+    texts = al.task_for(model).batches(split="evaluate", tokens=300)
+    assert faithful(model, texts, "cross_entropy", circuit, "mean", statistics=old, random=0).m_model
+
+
+def test_the_rest_of_a_plan_is_judged_with_statistics_of_a_part_of_it():
+    model = al.load_model("tiny-opt")
+    plan = al.task_for(model).batches(split="collect", tokens=900, batch_size=1)
+    statistics = al.collect(model, plan[:2], site=["z", "mlp"], progress=False)
+    circuit = circuits.Circuit.of_heads(["L0.H1", "L1.MLP"], model)
+    with pytest.raises(MismatchError, match=f"2 of {len(plan)} rows"):
+        faithful(model, plan, "cross_entropy", circuit, "mean", statistics=statistics)
+    assert faithful(model, plan[2:], "cross_entropy", circuit, "mean", statistics=statistics, random=0).m_model
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from ablation_lens.neurons.statistics_file import Parts
 from ablation_lens.sites import Site
 from ablation_lens.tasks.padding import PaddingWarning
 from ablation_lens.tasks.plans import Batch
+from ablation_lens.tasks.row_digests import row_digests
 from ablation_lens.tasks.tasks import task_for
 from tests.tiny_models import BY_NAME, FAMILIES, reference
 
@@ -466,6 +468,27 @@ def test_shards_of_a_plan_merged_in_any_order_are_recognised_as_the_plan():
     assert twice.provenance.tokens == whole.provenance.tokens + shards[0].provenance.tokens
     with pytest.raises(MismatchError, match="no batches 3 to 3 are among"):
         plan.part(3, 3)
+
+
+def test_statistics_know_the_rows_that_they_are_of(opt, tmp_path):
+    rows = torch.arange(5, 29).view(4, 6)
+    all_at_once = collect(opt, [Batch.causal(rows)], site=["z", "mlp"], progress=False)
+    for statistics in all_at_once.values():
+        assert statistics.rows.tolist() == row_digests(Batch.causal(rows), "causal-lm").flatten().sort().values.tolist()
+    statistics = all_at_once["z"]
+    parts = [collect(opt, [Batch.causal(part)], passes=1, progress=False) for part in (rows[2:], rows[:3])]
+    assert torch.equal(parts[0].merge(parts[1]).rows, statistics.rows)
+    assert torch.equal(collect(opt, [Batch.causal(rows)] * 2, passes=2, progress=False).rows, statistics.rows)
+    statistics.save(tmp_path / "statistics.safetensors")
+    assert torch.equal(ActivationStatistics.load(tmp_path / "statistics.safetensors").rows, statistics.rows)
+
+
+def test_a_row_of_which_nothing_was_counted_is_not_among_them(opt):
+    tokens = torch.tensor([[2, 0, 0], [2, 7, 9]])
+    batch = Batch.causal(tokens, torch.tensor([[1, 0, 0], [1, 1, 1]]))
+    batch = replace(batch, special=tokens == 2)
+    assert len(collect(opt, [batch], progress=False).rows) == 2
+    assert collect(opt, [batch], include_bos=False, progress=False).rows.tolist() == [row_digests(batch, "")[1].item()]
 
 
 def test_the_table_has_a_row_per_neuron(opt):

@@ -32,6 +32,7 @@ def test_statistics_open_with_the_same_numbers(name, tmp_path):
         assert repr(statistics) == expected["repr"]
         assert statistics.provenance.tokens == expected["tokens"]
         assert statistics.provenance.plans == tuple(map(PlanReading.from_dict, expected["plans"]))
+        assert statistics.rows is None  # which were read, these files do not say
         assert int(statistics.count.sum()) == expected["total"]
         assert hexed(statistics.variance) == expected["variance"]
         assert hexed(statistics.histogram.quantile(0.3)) == expected["quantile"]

@@ -1,5 +1,7 @@
 """Which center does the least harm: ranked as the numbers say, in pairs, and never on its own documents."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -69,6 +71,21 @@ def test_a_function_that_does_not_say_what_is_better(model, task, statistics):
 def test_centers_are_not_judged_on_their_own_documents(model, task, statistics):
     with pytest.raises(MismatchError, match="very documents"):
         al.compare_centers(model, task.batches(split="collect", tokens=3000), statistics=statistics)
+
+
+def test_nor_on_some_of_their_rows_whoever_batched_them(model, task, statistics):
+    plan = task.batches(split="collect", tokens=3000)
+    others = list(task.batches(tokens=300))
+    with pytest.raises(MismatchError, match=f"1 of {1 + sum(len(batch.inputs) for batch in others)} rows"):
+        al.compare_centers(model, [next(iter(plan)).rows(0, 1), *others], statistics=statistics)
+    own = al.collect(model, [[5, 6, 7], [8, 9, 4]], progress=False)
+    with pytest.raises(MismatchError, match="1 of 2 rows"):
+        al.compare_centers(model, [[8, 9, 4], [8, 9, 5]], statistics=own)
+
+
+def test_nor_on_the_plan_of_statistics_that_do_not_know_their_rows(model, task, statistics):
+    with pytest.raises(MismatchError, match="very documents"):
+        al.compare_centers(model, task.batches(split="collect", tokens=3000), statistics=replace(statistics, rows=None))
 
 
 def test_nor_on_documents_that_it_would_collect_from_by_itself(model, task):

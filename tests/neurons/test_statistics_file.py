@@ -39,7 +39,8 @@ def whole(tmp_path_factory):
     plan = PlanReading("1" * 64, 3, ((0, 1), (1, 3)))
     provenance = replace(one.provenance, corpora=(corpus,), plans=(plan,))
     path = tmp_path_factory.mktemp("whole") / "whole.safetensors"
-    ActivationStatistics(one.histogram, one.moments, provenance, one.trimmed, positions).save(path)
+    rows = torch.tensor([-(2**63), -5, 0, 7, 9, 2**63 - 1])
+    ActivationStatistics(one.histogram, one.moments, provenance, one.trimmed, positions, rows).save(path)
     return path
 
 
@@ -161,6 +162,22 @@ FLAWS = {
     "other positions": (put("position.counts", 7, 3), "means per position are over others"),
     "a mean at a position that no value has": (put("position.sums", 1e6, (1, 2, 0, 3)), "L1.H0.D3 has a mean outside"),
     "no mean at a position": (put("position.sums", torch.nan, (1, 2, 0, 3)), "L1.H0.D3 has a mean outside"),
+    # digests of rows
+    "a row twice": (put("rows.digests", -5, 2), "not those of different rows"),
+    "rows in no order": (put("rows.digests", 8, 2), "not those of different rows"),
+    "no rows": (lambda header, tensors: tensors.update({"rows.digests": torch.zeros(0).long()}), "its 0 digests"),
+    "more rows than positions": (
+        lambda header, tensors: tensors.update({"rows.digests": torch.arange(2 * TOKENS + 1)}),
+        "its 361 digests of rows",
+    ),
+    "rows of another type": (
+        lambda header, tensors: tensors.update({"rows.digests": torch.zeros(1)}),
+        "its rows .* digests",
+    ),
+    "rows that are a table": (
+        lambda header, tensors: tensors.update({"rows.digests": torch.arange(6).view(2, 3)}),
+        "its rows .* digests",
+    ),
     # parts that are not there, or too many
     "no moments": (drop("moments.count"), "its moments .* count"),
     "a stranger": (lambda header, tensors: tensors.update(x=torch.zeros(1)), "holds a tensor 'x'"),
@@ -202,6 +219,19 @@ def test_what_no_collection_makes_is_refused(whole, tmp_path, change, message):
     with pytest.raises(FileFormatError, match=message) as caught:
         ActivationStatistics.load(target)
     assert str(target) in str(caught.value)
+
+
+def test_digests_of_rows_are_read_as_they_were_written(whole, tmp_path):
+    statistics = ActivationStatistics.load(whole)
+    assert statistics.rows.tolist() == [-(2**63), -5, 0, 7, 9, 2**63 - 1]
+    other = replace(statistics, rows=torch.tensor([-6, 7]))
+    both = statistics.merge(other)
+    both.save(tmp_path / "both.safetensors")
+    assert ActivationStatistics.load(tmp_path / "both.safetensors").rows.tolist() == [
+        *[-(2**63), -6, -5, 0, 7, 9, 2**63 - 1],
+    ]
+    # Of all rows, or of none: some would pass for all.
+    assert statistics.merge(replace(statistics, rows=None)).rows is None
 
 
 def test_a_second_pass_reaches_no_further_than_the_first(tmp_path):
