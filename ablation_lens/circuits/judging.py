@@ -14,7 +14,7 @@ from torch import Tensor
 from ablation_lens.circuits.circuit import Circuit
 from ablation_lens.circuits.setting import Prepared, Setting, join_rows
 from ablation_lens.circuits.values import Statistics
-from ablation_lens.errors import CorpusError, MismatchError
+from ablation_lens.errors import MismatchError
 from ablation_lens.escaping import on_one_line
 from ablation_lens.hooked import task_of
 from ablation_lens.measure.intervals import Interval, bootstrap_means
@@ -54,8 +54,6 @@ class Judge:
     def __init__(self, setting: Setting, interrupted: Callable[[], bool] = lambda: False) -> None:
         self.setting, self._interrupted = setting, interrupted
         self.clean, self.empty = setting.everything()
-        if not float(self.clean.weights.sum()) > 0:
-            raise CorpusError(f"there is nothing to measure: {setting.name} gives every row the weight 0.")
         self._known: dict[bytes, Sums] = {}
 
     def measure(self, circuits: Iterable[Circuit], on_run: Callable[[int], None] = lambda runs: None) -> list[Sums]:

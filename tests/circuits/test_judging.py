@@ -211,7 +211,7 @@ def test_a_metric_that_weighs_nothing_is_refused(linear):
     def nothing(logits, batch):
         return logits[:, -1, 0], torch.zeros(len(logits))
 
-    with pytest.raises(CorpusError, match="the weight 0"):
+    with pytest.raises(CorpusError, match="a weight of 0"):
         faithful(model, batch, nothing, circuits.Circuit.of(model, True), 0.0)
 
 
