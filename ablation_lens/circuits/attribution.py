@@ -165,7 +165,9 @@ def _weights(model: Any) -> Iterator[Tensor]:
 
 def ordinary(batch: Batch) -> Batch:
     """A batch without tensors of inference mode, which no backward pass may keep."""
-    tensors = {name: each for name, each in vars(batch).items() if isinstance(each, Tensor) and each.is_inference()}
+    tensors: dict[str, Any] = {
+        name: each for name, each in vars(batch).items() if isinstance(each, Tensor) and each.is_inference()
+    }
     return replace(batch, **{name: each.clone() for name, each in tensors.items()}) if tensors else batch
 
 
@@ -310,7 +312,7 @@ class _Run:
         self._attribution, self._prepared, self._moving, self._share = attribution, prepared, moving, share
         self._ends: dict[tuple[Site, int], Tensor] = {}
         self._dropped: int | None = None
-        hooks = [
+        hooks: list[Hook] = [
             (site.hook_name(layer), self._at(site, layer, replacement))
             for (site, layer), replacement in prepared.replacements.items()
         ]
@@ -396,7 +398,7 @@ class _OnTheWay(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         here: Float[Tensor, "row pos head dim"],
         target: Float[Tensor, "#row #pos head dim"],
@@ -410,7 +412,7 @@ class _OnTheWay(torch.autograd.Function):
         return torch.lerp(here, target, share)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None, Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None, Tensor, None, None]:
         here, target, moves = ctx.saved_tensors
         slope = (target - here).to(ctx.wide).mul_(gradient).sum(1)
         if not ctx.needs_input_grad[0]:

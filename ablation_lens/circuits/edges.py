@@ -424,7 +424,7 @@ class _Run:
         self.seen: dict[str, Tensor] = {}
         self.slopes: dict[str, Tensor] = {}
         with torch.no_grad():
-            self.empty = prepared.readout.under(prepared.hooks()) if gradients else None
+            self.empty = prepared.readout.under(prepared.hooks())
         start = Site.RESID_PRE.hook_name(0)
         names = [start, *(name for name in self._names() if name != start)]
         sums = prepared.readout.under([(name, self._see(name, first=gradients and name == start)) for name in names])
@@ -468,7 +468,8 @@ class _Run:
         """By which a site's units write."""
         assert site.weights is not None
         heads = site.shape(self.cfg)[1]
-        return projection(self.model.blocks[layer], site.weights).weight().detach().unflatten(0, (heads, -1))
+        way: Tensor = projection(self.model.blocks[layer], site.weights).weight().detach().unflatten(0, (heads, -1))
+        return way
 
     def _read_by(self, kind: str, layer: int) -> Float[Tensor, "head d_model dim"]:
         """By which heads read; under grouped heads, one for each group."""
@@ -478,7 +479,8 @@ class _Run:
         heads = self.seen[_INPUTS[kind].hook_name(layer)].shape[2]
         if not isinstance(matrix, Tensor) or matrix.ndim != 3 or len(matrix) != heads:
             raise MismatchError(f"{name} of this model is not [head d_model dim] for its {heads} heads; no edges.")
-        return matrix.detach()
+        read: Tensor = matrix.detach()
+        return read
 
     def _mlp_input(self, layer: int) -> Tensor:
         return self.seen[(Site.RESID_PRE if self.parallel else Site.RESID_MID).hook_name(layer)]
@@ -501,12 +503,12 @@ class _Run:
                     columns.append(self._onto_writers(back, layer, attention=False))
                     names.append(f"L{layer}.H{head}.{kind.upper()}")
             if _has_mlp(self.cfg):
-                back = self.slopes.get(Site.RESID_MID.hook_name(layer))
-                if not self.mid_is_mlp:
+                if self.mid_is_mlp:
+                    back = self.slopes[Site.RESID_MID.hook_name(layer)]
+                else:
                     stream = self._mlp_input(layer).clone().requires_grad_()
                     out = block.mlp(block.ln2(stream))
                     (back,) = torch.autograd.grad(out, stream, self.slopes[Site.MLP_OUT.hook_name(layer)])
-                assert back is not None
                 columns.append(self._onto_writers(back, layer, attention=not self.parallel))
                 names.append(f"L{layer}.MLP")
         columns.append(self._onto_writers(self.slopes[residual_after(self.cfg.n_layers - 1)], self.cfg.n_layers))

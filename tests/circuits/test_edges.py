@@ -41,17 +41,15 @@ def effects(opt):
 
 def config(**changes):
     """A random HookedTransformer of two layers, in float64."""
-    lens = pytest.importorskip("transformer_lens")
-    if not hasattr(lens, "HookedTransformer"):
-        pytest.skip("transformer-lens 4 has no HookedTransformer")
     plain = {
         "n_layers": 2, "d_model": 12, "n_ctx": 8, "d_head": 4, "n_heads": 3, "d_vocab": 50, "d_mlp": 10,
         "act_fn": "gelu", "dtype": torch.float64, "device": "cpu", "seed": 0, "init_weights": True,
     }  # fmt: skip
     try:
-        return lens.HookedTransformer(lens.HookedTransformerConfig(**{**plain, **changes}))
+        from transformer_lens import HookedTransformer, HookedTransformerConfig
     except ImportError:
         pytest.skip("transformer-lens 4 has no HookedTransformer")
+    return HookedTransformer(HookedTransformerConfig(**{**plain, **changes}))
 
 
 @pytest.mark.filterwarnings("ignore:HookedTransformer is deprecated", "ignore:it is not known how this model")
@@ -108,6 +106,7 @@ def test_in_a_linear_model_the_gradient_is_the_patch():
         block.attn.W_Q.data.zero_()
         block.attn.W_K.data.zero_()
         block.mlp.b_in.data.fill_(50)
+        block.mlp.b_out.data -= 50 * block.mlp.W_out.data.sum(0)
     values = {"z": 0.3, "mlp": 50.0}
     found = measured(model, prompts(), values)
     edges = [edge for edge in found.edges() if edge.kind not in ("q", "k")]
@@ -161,10 +160,8 @@ def test_edges_are_saved(effects, tmp_path):
 
 
 def test_a_model_with_norms_after_its_parts_is_refused():
-    model = al.load_model("tiny-roberta")
-    batches = al.task_for(model).batches(split="evaluate", tokens=60)
     with pytest.raises(MismatchError, match="post-LayerNorm"):
-        edge_effects(model, batches, "cross_entropy", 0.0, progress=False)
+        edge_effects(al.load_model("tiny-roberta"), prompts(), "cross_entropy", 0.0, progress=False)
 
 
 def test_a_model_without_the_known_parts_is_refused():
