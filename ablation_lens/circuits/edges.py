@@ -468,8 +468,8 @@ class _Run:
         """By which a site's units write."""
         assert site.weights is not None
         heads = site.shape(self.cfg)[1]
-        way: Tensor = projection(self.model.blocks[layer], site.weights).weight().detach().unflatten(0, (heads, -1))
-        return way
+        matrix: Tensor = projection(self.model.blocks[layer], site.weights).weight().detach().unflatten(0, (heads, -1))
+        return matrix
 
     def _read_by(self, kind: str, layer: int) -> Float[Tensor, "head d_model dim"]:
         """By which heads read; under grouped heads, one for each group."""
