@@ -338,8 +338,12 @@ def named_values(
     (['zero'], {'nothing': Values(nothing at z)})
     """
     if isinstance(given, Mapping):
-        if any(isinstance(each, Site) for each in given):
-            raise MismatchError("several values are a dict by their names, and this one is by site; name it.")
+        # Read as names, both would be for heads alone.
+        if any(isinstance(each, Site) for each in given) or (given and set(given) <= {site.value for site in Site}):
+            raise MismatchError(
+                "several values are a dict by their names, and this one is by site; name it, as in {'mine': {'z': …, "
+                "'mlp': …}}."
+            )
         return {str(name): Values.of(each, statistics, sites=sites, name=str(name)) for name, each in given.items()}
     listed = [given] if isinstance(given, str | Values) else list(given)
     made = [Values.of(each, statistics, sites=sites) for each in listed]

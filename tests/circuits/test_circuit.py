@@ -459,8 +459,11 @@ def test_several_values_have_a_name_each(statistics):
     for given in ([0.0, 0.0], []):
         with pytest.raises(MismatchError, match="one name each"):
             named_values(given)
-    with pytest.raises(MismatchError, match="by site"):
-        named_values({Site.Z: 0.0})
+    for given in ({Site.Z: 0.0}, {"z": 0.0, "mlp": 0.0}, {"z": 0.0}):
+        with pytest.raises(MismatchError, match="by site"):
+            named_values(given)
+    by_site = named_values({"mine": {"z": 0.0, "mlp": 0.0}, "z": "zero"}, sites=["z", "mlp"])
+    assert [values.sites for values in by_site.values()] == [(Site.Z, Site.MLP)] * 2
 
 
 def test_values_of_another_model_are_refused(model, statistics):
