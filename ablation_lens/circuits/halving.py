@@ -17,9 +17,9 @@ from ablation_lens.neurons.centers import about
 from ablation_lens.sites import Site
 from ablation_lens.tasks.given import batches_of
 from ablation_lens.tasks.inputs import whole
+from ablation_lens.tasks.known_rows import row_digests
 from ablation_lens.tasks.padding import Padding
 from ablation_lens.tasks.plans import Batch
-from ablation_lens.tasks.row_digests import row_digests
 
 FROM_PROMPTS = "prompts"
 """What is given for `statistics` to have them collected on the half that circuits are found on."""

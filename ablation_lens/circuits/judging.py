@@ -24,7 +24,7 @@ from ablation_lens.progress import progress_over
 from ablation_lens.records import record_of
 from ablation_lens.sites import Hook
 from ablation_lens.tasks.inputs import whole
-from ablation_lens.tasks.row_digests import among, row_digests
+from ablation_lens.tasks.known_rows import among, row_digests
 from ablation_lens.tasks.tasks import require_model
 
 if TYPE_CHECKING:

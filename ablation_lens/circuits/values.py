@@ -40,7 +40,7 @@ class Values:
         name: what they are called, for people.
         by_site: a number, values per neuron, values by position, or a provider that is asked for every batch.
         source: the model they belong to; other models are then refused.
-        rows: digests of the rows they were made from (`tasks.row_digests`), which nothing is judged on.
+        rows: digests of the rows they were made from (`tasks.known_rows`), which nothing is judged on.
         plans: digests of the batch plans they were made from instead, where statistics do not know their rows.
         collected_on: those inputs, in words.
 

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, overload
 
@@ -24,9 +25,9 @@ from ablation_lens.records import ModelRecord, Versions, record_of
 from ablation_lens.sites import Site
 from ablation_lens.tasks.given import batches_of
 from ablation_lens.tasks.inputs import told, whole
+from ablation_lens.tasks.known_rows import row_digests
 from ablation_lens.tasks.padding import Padding
 from ablation_lens.tasks.plans import Batch, BatchPlan, PlanPart, plan_of
-from ablation_lens.tasks.row_digests import row_digests
 
 
 class CollectionInterrupted(KeyboardInterrupt):
@@ -124,10 +125,10 @@ def collect(
         return found if several else next(iter(found.values()))
 
     # Around all of it: between the passes and after them there is most to lose.
-    with put_off(2) as interrupted:
+    with put_off(2) as interrupted, ThreadPoolExecutor(1) as aside:
         padding = Padding(model, stacklevel=5)  # `mark`, `take`, `_run`, `collect`, and the user's own line
         counting = {each: _Counting(each, bins, positions) for each in sites}
-        first = _Pass(model, counting, include_bos, padding, rows=[])
+        first = _Pass(model, counting, include_bos, padding, aside)
         try:
             _run(first, batches, "collecting", progress, interrupted)
         except KeyboardInterrupt:  # a third one: the batch at hand is counted in some layers only
@@ -212,9 +213,10 @@ class _Pass:
     counting: dict[Site, _Counting]
     include_bos: bool
     padding: Padding
+    aside: ThreadPoolExecutor | None = None  # None for a second pass, which reads the same rows
     tokens: int = 0
     fed: int = 0
-    rows: list[Tensor] | None = None  # a second pass reads them again
+    rows: list[Tensor] = field(default_factory=list)
     scratch: Scratch = field(default_factory=Scratch)
     between_layers: Callable[[], None] = lambda: None
 
@@ -223,6 +225,8 @@ class _Pass:
         given = self.padding.mark(item)
         batch = given.to(self.model.cfg.device)
         counted = batch.valid if self.include_bos or batch.special is None else batch.valid & ~batch.special
+        # While the model runs: a digest of an image takes half a millisecond, which is long beside a GPU.
+        digests = None if self.aside is None else self.aside.submit(row_digests, given, task_of(self.model))
         # None spares every layer the selection of positions.
         valid = None if bool(counted.all()) else counted
         thread = threading.get_ident()
@@ -243,8 +247,8 @@ class _Pass:
         count = int(counted.sum())
         self.tokens += count
         self.fed += 1
-        if self.rows is not None:
-            self.rows.append(row_digests(given, task_of(self.model))[counted.any(1).cpu()].flatten())
+        if digests is not None:
+            self.rows.append(digests.result()[counted.any(1).cpu()].flatten())
         return count
 
     def statistics(self, batches: Any) -> dict[Site, ActivationStatistics]:
@@ -272,7 +276,7 @@ class _Pass:
             ),
             trimmed=counting.trimmed,
             positions=counting.positions,
-            rows=None if self.rows is None else torch.cat(self.rows).unique(),
+            rows=torch.cat(self.rows).unique(),
         )
 
 

@@ -26,9 +26,9 @@ from ablation_lens.progress import progress_over
 from ablation_lens.sites import Site
 from ablation_lens.tasks.freezing import freeze, require_disjoint
 from ablation_lens.tasks.given import batches_of
+from ablation_lens.tasks.known_rows import among, row_digests
 from ablation_lens.tasks.padding import Padding
 from ablation_lens.tasks.plans import Batch, BatchPlan, plan_of
-from ablation_lens.tasks.row_digests import among, row_digests
 from ablation_lens.tasks.tasks import task_for
 
 if TYPE_CHECKING:

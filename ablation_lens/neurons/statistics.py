@@ -157,7 +157,7 @@ class ActivationStatistics:
     """Histogram, moments and provenance of every neuron of a site; made by `collect`.
 
     `trimmed` is the second pass' histogram; `positions` are there when the per-position mean was asked for. `rows` are
-    digests of the rows that were read (`tasks.row_digests`), sorted, on which no center is to be judged; None where
+    digests of the rows that were read (`tasks.known_rows`), sorted, on which no center is to be judged; None where
     that is not known. The state is not to be edited; everything else is computed from it when asked.
     """
 

@@ -4,6 +4,6 @@
 - `plans`: `Batch` and `BatchPlan`, documents and batches fixed before anything runs.
 - `given`: `batches_of`, what people hold in their hands as batches; `inputs`: ids, masks and pixels out of it.
 - `freezing`: `freeze`, batches of your own as a plan with a digest; `require_disjoint`.
-- `row_digests`: rows are known again, however they were batched.
+- `known_rows`: rows are known again, however they were batched.
 - `padding`, `prompts`: what is padding in batches of your own.
 """

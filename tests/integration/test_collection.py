@@ -16,9 +16,9 @@ from ablation_lens.measure.collection import CollectionInterrupted, collect
 from ablation_lens.neurons.statistics import ActivationStatistics, PlanReading
 from ablation_lens.neurons.statistics_file import Parts
 from ablation_lens.sites import Site
+from ablation_lens.tasks.known_rows import row_digests
 from ablation_lens.tasks.padding import PaddingWarning
 from ablation_lens.tasks.plans import Batch
-from ablation_lens.tasks.row_digests import row_digests
 from ablation_lens.tasks.tasks import task_for
 from tests.tiny_models import BY_NAME, FAMILIES, reference
 

@@ -5,8 +5,8 @@ from dataclasses import replace
 import torch
 
 import ablation_lens as al
+from ablation_lens.tasks.known_rows import among, row_digests
 from ablation_lens.tasks.plans import Batch
-from ablation_lens.tasks.row_digests import among, row_digests
 
 CAUSAL, MASKED = "causal-lm", "masked-lm"
 
