@@ -21,7 +21,8 @@ def far(logits, batch, clean):
     return (logits - clean).abs().flatten(1).amax(1)
 
 
-METRICS = ["logit_difference", "cross_entropy", "kl", "rank", lowest, metrics.Metric(far, clean=True)]
+far_away = metrics.Metric(far, clean=True)
+METRICS = ["logit_difference", "cross_entropy", "kl", "rank", lowest, far_away]
 
 
 @pytest.fixture(scope="module", params=["opt", "mistral", "roberta", "gpt2"])
@@ -37,7 +38,7 @@ def prompts(padded=False):
 
 
 @pytest.mark.parametrize("padded", [False, True])
-@pytest.mark.parametrize("metric", METRICS, ids=lambda metric: getattr(metric, "name", None) or str(metric))
+@pytest.mark.parametrize("metric", METRICS, ids=lambda metric: getattr(metric, "__name__", None))
 def test_rows_are_those_of_evaluate(model, metric, padded):
     batch, named = prompts(padded), metrics.metrics_of({"it": metric} if callable(metric) else metric)
     (name, one), ablation = next(iter(named.items())), al.Ablation.from_names("L1.H2", 0.0, model=model)
