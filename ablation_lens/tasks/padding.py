@@ -15,6 +15,7 @@ from ablation_lens.errors import MismatchError
 from ablation_lens.hooked import task_of, tokenizer_of
 from ablation_lens.tasks.inputs import require_answerable, require_readable
 from ablation_lens.tasks.plans import Batch
+from ablation_lens.tasks.prompts import require_asked_at_mask
 
 _WAY_OUT = "al.Batch.causal(tokens, valid) says which positions are real."
 
@@ -55,6 +56,8 @@ class Padding:
         batch = self._marked(batch, further) if not batch.valid_given and self._pads else batch
         if hasattr(self.model, "cfg"):
             require_answerable(self.model, batch.answers, batch.wrong)
+            if batch.answers is not None:  # labels may be of any position
+                require_asked_at_mask(self.model, batch.inputs, batch.scored)
             require_readable(self.model, batch.inputs, batch.valid, batch.labels, batch.scored)
             batch = self._embeddable(batch)
         return batch

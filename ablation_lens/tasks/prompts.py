@@ -70,6 +70,19 @@ def tokens_of_texts(model: Any, texts: Sequence[Any]) -> tuple[Int[Tensor, "batc
     return tokens, valid
 
 
+def require_asked_at_mask(model: Any, inputs: Int[Tensor, "batch pos"], scored: Bool[Tensor, "batch pos"]) -> None:
+    """Refuse prompts of a masked model that are asked about another position than that of a mask token."""
+    mask = getattr(tokenizer_of(model), "mask_token_id", None)
+    if task_of(model) != "masked-lm" or mask is None or inputs.shape != scored.shape:
+        return
+    elsewhere = int((scored & (inputs != int(mask))).any(1).sum())
+    if elsewhere:
+        raise MismatchError(
+            f"a masked model says what is at its mask token (id {mask}), and {elsewhere:,} of {len(inputs):,} prompts "
+            "are asked about another position; write one into each, and give model= where the prompts are made."
+        )
+
+
 def mask_places(model: Any, tokens: Int[Tensor, "batch pos"]) -> Bool[Tensor, "batch pos"]:
     """Where each row of a masked model has its one mask token, which is what such a model is asked about."""
     tokenizer = tokenizer_of(model)

@@ -164,3 +164,24 @@ def test_a_prompt_that_cannot_be_read_is_one_sentence(ids: list[int], options: d
 def test_an_empty_prompt() -> None:
     with pytest.raises(MismatchError, match="empty"):
         Batch.prompts(TOKENS, [1, 2], valid=torch.tensor([[True, True, True], [False, False, False]]))
+
+
+@pytest.mark.parametrize("measure", ["evaluate", "knockout", "judge"])
+def test_a_masked_model_is_asked_about_its_mask_token_or_not_at_all(measure: str) -> None:
+    model = al.load_model("tiny-roberta")
+    mask = model.tokenizer.mask_token_id
+    tokens = torch.tensor([[5, mask, 7], [8, 9, mask]])
+    circuit = al.circuits.Circuit.of_heads(["L0.H1"], model)
+
+    def ask(batch: Any) -> Any:
+        if measure == "evaluate":
+            return al.evaluate(model, [batch])
+        if measure == "judge":
+            return al.circuits.faithfulness(model, batch, "cross_entropy", circuit, 0.0, random=0)
+        return al.circuits.knockout_effects(model, batch, "cross_entropy", 0.0, progress=False)
+
+    with pytest.raises(MismatchError, match=rf"mask token \(id {mask}\), and 1 of 2 prompts"):
+        ask(Batch.prompts(tokens, [6, 6]))
+    assert ask(Batch.prompts(tokens, [6, 6], model=model))
+    labels = torch.tensor([[5, 6, 7], [8, 9, 6]])  # labels are scored wherever they are given
+    assert ask(Batch(tokens, torch.ones_like(tokens).bool(), labels, torch.ones_like(tokens).bool()))
