@@ -385,7 +385,8 @@ def faithfulness(
     """How much of a metric a circuit keeps: f = (m(C) − m(∅)) / (m(M) − m(∅)), beside random circuits.
 
     M is the model, C the circuit with everything else ablated, ∅ everything ablated: of the sites that the circuit
-    speaks of, and at its positions. Give inputs on which the circuit was not found.
+    speaks of, and at its positions. Give inputs on which the circuit was not found, and give each once: intervals draw
+    rows as if each were another input, so that a row that comes again makes them too narrow.
 
     Args:
         model: any model with TransformerLens hooks.

@@ -105,7 +105,8 @@ def bootstrap_means(
     """Weighted means of several quantities over the same rows, in replicates of which each draws rows once for all.
 
     What is computed of them replicate by replicate, such as a ratio, is thereby paired. Nothing is left where fewer
-    than two rows count: drawn again and again, one row says nothing of others.
+    than two rows count: drawn again and again, one row says nothing of others. Rows are taken to be of different
+    inputs; equal ones say less of others than their number, which is not seen here.
 
     >>> means = bootstrap_means(np.array([[1.0, 3.0], [2.0, 6.0]]), np.ones((2, 2)))
     >>> bool((means[1] == 2 * means[0]).all()), bootstrap_means(np.ones((1, 1)), np.ones((1, 1))).shape
