@@ -160,8 +160,10 @@ def test_edges_are_saved(effects, tmp_path):
 
 
 def test_a_model_with_norms_after_its_parts_is_refused():
+    model = al.load_model("tiny-roberta")
+    asked = al.Batch.prompts([[5, model.tokenizer.mask_token_id, 7]], [6], model=model)
     with pytest.raises(MismatchError, match="post-LayerNorm"):
-        edge_effects(al.load_model("tiny-roberta"), prompts(), "cross_entropy", 0.0, progress=False)
+        edge_effects(model, asked, "cross_entropy", 0.0, progress=False)
 
 
 def test_a_model_without_the_known_parts_is_refused():

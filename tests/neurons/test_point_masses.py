@@ -17,7 +17,7 @@ from ablation_lens.files import load_tensors, save_tensors
 from ablation_lens.neurons.histogram import NeuronHistogram
 from ablation_lens.neurons.rows import Rows
 from ablation_lens.neurons.shapes import SHAPE_WORDS, Thresholds, describe
-from ablation_lens.neurons.statistics import KIND, ActivationStatistics
+from ablation_lens.neurons.statistics import KIND, VERSION, ActivationStatistics
 from ablation_lens.neurons.trimmed import TrimmedHistogram
 from tests.histograms import BINS, NASTY, RESOLUTIONS, assert_same_state, collected, column, floor_of, oracle
 
@@ -232,7 +232,7 @@ def test_moments_of_a_silent_neuron_are_those_of_its_values(on):
 
 def as_version_2(path, target):
     """The file as it was written before zeros were counted: the values above 0 are one of the moments."""
-    header, tensors = load_tensors(path, KIND, newest=3)
+    header, tensors = load_tensors(path, KIND, newest=VERSION)
     positive = tensors.pop("histogram.positive")
     tensors.pop("trimmed.positive", None)
     tensors["moments.positive"] = positive.double()
