@@ -135,7 +135,7 @@ def circuit(
         say(f"{page} (and {text.name})")
     for flaw in flaws:
         complain(flaw)
-    if flaws:
+    if flaws or all(folder.refusal(key) is not None for key in record.circuits.values()):  # nothing was found
         raise typer.Exit(1)
 
 

@@ -253,7 +253,7 @@ def test_what_cannot_be_said_stands_there_as_a_sentence(command, tmp_path):
     """A rank has no gradient: there are exact effects, and nothing that is made of attributions."""
     folder = tmp_path / "run"
     code, out, errors = command(*ASKED, "--center", "zero", "--metric", "rank", "--level", "layer", "--out", folder)
-    assert (code, errors) == (0, "")
+    assert (code, errors) == (1, "")  # no circuit was found
     assert "gradient" in out
     text = (folder / "report.md").read_text(encoding="utf-8")
     assert "No attributions with zero: " in text
