@@ -12,7 +12,8 @@
 - `edges`: what units do through one another; exact path patching.
 - `analysis`: all of it in a folder, which goes on where it was interrupted.
 - `circuit`: the units that are kept.
-- `judging`: how good a circuit is: faithfulness, completeness, minimality.
+- `judging`: how good a circuit is: faithfulness, and what the rest keeps.
+- `removal`: what a circuit lacks and what it does not need: the completeness gap, minimality.
 - `halving`: one half of the prompts to find circuits on, and the other to judge them on.
 - `discovery`: the fewest units that do, found on one half of the prompts and judged on the other.
 - `curves`: faithfulness against size, for every pair of values to find and to judge with.
@@ -24,18 +25,11 @@ from ablation_lens.circuits.curves import Curves, faithfulness_curve
 from ablation_lens.circuits.discovery import Discovery, discover
 from ablation_lens.circuits.edges import Edge, EdgeEffects, edge_effects, path_patching
 from ablation_lens.circuits.effects import Effects
-from ablation_lens.circuits.judging import (
-    CompletenessGap,
-    Faithfulness,
-    Minimality,
-    completeness_gap,
-    completeness_of_rest,
-    faithfulness,
-    minimality,
-)
+from ablation_lens.circuits.judging import Faithfulness, completeness_of_rest, faithfulness
 from ablation_lens.circuits.knockout import knockout_effects
 from ablation_lens.circuits.prompt_tasks import prompt_names, prompts_for, register_prompts
 from ablation_lens.circuits.prompting import Prompts
+from ablation_lens.circuits.removal import CompletenessGap, Minimality, completeness_gap, minimality
 from ablation_lens.circuits.values import Values, counterfactual, position_mean
 
 __all__ = [
