@@ -412,3 +412,23 @@ def test_attributions_are_saved(opt, tmp_path):
     loaded = circuits.Effects.load(tmp_path / "effects.safetensors")
     assert (loaded.method, loaded.steps, loaded.residual) == ("integrated", 4, effects.residual)
     torch.testing.assert_close(loaded["mlp"], effects["mlp"])
+
+
+def test_a_metric_of_ones_own_that_is_flat_at_the_model_as_it_is_is_refused(opt):
+    """Its gradient there is rounding, which would be ranked without a word."""
+
+    def divergence(logits, batch, clean):
+        p, q = clean[:, -1].log_softmax(-1), logits[:, -1].log_softmax(-1)
+        return (p.exp() * (p - q)).sum(-1)
+
+    metric = al.metrics.Metric(divergence, clean=True)
+    with pytest.raises(MismatchError, match=r'use method="integrated"'):
+        attributed(opt, prompts(), metric, method="gradient")
+    assert attributed(opt, prompts(), metric, steps=4).total > 0
+
+
+def test_mlps_as_wholes_are_a_level_as_for_knockouts(opt):
+    found = attributed(opt, prompts(), level="mlp")
+    assert (found.level, found.sites) == ("layer", (Site.MLP,))
+    with pytest.raises(MismatchError, match="for MLPs alone"):
+        attributed(opt, prompts(), level="mlp", sites="z")

@@ -480,3 +480,8 @@ def test_values_of_another_model_are_refused(model, statistics):
 def test_tensors_of_other_shapes_are_refused(model):
     with pytest.raises(MismatchError, match="do not fit a mask"):
         Circuit.of(model, False).outside(np.zeros((3, 4, 5)))
+
+
+def test_a_function_that_cannot_be_asked_for_values_is_refused_before_anything_runs():
+    with pytest.raises(MismatchError, match=r"function\(model, batch, site\)"):
+        Values.of(lambda batch: 0)
