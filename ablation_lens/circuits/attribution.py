@@ -165,10 +165,7 @@ def _weights(model: Any) -> Iterator[Tensor]:
 
 def ordinary(batch: Batch) -> Batch:
     """A batch without tensors of inference mode, which no backward pass may keep."""
-    tensors: dict[str, Any] = {
-        name: each for name, each in vars(batch).items() if isinstance(each, Tensor) and each.is_inference()
-    }
-    return replace(batch, **{name: each.clone() for name, each in tensors.items()}) if tensors else batch
+    return batch.each_tensor(lambda part: part.clone() if part.is_inference() else part)
 
 
 def _nodes(steps: int) -> tuple[tuple[float, float], ...]:

@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ablation_lens.circuits.prompting import Prompts
 from ablation_lens.circuits.values import Statistics, Values, counterfactual, named_values
@@ -169,7 +168,7 @@ def _in_two(batches: list[Batch], seed: int, task: str) -> tuple[list[Batch], li
         numbers = [
             [row for row in range(len(batch.inputs)) if (place, row) in half] for place, batch in enumerate(batches)
         ]
-        halves.append([_rows(batch, some) for batch, some in zip(batches, numbers, strict=True) if some])
+        halves.append([batch.take(some) for batch, some in zip(batches, numbers, strict=True) if some])
     return halves[0], halves[1]
 
 
@@ -203,28 +202,10 @@ def _alike(batches: list[Batch], rows: list[tuple[int, int]], seed: int, task: s
 
 
 def _content(batch: Batch, row: int, seed: int) -> str:
+    """A row's place in the draw, which depends on what the model reads, so that it keeps it wherever it stands."""
     inputs = batch.inputs[row]
     # Without padding, which may differ between batches.
     seen = inputs[batch.valid[row]] if inputs.shape == batch.valid[row].shape else inputs
     plain = seen.detach().cpu().contiguous()
     told = f"halves {seed} {plain.dtype} {tuple(plain.shape)} ".encode()
     return hashlib.sha256(told + plain.view(torch.uint8).numpy().tobytes()).hexdigest()
-
-
-def _rows(batch: Batch, numbers: list[int]) -> Batch:
-    chosen = torch.tensor(numbers)
-
-    def some(part: Tensor) -> Tensor:
-        return part[chosen.to(part.device)]
-
-    return replace(
-        batch,
-        inputs=some(batch.inputs),
-        valid=some(batch.valid),
-        labels=some(batch.labels),
-        scored=some(batch.scored),
-        special=None if batch.special is None else some(batch.special),
-        documents=tuple(batch.documents[row] for row in numbers) if batch.documents else (),
-        answers=None if batch.answers is None else some(batch.answers),
-        wrong=None if batch.wrong is None else some(batch.wrong),
-    )

@@ -238,21 +238,9 @@ class Prompts:
         chosen = self._chosen(numbers)
         if not chosen:
             raise MismatchError(f"none of the {len(self):,} prompts would be left; choose at least one.")
-        kept = torch.tensor(chosen)
-        batch = replace(
-            self._batch,
-            inputs=self.tokens[kept],
-            valid=self.valid[kept],
-            labels=self._batch.labels[kept],
-            scored=self.scored[kept],
-            answers=self.answers[kept],
-            wrong=None if self.wrong is None else self.wrong[kept],
-            documents=(),
-        )
-        twins = None if self.corrupted is None else self.corrupted[kept]
         return _made(
-            batch,
-            twins,
+            replace(self._batch.take(chosen), documents=()),
+            None if self.corrupted is None else self.corrupted[chosen],
             name=self.name,
             batch_size=self.batch_size,
             seq_labels=self.seq_labels,

@@ -209,18 +209,14 @@ class Batch:
             special=None if self.special is None else moved(self.special),
         )
 
+    def each_tensor(self, change: Callable[[Tensor], Tensor], **others: Any) -> "Batch":
+        """The same batch with one change made to all of its tensors, and others to what else it holds."""
+        changed: dict[str, Any] = {name: change(part) for name, part in vars(self).items() if isinstance(part, Tensor)}
+        return replace(self, **changed, **others)
+
     def to(self, device: str | torch.device) -> "Batch":
         """The same batch on another device."""
-        return replace(
-            self,
-            inputs=self.inputs.to(device),
-            valid=self.valid.to(device),
-            labels=self.labels.to(device),
-            scored=self.scored.to(device),
-            special=None if self.special is None else self.special.to(device),
-            answers=None if self.answers is None else self.answers.to(device),
-            wrong=None if self.wrong is None else self.wrong.to(device),
-        )
+        return self.each_tensor(lambda part: part.to(device))
 
     def rows(self, start: int, stop: int | None = None) -> "Batch":
         """Some of the rows, padded as before.
@@ -229,17 +225,17 @@ class Batch:
         [[7, 8], [9, 1]]
         """
         part = slice(start, stop)
-        return replace(
-            self,
-            inputs=self.inputs[part],
-            valid=self.valid[part],
-            labels=self.labels[part],
-            scored=self.scored[part],
-            special=None if self.special is None else self.special[part],
-            documents=self.documents[part],
-            answers=None if self.answers is None else self.answers[part],
-            wrong=None if self.wrong is None else self.wrong[part],
-        )
+        return self.each_tensor(lambda each: each[part], documents=self.documents[part])
+
+    def take(self, numbers: Sequence[int]) -> "Batch":
+        """The rows of these numbers, in this order, padded as before.
+
+        >>> Batch.causal(torch.tensor([[5, 6], [7, 8], [9, 1]])).take([2, 0]).inputs.tolist()
+        [[9, 1], [5, 6]]
+        """
+        chosen = torch.tensor(numbers)
+        documents = tuple(self.documents[number] for number in numbers) if self.documents else ()
+        return self.each_tensor(lambda each: each[chosen.to(each.device)], documents=documents)
 
 
 def _answers(given: Any, rows: int, model: Any) -> Int[Tensor, "batch answer"]:
