@@ -3,7 +3,7 @@
 - `forward`: running to the last block, watching a site on the way, logits where they are scored.
 - `collection`: `collect`, statistics in one pass.
 - `evaluation`: `evaluate`, with or without an ablation; `metrics`: what it measures; `score`: what it gives;
-  `intervals`: how sure a difference is.
+  `score_file`: how that lies in a file; `intervals`: how sure a difference is.
 - `readout`: a metric row by row for one batch, with gradients, and of residuals made apart.
 - `comparison`: which center does the least harm; `prompting`: what a model says to one text, before and after.
 - `resampling`: the values of one random input; `random_inputs`: how it is drawn.

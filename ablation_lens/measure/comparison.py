@@ -7,14 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from ablation_lens.ablation.ablation import Ablation
 from ablation_lens.ablation.masks import as_mask, random_neurons
 from ablation_lens.errors import MismatchError
 from ablation_lens.escaping import on_one_line
-from ablation_lens.hooked import task_of
 from ablation_lens.measure.collection import collect
 from ablation_lens.measure.evaluation import evaluate
 from ablation_lens.measure.intervals import difference
@@ -26,7 +24,7 @@ from ablation_lens.progress import progress_over
 from ablation_lens.sites import Site
 from ablation_lens.tasks.freezing import freeze, require_disjoint
 from ablation_lens.tasks.given import batches_of
-from ablation_lens.tasks.known_rows import among, row_digests
+from ablation_lens.tasks.known_rows import require_unknown
 from ablation_lens.tasks.padding import Padding
 from ablation_lens.tasks.plans import Batch, BatchPlan, plan_of
 from ablation_lens.tasks.tasks import task_for
@@ -147,7 +145,7 @@ def compare_centers(
         require_disjoint(collected, plan_of(listed) or freeze(model, listed))
         statistics = collect(model, collected, site=site, progress=progress)
     _require_statistics(statistics, site)
-    _require_other_documents(model, statistics, listed)
+    require_unknown(model, listed, statistics.rows, [reading.plan for reading in statistics.provenance.plans])
     values, left_out = _values(statistics, centers)
     masks, what = _masks(statistics, mask, fraction, seeds)
     # Once: the checksum of the weights takes time, and none of what follows changes them.
@@ -201,21 +199,6 @@ def _require_statistics(statistics: Any, site: Site | str | None) -> None:
         raise MismatchError(
             f"site={Site.of(site).value!r} was asked for, and the statistics are of {statistics.site.value!r}; leave "
             "site= out, or give statistics of that site."
-        )
-
-
-def _require_other_documents(model: Any, statistics: ActivationStatistics, batches: Iterable[Batch]) -> None:
-    told = ""
-    if statistics.rows is None:  # as in older files
-        plan = plan_of(batches)
-        same = plan is not None and any(reading.plan == plan.digest for reading in statistics.provenance.plans)
-    else:
-        found = torch.cat([among(row_digests(batch, task_of(model)), statistics.rows) for batch in batches])
-        same, told = bool(found.any()), f" ({int(found.sum()):,} of {len(found):,} rows)"
-    if same:
-        raise MismatchError(
-            f"the centers are from the very documents they would be judged on{told}; give batches of another split, "
-            'such as task.batches(split="evaluate").'
         )
 
 

@@ -5,17 +5,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ablation_lens.errors import AblationLensError, FileFormatError
 from ablation_lens.measure.score import Score
+from ablation_lens.measure.score_file import score_of, tensors_of
 from ablation_lens.names import require_known
 from ablation_lens.neurons.statistics import ActivationStatistics
 from ablation_lens.runs.folder import FAILURE, RunFolder, checking, key_of, mending
 from ablation_lens.study.group_labels import label_groups
 from ablation_lens.study.methods import BASELINE, Method
-from ablation_lens.study.records import CellRecord, FailureRecord, GroupRecord, InputRecord, StudyRecord, score_of
+from ablation_lens.study.records import CellRecord, FailureRecord, GroupRecord, InputRecord, StudyRecord
 
 KIND = "study cell"
 INPUT_KIND = "resampling input"
@@ -62,15 +62,7 @@ class StudyFolder(RunFolder):
 
     def write_cell(self, record: CellRecord, score: Score) -> None:
         """Keep a finished cell, and forget that it failed before."""
-        tensors = {
-            "documents": torch.tensor(score.documents),
-            "correct": score.correct,
-            "loss": score.loss,
-            "predictions": score.predictions_per_document,
-        }
-        for name, sums in score.further.items():
-            tensors |= {f"values of {name}": sums.values, f"weights of {name}": sums.weights.double()}
-        self.write("cells", record.key, KIND, record.to_dict(), tensors)
+        self.write("cells", record.key, KIND, record.to_dict(), tensors_of(score))
         # After the cell: a run that is killed in between keeps both; the other order could lose both.
         self.forget_failure(record.key)
 
@@ -80,7 +72,7 @@ class StudyFolder(RunFolder):
         with checking(self.file("cells", key)):
             record = CellRecord.from_dict(header)
             _require_name(record.key, key)
-            return record, score_of(record, tensors)
+            return record, score_of(tensors, record.splits)
 
     def write_group(self, record: GroupRecord) -> None:
         """Keep what the cells of a group share, under the key of its facts."""

@@ -8,19 +8,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ablation_lens.errors import FileFormatError, MismatchError
 from ablation_lens.measure import resampling
-from ablation_lens.measure.score import Score, Sums
+from ablation_lens.measure.score_file import MOST
 from ablation_lens.records import CorpusRecord, ModelRecord, Record, Versions
 from ablation_lens.runs.folder import key_of, plain_name
 from ablation_lens.sites import Site
 from ablation_lens.study.methods import BASELINE, split_label
-
-_MOST = 2**40
-"""More documents, predictions or positions than anybody has."""
 
 
 def _require(possible: bool, what: str) -> None:
@@ -77,7 +73,7 @@ class CellRecord(Record):
             _require(self.fraction > 0, "nothing is ablated")
         _require(_is_seed(self.seed), f"the seed is {self.seed}")
         _require(0 <= self.seconds < math.inf, f"it took {self.seconds} seconds")
-        _require(0 <= self.splits < _MOST, f"there were {self.splits} splits")
+        _require(0 <= self.splits < MOST, f"there were {self.splits} splits")
         _require(self.version >= 1, f"the version is {self.version}")
 
     @property
@@ -110,44 +106,6 @@ def _require_label(method: str) -> None:
     _require(bool(name), "the method has no name")
 
 
-def score_of(record: CellRecord, tensors: Mapping[str, Tensor]) -> Score:
-    """The sums of a cell, if they can be the sums of documents."""
-    expected = {"documents": torch.int64, "correct": torch.int64, "loss": torch.float64, "predictions": torch.int64}
-    further = {name.removeprefix(_VALUES) for name in tensors if name.startswith(_VALUES)}
-    expected |= {f"{start}{name}": torch.float64 for name in sorted(further) for start in (_VALUES, _WEIGHTS)}
-    found = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
-    length = tensors["documents"].numel() if "documents" in tensors else 0
-    if length == 0 or found != {name: (dtype, (length,)) for name, dtype in expected.items()}:
-        raise FileFormatError(f"it needs {', '.join(expected)} of equal length, got {found}.")
-    documents, correct, loss, predictions = (tensors[name] for name in list(expected)[:4])
-    if bool((documents < 0).any()) or len(documents.unique()) < length:
-        raise FileFormatError("a document is there twice, or has a number below zero.")
-    if bool((predictions < 0).any()) or bool((predictions > _MOST).any()) or not bool(predictions.any()):
-        raise FileFormatError("a document needs predictions, and cannot have so many or fewer than none.")
-    if bool((correct < 0).any()) or bool((correct > predictions).any()):
-        raise FileFormatError("more predictions of a document are right than there are, or fewer than none.")
-    # One prediction costs at most what a difference of two float32 logits can be.
-    if not bool(((loss >= 0) & (loss <= predictions.double() * (2 * torch.finfo(torch.float32).max))).all()):
-        raise FileFormatError("the loss of a document is not finite, or below zero, or larger than any can be.")
-    sums = {name: Sums(tensors[f"{_VALUES}{name}"], tensors[f"{_WEIGHTS}{name}"]) for name in sorted(further)}
-    for name, each in sums.items():
-        both = torch.cat([each.values, each.weights])
-        if not bool(torch.isfinite(both).all()) or bool((each.weights < 0).any()) or not bool(each.weights.any()):
-            raise FileFormatError(f"the {name} of a document is not finite, or its weight is below zero.")
-    return Score(
-        documents=tuple(documents.tolist()),
-        correct=correct,
-        loss=loss,
-        predictions_per_document=predictions,
-        splits=record.splits,
-        further=sums,
-    )
-
-
-_VALUES, _WEIGHTS = "values of ", "weights of "
-"""What the tensors of further metrics are called, before the metric's name."""
-
-
 @dataclass(frozen=True)
 class GroupRecord(Record):
     """What the cells of a group share. `facts` made the group's key; the rest says it for people.
@@ -172,14 +130,14 @@ class GroupRecord(Record):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require(0 < self.predictions < _MOST, f"there are {self.predictions} predictions")
-        _require(self.outputs is None or 0 < self.outputs < _MOST, f"there are {self.outputs} outputs")
+        _require(0 < self.predictions < MOST, f"there are {self.predictions} predictions")
+        _require(self.outputs is None or 0 < self.outputs < MOST, f"there are {self.outputs} outputs")
         _require(min(self.context, self.batch_size) > 0, "a document or a batch is empty")
         _require(0 <= self.padding < 1, f"the share of padding is {self.padding}")
         _require(_is_seed(self.mask_seed), f"the seed of the masks is {self.mask_seed}")
         for corpus in (self.evaluate, self.collect):
             counts = (corpus.documents, corpus.size_obtained, corpus.size_requested or 0)
-            _require(all(0 <= count < _MOST for count in counts), f"{corpus.name} has an impossible size")
+            _require(all(0 <= count < MOST for count in counts), f"{corpus.name} has an impossible size")
         facts = self.facts
         _require(facts.get("site") in [site.value for site in Site], f"there is no site {facts.get('site')!r}")
         _require(isinstance(facts.get("device"), str), "it says no device")

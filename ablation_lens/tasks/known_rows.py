@@ -1,12 +1,16 @@
 """Digests of rows: what was collected over is known again where something is judged, however it was batched."""
 
 import hashlib
+from collections.abc import Collection, Iterable
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Int64
 from torch import Tensor
 
-from ablation_lens.tasks.plans import Batch
+from ablation_lens.errors import MismatchError
+from ablation_lens.hooked import task_of
+from ablation_lens.tasks.plans import Batch, plan_of
 
 
 def row_digests(batch: Batch, task: str) -> Int64[Tensor, "row way"]:
@@ -29,6 +33,39 @@ def row_digests(batch: Batch, task: str) -> Int64[Tensor, "row way"]:
 def among(rows: Int64[Tensor, "row way"], known: Int64[Tensor, " digest"]) -> Bool[Tensor, " row"]:
     """Which rows are known, in whatever way."""
     return torch.isin(rows, known).any(1)
+
+
+def require_unknown(
+    model: Any, batches: Iterable[Batch], known: Int64[Tensor, " digest"] | None, plans: Collection[str] = ()
+) -> None:
+    """Refuse to judge values on rows that they are from.
+
+    Args:
+        model: what reads the rows.
+        batches: what values are judged on.
+        known: digests of the rows they are from.
+        plans: digests of the plans they are from, which is all that is looked at where `known` is None, as in files of
+            before rows were kept.
+
+    >>> from ablation_lens import load_model
+    >>> model, batch = load_model("tiny-opt"), Batch.causal(torch.tensor([[5, 6, 7], [8, 9, 4]]))
+    >>> require_unknown(model, [batch], row_digests(batch.rows(1), "causal-lm").flatten())
+    Traceback (most recent call last):
+    ablation_lens.errors.MismatchError: the centers are from the very documents they would be judged on (1 of 2 rows); \
+give batches of another split, such as task.batches(split="evaluate").
+    """
+    told = ""
+    if known is None:
+        plan = plan_of(batches)
+        same = plan is not None and plan.digest in plans
+    else:
+        found = torch.cat([among(row_digests(batch, task_of(model)), known) for batch in batches])
+        same, told = bool(found.any()), f" ({int(found.sum()):,} of {len(found):,} rows)"
+    if same:
+        raise MismatchError(
+            f"the centers are from the very documents they would be judged on{told}; give batches of another split, "
+            'such as task.batches(split="evaluate").'
+        )
 
 
 def _digests(inputs: Tensor, valid: Bool[Tensor, "row pos"]) -> Int64[Tensor, " row"]:

@@ -1,0 +1,117 @@
+"""`Scores`: many ablations of one model on the same documents, each scored once and kept in a folder.
+
+    scores/<key>.safetensors       the sums of every document under one ablation
+    failures/, locks, holders/     as in every run folder
+
+A key follows from what is computed: the model's weights, the documents, the metrics, which neurons are ablated and to
+which values. So experiments need no keys of their own: asked again, a score is read.
+"""
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+
+from ablation_lens.ablation.ablation import Ablation
+from ablation_lens.errors import MismatchError
+from ablation_lens.measure.evaluation import evaluate
+from ablation_lens.measure.metrics import Given, metrics_of
+from ablation_lens.measure.resampling import digest_of
+from ablation_lens.measure.score import Score
+from ablation_lens.measure.score_file import score_of, tensors_of
+from ablation_lens.neurons.statistics import ActivationStatistics
+from ablation_lens.records import Versions, record_of
+from ablation_lens.runs.folder import RunFolder, checking, key_of
+from ablation_lens.tasks.freezing import freeze
+from ablation_lens.tasks.known_rows import require_unknown
+from ablation_lens.tasks.plans import BatchPlan
+
+KIND = "experiment score"
+
+
+class ExperimentFolder(RunFolder):
+    """A run folder of experiments: scores, and what values were learned."""
+
+    kind: ClassVar[str] = "experiment"
+    parts: ClassVar[tuple[str, ...]] = ("scores", "learned", "failures")
+
+
+class Scores:
+    """What one model scores on fixed documents, under any ablation.
+
+    Attributes:
+        model: the model.
+        batches: the documents, as a batch plan.
+        metrics: what is measured besides top-1 and cross-entropy.
+        folder: where scores are kept; None keeps them in memory only.
+
+    >>> import ablation_lens as al
+    >>> model = al.load_model("tiny-opt")
+    >>> task = al.task_for(model)
+    >>> stats = al.collect(model, task.batches(split="collect", tokens=2000), progress=False)
+    >>> scores = Scores(model, task.batches(split="evaluate", tokens=500), statistics=stats)
+    >>> scores.of(stats.ablation("L0", "mean")).cross_entropy > scores.of().cross_entropy
+    True
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        batches: Any,
+        *,
+        statistics: ActivationStatistics | None = None,
+        metrics: Given = None,
+        folder: str | Path | None = None,
+    ) -> None:
+        self.model, self.metrics = model, metrics_of(metrics)
+        self.batches = batches if isinstance(batches, BatchPlan) else freeze(model, batches)
+        if statistics is not None:
+            plans = [reading.plan for reading in statistics.provenance.plans]
+            require_unknown(model, self.batches, statistics.rows, plans)
+        self.folder = None if folder is None else ExperimentFolder.create(folder)
+        if self.folder is not None and not all(metric.is_ours for metric in self.metrics.values()):
+            raise MismatchError("a folder keeps scores of metrics out of al.metrics only; leave folder= or yours out.")
+        self._held: dict[str, Score] = {}
+        self._facts = {
+            "model": record_of(model).identity,
+            "documents": self.batches.digest,
+            "metrics": sorted(self.metrics),
+            "device": torch.device(model.cfg.device).type,
+            "versions": {**Versions.current().to_dict(), "python": None},
+        }
+
+    def of(self, ablation: Ablation | None = None) -> Score:
+        """The score under an ablation with constant values; None for the model as it is."""
+        key = key_of({**self._facts, "ablation": _facts(ablation)})
+        if key not in self._held:
+            self._held[key] = self._read(key) or self._measured(key, ablation)
+        return self._held[key]
+
+    def _read(self, key: str) -> Score | None:
+        if self.folder is None or not self.folder.has("scores", key):
+            return None
+        _, tensors = self.folder.read("scores", key, KIND)
+        with checking(self.folder.file("scores", key)):
+            return score_of(tensors)
+
+    def _measured(self, key: str, ablation: Ablation | None) -> Score:
+        score = evaluate(self.model, self.batches, ablation, metrics=self.metrics)
+        if self.folder is not None:
+            about = {} if ablation is None else {"center": ablation.center, "site": ablation.site.value}
+            self.folder.write("scores", key, KIND, about, tensors_of(score))
+        return score
+
+
+def _facts(ablation: Ablation | None) -> dict[str, Any] | None:
+    if ablation is None:
+        return None
+    if ablation.depends_on_position:
+        raise MismatchError("scores are kept of values that are the same at every position; use al.evaluate.")
+    assert isinstance(ablation.values, torch.Tensor)
+    # What neurons that stay would be set to changes nothing.
+    used = torch.where(ablation.mask, ablation.values.cpu().double(), 0.0)
+    return {
+        "site": ablation.site.value,
+        "mask": digest_of(ablation.mask.cpu().byte()),
+        "values": digest_of(used),
+    }
