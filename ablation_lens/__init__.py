@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ablation_lens.measure.collection import collect
     from ablation_lens.measure.comparison import compare_centers
     from ablation_lens.measure.evaluation import evaluate
+    from ablation_lens.measure.learners import learn
     from ablation_lens.measure.prompting import prompt
     from ablation_lens.measure.score import Score
     from ablation_lens.models.load import load_model
@@ -51,6 +52,7 @@ __all__ = [
     "corpora",
     "evaluate",
     "explore",
+    "learn",
     "load_model",
     "metrics",
     "named_neurons",
@@ -81,6 +83,7 @@ _HOMES = {
     "compare_centers": "measure.comparison",
     "evaluate": "measure.evaluation",
     "explore": "explorer",
+    "learn": "measure.learners",
     "load_model": "models.load",
     "named_neurons": "ablation.masks",
     "prompt": "measure.prompting",

@@ -1,0 +1,205 @@
+"""Learned constants: a step by hand, an optimum that is known, and what is kept of what was tried."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+import ablation_lens as al
+from ablation_lens.errors import CorpusError, FileFormatError, MismatchError
+from ablation_lens.measure.descent import LearningInterrupted, Lesson, Masking
+from ablation_lens.measure.learned import Learned
+from ablation_lens.measure.learners import learn
+from ablation_lens.measure.optimal_constants import optimal
+from tests.circuits.models import Handmade, _weights
+
+
+def one_head(seed=0, layers=1):
+    """Heads that average what they see, without norms: logits are linear in z."""
+    drawn = torch.Generator().manual_seed(seed)
+
+    def head():
+        made = _weights(6, 3)
+        made["V"] = torch.randn(6, 3, generator=drawn, dtype=torch.float64)
+        made["O"] = torch.randn(3, 6, generator=drawn, dtype=torch.float64)
+        return made
+
+    embed, unembed = (torch.randn(*size, generator=drawn) for size in ((7, 6), (6, 7)))
+    return Handmade([[head(), head()] for _ in range(layers)], embed, torch.zeros(5, 6), unembed)
+
+
+TOKENS = torch.randint(0, 7, (40, 5), generator=torch.Generator().manual_seed(1))
+
+
+def from_three(logits, batch):
+    """Quadratic in the logits, hence in constants: how far the last position's are from 3, on average."""
+    return (logits[:, -1] - 3.0).square().mean(-1)
+
+
+QUADRATIC = al.metrics.Metric(from_three, better="lower")
+
+
+def test_a_model_with_a_known_optimum_is_solved():
+    # All is ablated and all texts end alike, so the loss of each is |embed·U + Σ c·W_O·U − 3|² over seven logits, of
+    # which the heads write six, each neuron one: the best constant is what is missing there.
+    model = one_head()
+    with torch.no_grad():
+        model.blocks[0].attn.W_O.copy_(torch.eye(6).view(2, 3, 6))
+        model.W_U.copy_(torch.eye(6, 7))
+    tokens = torch.cat([TOKENS[:, :-1], torch.full((len(TOKENS), 1), 4)], 1)
+    learned = optimal(model, tokens, share=1.0, objective=QUADRATIC, steps=300, rows=32, rate=0.1, progress=False)
+    assert torch.allclose(learned.values.flatten(), 3 - model.W_E[4], atol=1e-4)
+
+
+def test_one_step_is_what_is_computed_by_hand():
+    # Adam's first step goes by the rate in the direction of the gradient's sign, whatever its size.
+    model = one_head()
+    stats = al.collect(model, TOKENS, progress=False)
+    learned = optimal(
+        model, TOKENS, stats, share=1.0, start="mean", objective=QUADRATIC, steps=1, rows=32, rate=0.01, progress=False
+    )
+    (group,) = Lesson.of(model, TOKENS, 32, 0.2).groups
+    last = torch.cat([batch.inputs[:, -1] for batch in group])
+    writes = model.blocks[0].attn.W_O.flatten(0, 1) @ model.W_U
+    logits = model.W_E[last] @ model.W_U + stats.mean.flatten() @ writes
+    gradient = (2 * (logits - 3) @ writes.T).mean(0) / logits.shape[1] * stats.std.flatten()
+    expected = stats.mean.flatten() - 0.01 * stats.std.flatten() * gradient.sign()
+    assert learned.settings["best"] == 1
+    assert torch.allclose(learned.values.flatten(), expected, atol=1e-6)
+
+
+def test_what_is_not_better_beyond_chance_is_not_kept():
+    model = one_head()
+    stats = al.collect(model, TOKENS, progress=False)
+    noise = al.metrics.Metric(lambda logits, batch: batch.inputs[:, 0] * 1.0 + 0 * logits.sum((1, 2)), better="lower")
+    learned = optimal(model, TOKENS, stats, objective=noise, start="mean", steps=5, progress=False)
+    assert torch.equal(learned.values, stats.mean)
+    assert "kept" in learned.told
+
+
+def test_higher_is_better_where_the_metric_says_so():
+    model = one_head()
+    stats = al.collect(model, TOKENS, progress=False)
+    up = al.metrics.Metric(lambda logits, batch: -from_three(logits, batch), better="higher")
+    options = {"share": 0.5, "steps": 20, "start": "mean", "progress": False}
+    assert torch.allclose(
+        optimal(model, TOKENS, stats, objective=up, **options).values,
+        optimal(model, TOKENS, stats, objective=QUADRATIC, **options).values,
+    )
+
+
+def test_a_dead_neuron_stays_where_it_is():
+    model = one_head()
+    with torch.no_grad():
+        model.blocks[0].attn.W_V[0, :, 1] = 0.0
+    stats = al.collect(model, TOKENS, progress=False)
+    learned = optimal(model, TOKENS, stats, objective=QUADRATIC, steps=10, progress=False)
+    assert learned.values[0, 0, 1] == 0.0
+    assert not torch.equal(learned.values, stats.mean)
+
+
+def test_equal_rows_are_on_one_side():
+    twice = torch.cat([TOKENS, TOKENS.flip(0)])
+    lesson = Lesson.of(one_head(), [twice[:30], twice[30:]], 8, 0.25)
+    learned = {tuple(row.tolist()) for group in lesson.groups for batch in group for row in batch.inputs}
+    held = {tuple(row.tolist()) for batch in lesson.held for row in batch.inputs}
+    assert learned
+    assert held
+    assert not learned & held
+    assert len(held) == pytest.approx(0.25 * len(learned | held), abs=1)
+
+
+def test_one_document_is_too_few():
+    with pytest.raises(CorpusError, match="held back"):
+        optimal(one_head(), TOKENS[:1].repeat(3, 1), share=0.5, progress=False)
+
+
+@pytest.mark.parametrize("unit", ["neuron", "head"])
+def test_masks_take_the_same_share_of_every_layer(unit):
+    masks = Masking((0.25, 0.75), unit).draw((3, 4, 8), 200, torch.Generator().manual_seed(0))
+    counts = masks.sum((2, 3))
+    assert bool((counts == counts[:, :1]).all())
+    assert int(counts.min()) >= 8
+    assert int(counts.max()) <= 24
+    assert len(counts.unique()) > 2
+    if unit == "head":
+        assert bool((masks == masks[..., :1]).all())
+
+
+def test_no_share_gives_no_mask_at_all():
+    with pytest.raises(MismatchError, match="share"):
+        Masking((0.0, 0.5))
+
+
+class Stopping:
+    """A quadratic metric that is interrupted at a call."""
+
+    def __init__(self, at):
+        self.calls, self.at = 0, at
+
+    def __call__(self, logits, batch):
+        self.calls += 1
+        if self.calls == self.at:
+            raise KeyboardInterrupt
+        return from_three(logits, batch)
+
+
+def test_interrupted_and_gone_on_with_gives_the_same(tmp_path):
+    model = one_head()
+    stats = al.collect(model, TOKENS, progress=False)
+    options = {"share": 0.5, "steps": 24, "start": "mean", "progress": False}
+    whole = optimal(model, TOKENS, stats, objective={"far": QUADRATIC}, **options)
+    stopping = al.metrics.Metric(Stopping(at=30), better="lower")
+    with pytest.raises(LearningInterrupted, match="run the same to go on") as caught:
+        optimal(model, TOKENS, stats, objective={"far": stopping}, keep=tmp_path / "state", **options)
+    assert isinstance(caught.value.found, Learned)
+    assert not caught.value.found.settings["finished"]
+    again = optimal(model, TOKENS, stats, objective={"far": QUADRATIC}, keep=tmp_path / "state", **options)
+    assert torch.equal(again.values, whole.values)
+    assert again.cost == whole.cost
+    assert torch.equal(again.further["history"], whole.further["history"])
+
+
+def test_the_state_of_another_learning_is_not_gone_on_from(tmp_path):
+    model = one_head()
+    stats = al.collect(model, TOKENS, progress=False)
+    options = {"objective": QUADRATIC, "start": "mean", "progress": False, "keep": tmp_path / "state"}
+    optimal(model, TOKENS, stats, share=0.5, steps=6, **options)
+    other = optimal(model, TOKENS, stats, share=0.9, steps=6, **options)
+    assert torch.equal(
+        other.values, optimal(model, TOKENS, stats, share=0.9, steps=6, **options | {"keep": None}).values
+    )
+
+
+def test_a_file_gives_back_what_was_saved(tmp_path):
+    model = one_head()
+    learned = learn(model, TOKENS, "optimal", steps=3, progress=False)
+    learned.save(tmp_path / "learned.safetensors")
+    again = Learned.load(tmp_path / "learned.safetensors")
+    assert torch.equal(again.values, learned.values)
+    assert torch.equal(again.rows, learned.rows)
+    assert (again.method, again.site, again.model, again.settings) == (
+        learned.method, learned.site, learned.model, learned.settings,
+    )  # fmt: skip
+    assert repr(again) == repr(learned)
+
+
+def test_a_damaged_file_is_refused(tmp_path):
+    path = tmp_path / "learned.safetensors"
+    learned = learn(one_head(), TOKENS, "optimal", steps=0, progress=False)
+    replace(learned, values=torch.full((1, 2, 3), math.nan, dtype=torch.float64)).save(path)
+    with pytest.raises(FileFormatError, match="learn again"):
+        Learned.load(path)
+
+
+def test_another_models_statistics_are_refused():
+    with pytest.raises(MismatchError, match="another model"):
+        optimal(one_head(seed=1), TOKENS, al.collect(one_head(), TOKENS, progress=False), progress=False)
+
+
+def test_a_mistyped_option_is_told():
+    with pytest.raises(MismatchError, match="stepz"):
+        learn(one_head(), TOKENS, "optimal", stepz=3)
+    with pytest.raises(MismatchError, match="optimal"):
+        learn(one_head(), TOKENS, "optimum")
