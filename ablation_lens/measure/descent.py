@@ -123,7 +123,10 @@ class Schedule(Record):
 class Repair(Protocol):
     """What is learned, as offsets from where it starts, all of about the same size."""
 
-    shape: tuple[int, ...]
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the offsets."""
+        ...
 
     def hooks(self, offsets: Float[Tensor, "*offset"], masks: Bool[Tensor, "row layer head dim"] | None) -> list[Hook]:
         """The hooks that act on a batch; no masks where nothing is ablated."""
@@ -277,8 +280,8 @@ class _State:
 
     @classmethod
     def at_the_start(cls, shape: tuple[int, ...], device: torch.device, loss: float) -> "_State":
-        zeros = {name: torch.zeros(shape, device=device) for name in cls._TENSORS}
-        return cls(step=0, **zeros, best_loss=loss, history=[(0, loss)])
+        zeros = [torch.zeros(shape, device=device) for _ in cls._TENSORS]
+        return cls(0, *zeros, best_loss=loss, history=[(0, loss)])  # type: ignore[arg-type, misc]
 
     def save(self, path: Path, facts: dict[str, Any]) -> None:
         tensors = {name: getattr(self, name) for name in self._TENSORS}

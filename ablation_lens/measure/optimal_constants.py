@@ -25,8 +25,9 @@ METHOD = "optimal"
 STARTS = ("zero", "mean", "median", "peak")
 """Of these, what does best on the documents held back is begun from."""
 
-ROWS = {"tokens": 8, "images": 32}
-STEPS, RATE = 150, 0.1
+ROWS, STEPS = {"tokens": 8, "images": 64}, {"tokens": 150, "images": 400}
+"""Per step, and how many: an image says one thing, a text hundreds."""
+RATE = 0.1
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +71,7 @@ def optimal(
     objective: Given = "cross_entropy",
     start: str | Float64[Tensor, "layer head dim"] | None = None,
     unit: str = "neuron",
-    steps: int = STEPS,
+    steps: int | None = None,
     rows: int | None = None,
     rate: float = RATE,
     seed: int = 0,
@@ -82,8 +83,7 @@ def optimal(
 
     Begun from the best constant at hand, in units of each neuron's σ; what is kept is the state that does best on a
     fifth of the documents, which are not learned from, and the start where none does better by more than a
-    standard error. After
-    Ctrl-C, `LearningInterrupted` carries the best so far.
+    standard error. After Ctrl-C, `LearningInterrupted` carries the best so far.
 
     Args:
         model: any hooked model.
@@ -93,8 +93,8 @@ def optimal(
         objective: a metric that is made small, or large where higher is better: "cross_entropy", "kl", your own.
         start: a center's name or a value per neuron; None takes the best of zero, mean, median and peak.
         unit: "neuron", or "head" for whole heads, as circuits ablate them.
-        steps: of Adam; the rate falls to nothing on a half cosine.
-        rows: documents per step, each under a mask of its own; None chooses (8 texts, 32 images).
+        steps: of Adam, in which the rate falls to nothing on a half cosine; None chooses (150 of texts, 400 of images).
+        rows: documents per step, each under a mask of its own; None chooses (8 texts, 64 images).
         rate: of the first step, in σ.
         seed: draws documents and masks; no study draws such masks.
         site: where neurons are, if there are no statistics.
@@ -117,7 +117,9 @@ def optimal(
         )
     statistics = statistics_of(model, batches, statistics, site, progress)
     masking = Masking(share if isinstance(share, tuple) else (float(share), float(share)), unit)
-    schedule = Schedule(steps, rows or ROWS[_unit_of(model)], rate, seed)
+    schedule = Schedule(
+        STEPS[_unit_of(model)] if steps is None else steps, ROWS[_unit_of(model)] if rows is None else rows, rate, seed
+    )
     lesson = Lesson.of(model, batches, schedule.rows, schedule.held_back)
     device, scale = model.cfg.device, statistics.std
     begun, scores = _starts(statistics, start), {}
