@@ -58,7 +58,7 @@ def names() -> tuple[str, ...]:
     """The corpora that have a name.
 
     >>> names()
-    ('stdlib', 'digits', 'pile', 'pile-10k', 'wikitext', 'imagenet-1k')
+    ('stdlib', 'digits', 'pile', 'pile-10k', 'wikitext', 'imagenet-1k', 'stdlib-code', 'digits-inverted')
     """
     return tuple(NAMED)
 

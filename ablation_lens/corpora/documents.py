@@ -62,7 +62,8 @@ class Entry:
     """A document before it is decoded: its bytes decide the split, so the other splits' images stay undecoded.
 
     `blank` marks a document with nothing in it. `open` may raise `UnreadableImage`. Of a text that was cut, `whole`
-    is the SHA-256 of all its bytes: which split it belongs to must not depend on how much is kept.
+    is the SHA-256 of all its bytes: which split it belongs to must not depend on how much is kept. Of a
+    changed image it is that of the pixels before.
     """
 
     id: str

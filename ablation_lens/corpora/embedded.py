@@ -1,4 +1,4 @@
-"""The two corpora that need no network: the standard library's prose, and scikit-learn's digits.
+"""The corpora that need no network: the standard library's prose, its code, and scikit-learn's digits.
 
 `stdlib` is the language reference in `pydoc_data.topics` and the docstrings of the standard library's
 modules. Every Python carries them, so nothing is downloaded or copied; they differ a little from one
@@ -39,9 +39,18 @@ Image = UInt8[np.ndarray, "8 8"]
 
 
 @functools.lru_cache(maxsize=1)
-def _documents() -> tuple[str, ...]:
+def _prose() -> tuple[str, ...]:
+    return _documents(_sources())
+
+
+@functools.lru_cache(maxsize=1)
+def _code() -> tuple[str, ...]:
+    return _documents(code for path in _files() if (code := code_of(path)))
+
+
+def _documents(sources: Iterable[str]) -> tuple[str, ...]:
     seen: set[str] = set()
-    pieces = [piece for source in _sources() for piece in cut_into_documents(source, seen)]
+    pieces = [piece for source in sources for piece in cut_into_documents(source, seen)]
     # A tuple: the cache gives the same object to every caller.
     return tuple(sorted(pieces, key=lambda text: hashlib.sha256(text.encode()).digest()))
 
@@ -57,7 +66,17 @@ def stdlib_documents() -> list[str]:
     >>> len(documents) > 1000 and documents == sorted(set(documents), key=lambda d: hashlib.sha256(d.encode()).digest())
     True
     """
-    return list(_documents())
+    return list(_prose())
+
+
+def stdlib_code() -> list[str]:
+    """The documents of the `stdlib-code` corpus: the same modules without docstrings and comments, cut the same way.
+
+    >>> documents = stdlib_code()
+    >>> len(documents) > 1000, set(documents).isdisjoint(stdlib_documents())
+    (True, True)
+    """
+    return list(_code())
 
 
 def cut_into_documents(source: str, seen: set[str]) -> Iterator[str]:
@@ -111,10 +130,19 @@ def _sources() -> Iterator[str]:
 
     for name in sorted(topics):
         yield clean(topics[name])
+    for path in _files():
+        yield "\n\n".join(docstrings(path))
+
+
+def _files() -> Iterator[Path]:
     folder = Path(sysconfig.get_path("stdlib"))
     for path in sorted(folder.rglob("*.py"), key=lambda path: path.relative_to(folder).parts):
         if _LEFT_OUT.isdisjoint(path.relative_to(folder).parts):
-            yield "\n\n".join(docstrings(path))
+            yield path
+
+
+_KINDS = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+"""What may have a docstring."""
 
 
 def docstrings(path: Path) -> list[str]:
@@ -125,18 +153,38 @@ def docstrings(path: Path) -> list[str]:
     >>> docstrings(Path(inspect.getsourcefile(inspect.cleandoc)))[0].splitlines()[0]
     'Get useful information from live Python objects.'
     """
+    tree = _parsed(path)
+    nodes = [node for node in ast.walk(tree) if isinstance(node, _KINDS)]
+    nodes.sort(key=lambda node: 0 if isinstance(node, ast.Module) else node.lineno)
+    texts = (ast.get_docstring(node, clean=False) for node in nodes)
+    return [clean(text) for text in texts if text]
+
+
+def code_of(path: Path) -> str:
+    """A Python file without docstrings and comments, as `ast` writes it; empty where it cannot be parsed.
+
+    >>> code_of(Path(inspect.getsourcefile(inspect.cleandoc))).splitlines()[0]
+    "__author__ = ('Ka-Ping Yee <ping@lfw.org>', 'Yury Selivanov <yselivanov@sprymix.com>')"
+    """
+    tree = _parsed(path)
+    for node in ast.walk(tree):
+        if isinstance(node, _KINDS) and ast.get_docstring(node, clean=False) is not None:
+            node.body = node.body[1:]
+            if not (node.body or isinstance(node, ast.Module)):
+                node.body = [ast.Pass()]
+    # Literals keep lone surrogates as escapes; names have none. So this has UTF-8 bytes.
+    return ast.unparse(tree)
+
+
+def _parsed(path: Path) -> ast.Module:
+    """A Python file; an empty module where it cannot be read, decoded or parsed."""
     try:
         with warnings.catch_warnings():
             # Where warnings are errors, an invalid escape would drop a file here and nowhere else.
             warnings.simplefilter("ignore")
-            tree = ast.parse(path.read_bytes())
+            return ast.parse(path.read_bytes())
     except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):
-        return []
-    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-    nodes = [node for node in ast.walk(tree) if isinstance(node, kinds)]
-    nodes.sort(key=lambda node: 0 if isinstance(node, ast.Module) else node.lineno)
-    texts = (ast.get_docstring(node, clean=False) for node in nodes)
-    return [clean(text) for text in texts if text]
+        return ast.Module([], [])
 
 
 def clean(text: str) -> str:

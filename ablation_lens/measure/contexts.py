@@ -212,7 +212,7 @@ def collected_plan(
     Args:
         model: the model the statistics are of.
         statistics: say which documents; the first corpus of merged ones.
-        corpus: where they are, as for `task_for`. None opens an embedded corpus alone (`stdlib`, `digits`): a path or
+        corpus: where they are, as for `task_for`. None opens an embedded corpus alone (as `stdlib`): a path or
             an address that a file names is not opened. Other documents than were collected give a `CorpusWarning`
             (compared up to ten thousand of them).
         labels: a CSV file,label for a folder of images.

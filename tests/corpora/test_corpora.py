@@ -48,7 +48,7 @@ def test_splits_are_disjoint_exhaustive_and_keep_the_order(texts: list[str]) -> 
     assert list(corpus) == everything
 
 
-@pytest.mark.parametrize("name", ["stdlib", "digits"])
+@pytest.mark.parametrize("name", ["stdlib", "digits", "stdlib-code"])
 def test_embedded_splits_have_their_shares(name: str) -> None:
     corpus = open_corpus(name)
     parts = splits_of(corpus)
@@ -69,6 +69,27 @@ def test_embedded_corpora_are_those_of_the_embedded_module() -> None:
         assert document.image.mode == "RGB"
         assert document.image.size == (8, 8)
         assert document.image.getpixel((5, 2)) == (pixels[2, 5],) * 3
+
+
+def test_code_has_no_docstrings_and_no_comments(tmp_path: Path) -> None:
+    path = tmp_path / "module.py"
+    path.write_text(
+        '''"""Module."""\n# why\ndef f(x):\n    """Function."""\nclass C:\n    \'Class.\'\n    y = "kept"\n'''
+    )
+    assert embedded.code_of(path) == "def f(x):\n    pass\n\nclass C:\n    y = 'kept'"
+    path.write_text("def broken(:")
+    assert embedded.code_of(path) == ""
+
+
+def test_an_inverted_digit_lies_in_the_split_of_its_original() -> None:
+    for split in ("train", "collect", "evaluate"):
+        plain, inverted = (list(open_corpus(name, split=split)) for name in ("digits", "digits-inverted"))
+        assert [document.id.split("/")[1] for document in plain] == [one.id.split("/")[1] for one in inverted]
+        for one, other in zip(plain, inverted, strict=True):
+            assert isinstance(one, ImageDocument)
+            assert isinstance(other, ImageDocument)
+            assert one.label == other.label
+            assert one.image.getpixel((5, 2))[0] + other.image.getpixel((5, 2))[0] == 255
 
 
 def test_digits_refuse_a_model_of_other_classes() -> None:
@@ -158,7 +179,7 @@ def test_splits_by_another_name_are_refused() -> None:
 def test_a_mistyped_name_gets_the_nearest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "recipes.txt").write_text("Boil water.")
-    with pytest.raises(CorpusError, match=r"'stdlb' is neither .* did you mean 'stdlib'\?"):
+    with pytest.raises(CorpusError, match=r"'stdlb' is neither .* did you mean 'stdlib' or 'stdlib-code'\?"):
         open_corpus("stdlb")
     with pytest.raises(CorpusError, match=r"did you mean 'recipes\.txt'\?"):
         open_corpus("recipe.txt")
