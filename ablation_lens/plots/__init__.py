@@ -5,6 +5,7 @@ shows, changes or writes. Names that come from outside (models, corpora) appear 
 
 - `distributions`: a neuron, or a layer of them; `maps`: heat maps of a model, of its statistics or its damage.
 - `scatter`: one center against another; `results`: what ablation costs; `paper`: the paper's Figure 1.
+- `stability`: how far centers move between collections.
 - `circuits`: what units are worth, circuits, and how faithful they are.
 - `metrics`: how what was measured is written; `template`: the look that all share.
 """
@@ -15,6 +16,7 @@ from ablation_lens.plots.maps import MEASURES, damage_map, head_map, neuron_map
 from ablation_lens.plots.paper import figure_1
 from ablation_lens.plots.results import differences_to_best, figure_2
 from ablation_lens.plots.scatter import centers_scatter
+from ablation_lens.plots.stability import stability_curves
 from ablation_lens.plots.template import LENS_TEMPLATE
 
 __all__ = [
@@ -33,4 +35,5 @@ __all__ = [
     "neuron_distribution",
     "neuron_map",
     "pair_map",
+    "stability_curves",
 ]
