@@ -3,4 +3,5 @@
 - `scores`: many ablations of one model on the same documents, each scored once and kept.
 - `damage`: what ablations cost, compared in pairs over masks and documents.
 - `stability`: how far centers move between collections and corpora.
+- `atypical`: what off-zero, multi-modal and skewed neurons cost, beside gaussian-like ones of the same variances.
 """

@@ -5,11 +5,12 @@ shows, changes or writes. Names that come from outside (models, corpora) appear 
 
 - `distributions`: a neuron, or a layer of them; `maps`: heat maps of a model, of its statistics or its damage.
 - `scatter`: one center against another; `results`: what ablation costs; `paper`: the paper's Figure 1.
-- `stability`: how far centers move between collections.
+- `stability`: how far centers move between collections; `atypical`: what neurons of a shape cost.
 - `circuits`: what units are worth, circuits, and how faithful they are.
 - `metrics`: how what was measured is written; `template`: the look that all share.
 """
 
+from ablation_lens.plots.atypical import atypical_damage
 from ablation_lens.plots.circuits import circuit_diagram, effect_map, faithfulness_curves, pair_map
 from ablation_lens.plots.distributions import layer_distribution, neuron_distribution
 from ablation_lens.plots.maps import MEASURES, damage_map, head_map, neuron_map
@@ -22,6 +23,7 @@ from ablation_lens.plots.template import LENS_TEMPLATE
 __all__ = [
     "LENS_TEMPLATE",
     "MEASURES",
+    "atypical_damage",
     "centers_scatter",
     "circuit_diagram",
     "damage_map",
