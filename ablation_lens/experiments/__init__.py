@@ -4,4 +4,5 @@
 - `damage`: what ablations cost, compared in pairs over masks and documents.
 - `stability`: how far centers move between collections and corpora.
 - `atypical`: what off-zero, multi-modal and skewed neurons cost, beside gaussian-like ones of the same variances.
+- `layers`: what every layer and every head costs, center by center.
 """

@@ -5,7 +5,8 @@ shows, changes or writes. Names that come from outside (models, corpora) appear 
 
 - `distributions`: a neuron, or a layer of them; `maps`: heat maps of a model, of its statistics or its damage.
 - `scatter`: one center against another; `results`: what ablation costs; `paper`: the paper's Figure 1.
-- `stability`: how far centers move between collections; `atypical`: what neurons of a shape cost.
+- `stability`: how far centers move between collections; `atypical`: what neurons of a shape cost;
+  `layers`: what every layer and head costs.
 - `circuits`: what units are worth, circuits, and how faithful they are.
 - `metrics`: how what was measured is written; `template`: the look that all share.
 """
@@ -13,6 +14,7 @@ shows, changes or writes. Names that come from outside (models, corpora) appear 
 from ablation_lens.plots.atypical import atypical_damage
 from ablation_lens.plots.circuits import circuit_diagram, effect_map, faithfulness_curves, pair_map
 from ablation_lens.plots.distributions import layer_distribution, neuron_distribution
+from ablation_lens.plots.layers import layer_damage
 from ablation_lens.plots.maps import MEASURES, damage_map, head_map, neuron_map
 from ablation_lens.plots.paper import figure_1
 from ablation_lens.plots.results import differences_to_best, figure_2
@@ -33,6 +35,7 @@ __all__ = [
     "figure_1",
     "figure_2",
     "head_map",
+    "layer_damage",
     "layer_distribution",
     "neuron_distribution",
     "neuron_map",
