@@ -5,4 +5,5 @@
 - `stability`: how far centers move between collections and corpora.
 - `atypical`: what off-zero, multi-modal and skewed neurons cost, beside gaussian-like ones of the same variances.
 - `layers`: what every layer and every head costs, center by center.
+- `processing`: what TransformerLens' processing of weights makes of an ablation.
 """

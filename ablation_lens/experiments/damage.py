@@ -29,23 +29,31 @@ class Damage:
 
     sums: Float[ndarray, "mask document"]
     weights: Float[ndarray, " document"]
+    turned: bool = False
+    """Whether the sums are those of the metric times −1, as higher values of it are better."""
 
     @classmethod
     def of(cls, scores: Sequence[Score], metric: str) -> "Damage":
         """Of scores of the same documents."""
         sums = [score.sums(metric) for score in scores]
-        worse = -1.0 if BUILT_IN[metric].better == "higher" else 1.0
-        return cls(np.stack([worse * each.values.double().numpy() for each in sums]), sums[0].weights.numpy())
+        turned = BUILT_IN[metric].better == "higher"
+        values = np.stack([each.values.double().numpy() for each in sums])
+        return cls(-values if turned else values, sums[0].weights.numpy(), turned)
 
     @classmethod
     def average(cls, parts: Sequence["Damage"]) -> "Damage":
         """The mean of several, mask by mask and document by document."""
-        return cls(np.mean([part.sums for part in parts], axis=0), parts[0].weights)
+        return replace(parts[0], sums=np.mean([part.sums for part in parts], axis=0))
 
     @property
     def mean(self) -> float:
-        """The metric: the mean over masks."""
+        """The mean over masks; more is worse."""
         return float((self.sums.sum(1) / self.weights.sum()).mean())
+
+    @property
+    def metric(self) -> float:
+        """The same, of the metric as it is written."""
+        return -self.mean if self.turned else self.mean
 
     def minus(self, other: "Damage") -> Interval:
         """How much worse than another under the same masks, with the interval over masks and documents."""

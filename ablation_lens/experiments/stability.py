@@ -114,12 +114,13 @@ class Stability:
     def _in_words(self) -> Iterator[str]:
         own = [row for row in self.rows if not row.against]
         largest = max((row.size for row in own), default=0)
-        last = sorted((row for row in own if row.size == largest), key=lambda row: row.median)
+        # By 90 %: the median of a center that stands on bins is often exactly 0.
+        last = sorted((row for row in own if row.size == largest), key=lambda row: row.q90)
         if len(last) > 1:
             still, moving = last[0], last[-1]
             yield (
-                f"Between collections of {largest:,} {self.unit}, {still.center} moves least ({still.median:.3f} σ) "
-                f"and {moving.center} most ({moving.median:.3f} σ)."
+                f"Between collections of {largest:,} {self.unit}, {still.center} moves least (90 % of neurons less "
+                f"than {still.q90:.3f} σ) and {moving.center} most ({moving.q90:.3f} σ)."
             )
         costly = [f"{row.center} of {row.size:,}" for row in own if row.low > 0]
         if own:

@@ -6,7 +6,7 @@ shows, changes or writes. Names that come from outside (models, corpora) appear 
 - `distributions`: a neuron, or a layer of them; `maps`: heat maps of a model, of its statistics or its damage.
 - `scatter`: one center against another; `results`: what ablation costs; `paper`: the paper's Figure 1.
 - `stability`: how far centers move between collections; `atypical`: what neurons of a shape cost;
-  `layers`: what every layer and head costs.
+  `layers`: what every layer and head costs; `processing`: what processed weights change.
 - `circuits`: what units are worth, circuits, and how faithful they are.
 - `metrics`: how what was measured is written; `template`: the look that all share.
 """
@@ -17,6 +17,7 @@ from ablation_lens.plots.distributions import layer_distribution, neuron_distrib
 from ablation_lens.plots.layers import layer_damage
 from ablation_lens.plots.maps import MEASURES, damage_map, head_map, neuron_map
 from ablation_lens.plots.paper import figure_1
+from ablation_lens.plots.processing import processing_differences
 from ablation_lens.plots.results import differences_to_best, figure_2
 from ablation_lens.plots.scatter import centers_scatter
 from ablation_lens.plots.stability import stability_curves
@@ -40,5 +41,6 @@ __all__ = [
     "neuron_distribution",
     "neuron_map",
     "pair_map",
+    "processing_differences",
     "stability_curves",
 ]

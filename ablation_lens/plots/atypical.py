@@ -1,5 +1,6 @@
 """What neurons of a shape cost, beside their gaussian-like partners."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,7 +28,7 @@ def atypical_damage(found: Atypical, *, template: Any = LENS_TEMPLATE) -> go.Fig
         rows=2,
         cols=columns,
         shared_xaxes=True,
-        shared_yaxes="rows",
+        shared_yaxes=True,
         subplot_titles=titles,
         vertical_spacing=0.06,
         horizontal_spacing=0.04,
@@ -51,11 +52,24 @@ def atypical_damage(found: Atypical, *, template: Any = LENS_TEMPLATE) -> go.Fig
             col=col,
             row=2,
         )
+    # Said outright: of axes that are tied to others, Plotly's own range does not see the marks.
+    sides = [(row.damage_low, row.damage_high) for row in found.rows]
+    sides += [(row.match_low, row.match_high) for row in found.rows]
+    figure.update_yaxes(range=_range(sides), row=1)
+    figure.update_yaxes(range=_range([(row.low, row.high) for row in found.rows]), row=2)
     figure.update_yaxes(title_text=f"damage ({unit})", row=1, col=1)
     figure.update_yaxes(title_text=f"kind − partners ({unit})", row=2, col=1)
     note = f"{for_plotly(found.model)} · {found.site} · equal counts, layers and variances · {found.masks} masks"
     legend = {"orientation": "h", "x": 1, "xanchor": "right", "yref": "container", "y": 0.99, "yanchor": "top"}
     return add_frame(figure, "Atypical neurons", note, template, height=560, margin={"t": 105, "b": 90}, legend=legend)
+
+
+def _range(intervals: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """From the lowest end to the highest, zero included, with some air."""
+    ends = [end for both in intervals for end in both if not math.isnan(end)]
+    low, high = min(0.0, *ends, 0.0), max(0.0, *ends, 0.0)
+    air = 0.08 * (high - low) or 1.0
+    return low - air, high + air
 
 
 def _sides(rows: Sequence[KindDamage], partners: bool, name: str, unit: str) -> go.Scatter:

@@ -48,20 +48,20 @@ def layer_damage(found: LayerDamage, *, level: str | None = None, template: Any 
     figure.update_yaxes(title_text="layer", col=1)
     unit = for_plotly(unit_of(found.metric))
     widest = max((abs(row.damage) for row in rows), default=0.0) or 1.0
-    height = max(420, 190 + 2 * 27 * found.shape[0])
+    height = max(520, 220 + 2 * 27 * found.shape[0])
     note = f"{for_plotly(found.model)} · {found.site} · one {level} at a time · * cannot be told from the best center"
     figure.update_layout(
         coloraxis={
             "colorscale": DIVERGING,
             "cmin": -widest,
             "cmax": widest,
-            "colorbar": _bar(f"damage ({unit})", 0.78),
+            "colorbar": _bar(unit, 0.8),
         },
         coloraxis2={
             "colorscale": SEQUENTIAL,
             "cmin": 0,
             "cmax": max((row.to_best for row in rows), default=0.0) or 1.0,
-            "colorbar": _bar(f"more than the best ({unit})", 0.22),
+            "colorbar": _bar(f"{unit} above the best", 0.2),
         },
     )
     return add_frame(figure, f"Damage by {level} and center", note, template, height=height, margin={"t": 105})
@@ -72,7 +72,7 @@ def _bar(title: str, middle: float) -> dict[str, Any]:
         "title": {"text": title, "side": "right"},
         "thickness": 14,
         "outlinewidth": 0,
-        "len": 0.44,
+        "len": 0.42,
         "y": middle,
         "yanchor": "middle",
     }
@@ -81,6 +81,7 @@ def _bar(title: str, middle: float) -> dict[str, Any]:
 def _map(found: LayerDamage, cells: Sequence[UnitDamage], names: Sequence[str], level: str, best: bool) -> go.Heatmap:
     layers, heads, _ = found.shape
     across = [f"H{head}" for head in range(heads)] if level == "head" else [for_plotly(name) for name in names]
+    widest = max(abs(cell.damage) for cell in cells)
     values = [[float("nan")] * len(across) for _ in range(layers)]
     texts, hovers = ([[""] * len(across) for _ in range(layers)] for _ in range(2))
     for cell in cells:
@@ -89,7 +90,9 @@ def _map(found: LayerDamage, cells: Sequence[UnitDamage], names: Sequence[str], 
             (cell.to_best, cell.to_best_low, cell.to_best_high) if best else (cell.damage, cell.low, cell.high)
         )
         values[cell.layer][place] = value
-        texts[cell.layer][place] = f"{value:.2g}{'*' if best and cell.as_best else ''}"
+        # Against colours that reach so far, less than a thousandth is none.
+        number = "0" if abs(value) < widest / 1000 else f"{value:.2g}"
+        texts[cell.layer][place] = f"{number}{'*' if best and cell.as_best else ''}"
         hovers[cell.layer][place] = (
             f"<b>{for_plotly(cell.unit)}, {for_plotly(cell.center)}</b><br>{value:+.4g} [{low:+.4g}, {high:+.4g}]"
         )
@@ -99,6 +102,7 @@ def _map(found: LayerDamage, cells: Sequence[UnitDamage], names: Sequence[str], 
         y=[f"L{layer}" for layer in range(layers)],
         text=texts,
         texttemplate="%{text}" if len(across) <= 12 and layers <= 24 else None,
+        textfont={"size": 10 if level == "head" else 12},
         customdata=hovers,
         hovertemplate="%{customdata}<extra></extra>",
         coloraxis="coloraxis2" if best else "coloraxis",
