@@ -16,7 +16,7 @@ from ablation_lens.escaping import on_one_line
 from ablation_lens.experiments.damage import Damage, damage_of, extra_metrics, require_seeds, unit_of
 from ablation_lens.experiments.scores import Scores
 from ablation_lens.measure.collection import collect
-from ablation_lens.measure.intervals import ENOUGH_SEEDS, Interval
+from ablation_lens.measure.intervals import ENOUGH_SEEDS
 from ablation_lens.neurons import centers as registry
 from ablation_lens.neurons.statistics import ActivationStatistics
 from ablation_lens.progress import progress_over
@@ -48,7 +48,7 @@ class Moved:
         least: the median in the pair in which it is smallest.
         most: the median in the pair in which it is largest.
         cost: how much worse the metric is under centers from there than under those of the statistics.
-        low: where its 95 % interval begins, paired over masks and documents.
+        low: where its 95 % interval begins, paired over masks and documents. It holds for the collections drawn.
         high: where it ends.
     """
 
@@ -294,22 +294,31 @@ def _between(
     against: str = "",
 ) -> Moved:
     """A center of two collections after two; of a single one, against the statistics themselves."""
-    mask = torch.ones(statistics.shape, dtype=torch.bool)
-    ablations = [each.ablation(mask, center) for each in found]
-    values = [ablation.values for ablation in ablations]
+    nothing = torch.zeros(statistics.shape, dtype=torch.bool)
+    values = [each.center(center) for each in found]
     pairs = (
         list(zip(values[::2], values[1::2], strict=True))
         if len(found) > 1
         else [(values[0], statistics.center(center))]
     )
     shifts = [in_sigma(one, two, statistics) for one, two in pairs]
-    quantiles = torch.cat(shifts).quantile(torch.tensor(QUANTILES, dtype=torch.float64)).tolist()
+    median, q90, q99 = torch.cat(shifts).quantile(torch.tensor(QUANTILES, dtype=torch.float64)).tolist()
     medians = [float(shift.quantile(0.5)) for shift in shifts]
-    interval: Interval = Damage.average([cost(ablation) for ablation in ablations]).minus(own)
+    interval = Damage.average([cost(each.ablation(nothing, center)) for each in found]).minus(own)
     return Moved(
-        center, against, size, len(pairs), *quantiles, min(medians), max(medians),
-        interval.difference, interval.low, interval.high,
-    )  # fmt: skip
+        center=center,
+        against=against,
+        size=size,
+        pairs=len(pairs),
+        median=median,
+        q90=q90,
+        q99=q99,
+        least=min(medians),
+        most=max(medians),
+        cost=interval.difference,
+        low=interval.low,
+        high=interval.high,
+    )
 
 
 def in_sigma(
