@@ -33,8 +33,8 @@ SWITCHES = ("fold_ln", "center_writing_weights", "center_unembed", "fold_value_b
 ALL = "all"
 """All of them together: what `HookedTransformer.from_pretrained` does unless told otherwise."""
 
-ROUNDING = 1e-4
-"""A difference in the metric below this is that of rounding: the processed weights are other numbers."""
+ROUNDING = 1e-3
+"""A difference in the metric below this is that of rounding, in the weights and to bins."""
 
 
 @dataclass(frozen=True)

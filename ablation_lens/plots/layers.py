@@ -1,5 +1,6 @@
 """What every layer and every head costs, center by center."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -67,6 +68,19 @@ def layer_damage(found: LayerDamage, *, level: str | None = None, template: Any 
     return add_frame(figure, f"Damage by {level} and center", note, template, height=height, margin={"t": 105})
 
 
+def _short(value: float, widest: float) -> str:
+    """A number of at most five letters, so finely as matters beside the widest.
+
+    >>> _short(-0.0093, 0.14), _short(0.0001, 0.14), _short(2.56, 2.56)
+    ('-.009', '0', '2.56')
+    """
+    places = max(0, 2 - math.floor(math.log10(widest))) if widest > 0 else 0
+    told = f"{abs(value):.{places}f}"
+    if not float(told):
+        return "0"
+    return ("-" if value < 0 else "") + (told.removeprefix("0") if told.startswith("0.") else told)
+
+
 def _bar(title: str, middle: float) -> dict[str, Any]:
     return {
         "title": {"text": title, "side": "right"},
@@ -90,9 +104,7 @@ def _map(found: LayerDamage, cells: Sequence[UnitDamage], names: Sequence[str], 
             (cell.to_best, cell.to_best_low, cell.to_best_high) if best else (cell.damage, cell.low, cell.high)
         )
         values[cell.layer][place] = value
-        # Against colours that reach so far, less than a thousandth is none.
-        number = "0" if abs(value) < widest / 1000 else f"{value:.2g}"
-        texts[cell.layer][place] = f"{number}{'*' if best and cell.as_best else ''}"
+        texts[cell.layer][place] = f"{_short(value, widest)}{'*' if best and cell.as_best else ''}"
         hovers[cell.layer][place] = (
             f"<b>{for_plotly(cell.unit)}, {for_plotly(cell.center)}</b><br>{value:+.4g} [{low:+.4g}, {high:+.4g}]"
         )
