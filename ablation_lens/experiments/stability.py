@@ -22,6 +22,7 @@ from ablation_lens.neurons.statistics import ActivationStatistics
 from ablation_lens.progress import progress_over
 from ablation_lens.tasks.freezing import freeze
 from ablation_lens.tasks.inputs import whole
+from ablation_lens.tasks.known_rows import require_unknown
 from ablation_lens.tasks.plans import Batch, BatchPlan, TextItem, cut_batches
 
 if TYPE_CHECKING:
@@ -190,7 +191,11 @@ def compare_collections(
         statistics.provenance.model.require_same(other.provenance.model, f"cannot compare with statistics of {name!r}")
         if other.site is not statistics.site:
             raise MismatchError(f"statistics of {name!r} are of {other.site.value}, not of {statistics.site.value}.")
+    if sample is None and not others:
+        raise MismatchError("there is nothing to compare; give a sample to cut into collections, or others.")
     scores = Scores(model, batches, statistics=statistics, metrics=extra_metrics(metric), folder=folder)
+    for other in others.values():
+        _require_other_rows(scores, other)
     plan = None if sample is None else sample if isinstance(sample, BatchPlan) else freeze(model, sample)
     wanted = 2 * whole(pairs, "pairs")
     cuts = {} if plan is None else {whole(size, "a size"): list(disjoint(plan, size, wanted)) for size in sizes}
@@ -214,6 +219,8 @@ def compare_collections(
         for size, parts in fitting.items():
             advance.describe(f"stability: collections of {size:,}")
             found = [_collected(model, part, statistics, names) for part in parts]
+            for each in found:
+                _require_other_rows(scores, each)
             rows += [_between(name, size, found, statistics, own[name], cost) for name in names]
         for name, other in others.items():
             advance.describe(f"stability: {name}")
@@ -282,6 +289,12 @@ def _collected(
         include_bos=like.provenance.include_bos,
         progress=False,
     )
+
+
+def _require_other_rows(scores: Scores, statistics: ActivationStatistics) -> None:
+    """Refuse centers of the documents that cost is measured on."""
+    plans = [reading.plan for reading in statistics.provenance.plans]
+    require_unknown(scores.model, scores.batches, statistics.rows, plans)
 
 
 def _between(

@@ -121,6 +121,18 @@ def test_what_cannot_be_compared_is_said(model, judged, stats, plan, change, wor
         compare_collections(model, judged, stats, plan, **{"sizes": [300], "progress": False, **change})
 
 
+def test_collections_of_judged_documents_are_refused(model, judged, stats):
+    with pytest.raises(MismatchError, match="very documents"):
+        compare_collections(model, judged, stats, judged, sizes=[100], centers=["mean"], seeds=[1], progress=False)
+    with pytest.raises(MismatchError, match="very documents"):
+        compare_collections(model, judged, stats, others={"it": al.collect(model, judged, progress=False)})
+
+
+def test_nothing_to_compare_is_said(model, judged, stats):
+    with pytest.raises(MismatchError, match="nothing to compare"):
+        compare_collections(model, judged, stats)
+
+
 def test_statistics_of_another_site_are_refused(model, judged, stats, plan):
     other = al.collect(model, plan.part(0, 1), site="mlp", progress=False)
     with pytest.raises(MismatchError, match="are of mlp, not of z"):
