@@ -6,4 +6,5 @@
 - `atypical`: what off-zero, multi-modal and skewed neurons cost, beside gaussian-like ones of the same variances.
 - `layers`: what every layer and every head costs, center by center.
 - `processing`: what TransformerLens' processing of weights makes of an ablation.
+- `controls`: every center, learned ones among them, beside what the same learning buys otherwise.
 """

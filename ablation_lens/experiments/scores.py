@@ -7,10 +7,13 @@ A key follows from what is computed: the model's weights, the documents, the met
 which values. So experiments need no keys of their own: asked again, a score is read.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from ablation_lens.ablation.ablation import Ablation
 from ablation_lens.errors import MismatchError
@@ -22,6 +25,7 @@ from ablation_lens.measure.score_file import score_of, tensors_of
 from ablation_lens.neurons.statistics import ActivationStatistics
 from ablation_lens.records import Versions, record_of
 from ablation_lens.runs.folder import RunFolder, checking, key_of
+from ablation_lens.sites import Hook, Site
 from ablation_lens.tasks.freezing import freeze
 from ablation_lens.tasks.known_rows import require_unknown
 from ablation_lens.tasks.plans import BatchPlan
@@ -44,6 +48,7 @@ class Scores:
         batches: the documents, as a batch plan.
         metrics: what is measured besides top-1 and cross-entropy.
         folder: where scores are kept; None keeps them in memory only.
+        about: what all scores share: weights, documents, metrics, versions.
 
     >>> import ablation_lens as al
     >>> model = al.load_model("tiny-opt")
@@ -72,7 +77,7 @@ class Scores:
         if self.folder is not None and not all(metric.is_ours for metric in self.metrics.values()):
             raise MismatchError("a folder keeps scores of metrics out of al.metrics only; leave folder= or yours out.")
         self._held: dict[str, Score] = {}
-        self._facts = {
+        self.about = {
             "model": record_of(model).identity,
             "documents": self.batches.digest,
             "metrics": sorted(self.metrics),
@@ -80,9 +85,10 @@ class Scores:
             "versions": {**Versions.current().to_dict(), "python": None},
         }
 
-    def of(self, ablation: Ablation | None = None) -> Score:
+    def of(self, ablation: "Ablation | Biased | None" = None) -> Score:
         """The score under an ablation with constant values; None for the model as it is."""
-        key = key_of({**self._facts, "ablation": _facts(ablation)})
+        facts = ablation.facts if isinstance(ablation, Biased) else _facts(ablation)
+        key = key_of({**self.about, "ablation": facts})
         if key not in self._held:
             self._held[key] = self._read(key) or self._measured(key, ablation)
         return self._held[key]
@@ -94,12 +100,47 @@ class Scores:
         with checking(self.folder.file("scores", key)):
             return score_of(tensors)
 
-    def _measured(self, key: str, ablation: Ablation | None) -> Score:
+    def _measured(self, key: str, ablation: "Ablation | Biased | None") -> Score:
         score = evaluate(self.model, self.batches, ablation, metrics=self.metrics)
         if self.folder is not None:
-            about = {} if ablation is None else {"center": ablation.center, "site": ablation.site.value}
+            about = {"center": ablation.center, "site": ablation.site.value} if isinstance(ablation, Ablation) else {}
             self.folder.write("scores", key, KIND, about, tensors_of(score))
         return score
+
+
+@dataclass(frozen=True, eq=False)
+class Biased:
+    """A vector added at a site in every layer, beside an ablation or in the model as it is.
+
+    Attributes:
+        bias: `[layer head dim]` at the site.
+        site: where it is added, such as attn_out.
+        ablation: what is ablated besides.
+    """
+
+    bias: Float[Tensor, "layer head dim"]
+    site: Site
+    ablation: Ablation | None = None
+
+    def hooks(self) -> list[Hook]:
+        """Those of the ablation, and one per layer that adds."""
+        ablated = [] if self.ablation is None else self.ablation.hooks()
+        return [*ablated, *added(self.site, self.bias)]
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What tells it from others."""
+        bias = {"site": self.site.value, "bias": digest_of(self.bias.cpu().double())}
+        return {"biased": bias, "ablation": _facts(self.ablation)}
+
+
+def added(site: Site, bias: Float[Tensor, "layer head dim"]) -> list[Hook]:
+    """Hooks that add a vector in every layer."""
+
+    def hook_for(vector: Tensor) -> Any:
+        return lambda value, hook: value + site.from_heads(vector.to(value))
+
+    return [(site.hook_name(layer), hook_for(vector)) for layer, vector in enumerate(bias)]
 
 
 def _facts(ablation: Ablation | None) -> dict[str, Any] | None:

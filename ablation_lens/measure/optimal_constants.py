@@ -117,9 +117,8 @@ def optimal(
         )
     statistics = statistics_of(model, batches, statistics, site, progress)
     masking = Masking(share if isinstance(share, tuple) else (float(share), float(share)), unit)
-    schedule = Schedule(
-        STEPS[_unit_of(model)] if steps is None else steps, ROWS[_unit_of(model)] if rows is None else rows, rate, seed
-    )
+    wanted = steps_of(model) if steps is None else steps
+    schedule = Schedule(wanted, rows_per_step(model) if rows is None else rows, rate, seed)
     lesson = Lesson.of(model, batches, schedule.rows, schedule.held_back)
     device, scale = model.cfg.device, statistics.std
     begun, scores = _starts(statistics, start), {}
@@ -173,6 +172,16 @@ def optimal(
     except LearningInterrupted as interrupted:
         interrupted.found = made(interrupted.found)
         raise
+
+
+def steps_of(model: Any) -> int:
+    """How many steps are enough, where nobody says."""
+    return STEPS[_unit_of(model)]
+
+
+def rows_per_step(model: Any) -> int:
+    """How many rows a step sees, where nobody says."""
+    return ROWS[_unit_of(model)]
 
 
 def _unit_of(model: Any) -> str:
