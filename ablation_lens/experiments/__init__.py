@@ -1,5 +1,6 @@
 """Questions that the paper leaves open, asked of a model of your own: small grids that can be gone on with.
 
+- `constants`: loss as a function of the constant (`loss_curves`); `minima`: where such a curve is lowest.
 - `scores`: many ablations of one model on the same documents, each scored once and kept.
 - `damage`: what ablations cost, compared in pairs over masks and documents.
 - `stability`: how far centers move between collections and corpora.
