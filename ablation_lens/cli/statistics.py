@@ -256,6 +256,10 @@ def explore(
         Path | None,
         typer.Option(help="A file that `Effects.save` or `ablation-lens circuit` wrote: what neurons are worth."),
     ] = None,
+    curves: Annotated[
+        Path | None,
+        typer.Option(help="A file that `LossCurves.save` wrote: loss against the constant, under the histograms."),
+    ] = None,
     examples: Annotated[
         int | None,
         typer.Option(
@@ -289,6 +293,7 @@ def explore(
         compare=compare,
         results=results,
         effects=effects,
+        curves=curves,
         examples=examples,
         model=model,
         corpus=corpus,

@@ -165,6 +165,7 @@ class LossCurves:
         made = []
         for name in dict.fromkeys(map(_group_name, self.units)):
             members = [place for place, unit in enumerate(self.units) if _group_name(unit) == name]
+            is_single = self.units[members[0]].kind == "neuron"
             differences, replicates = self._differences[members], self._replicates[members]
             weights = np.full((replicates.shape[-1], len(members)), 1 / len(members))
             if len(members) >= ENOUGH_SEEDS:
@@ -176,6 +177,7 @@ class LossCurves:
                     self.units[members[0]],
                     len(members),
                     self.places[members].mean(0).numpy(),
+                    *(float(each[members[0]]) if is_single else math.nan for each in (self.mean, self.std)),
                     differences.mean(0),
                     np.einsum("spr,rs->pr", replicates, weights),
                 )
@@ -195,14 +197,10 @@ class LossCurves:
         for group in self._groups:
             at = np.concatenate([self.sigmas, group.places])
             low, high = group.interval(group.replicates)
-            alone = [place for place, unit in enumerate(self.units) if unit == group.unit and unit.kind == "neuron"]
-            values = (
-                float(self.mean[alone[0]]) + at * float(self.std[alone[0]]) if alone else np.full(len(at), math.nan)
-            )
             columns = group.about | {
                 "point": ["grid"] * len(self.sigmas) + list(self.centers),
                 "sigma": at,
-                "value": values,
+                "value": group.mean + at * group.std,
                 "difference": group.differences,
                 "low": low,
                 "high": high,
@@ -214,9 +212,10 @@ class LossCurves:
     def fits(self) -> "pandas.DataFrame":
         """A row per curve: its minimum, what is lost there, and what every center adds to that, with 95 % intervals.
 
-        `minimum` is in σ from the mean, `floor` the loss there beside the model as it is, `noise_…` a center's loss
-        less the floor. `depth` is the way from the lowest to the highest point; a curve is `resolved` where that is
-        more than its interval is wide. `bend`, `explained` and `power` set it beside a parabola (`minima.Growth`).
+        `minimum` is in σ from the mean, `minimum_value` that constant (of single neurons), `floor` the loss there
+        beside the model as it is, and `noise_…` a center's loss less the floor. `depth` is the way from the lowest to
+        the highest point; a curve is `resolved` where that is more than its interval is wide. `bend`, `explained` and
+        `power` set it beside a parabola (`minima.Growth`).
         """
         import pandas
 
@@ -230,6 +229,7 @@ class LossCurves:
             depth_low, depth_high = group.interval((again[highest] - again[lowest])[None])
             growth = describe_growth(points, curve)
             row = group.about | {"minimum": float(found.place), "at_edge": bool(found.at_edge)}
+            row |= {"minimum_value": group.mean + float(found.place) * group.std}
             row |= _ends("minimum", *group.interval(drawn.place[None]))
             row |= {"floor": float(found.height), **_ends("floor", *group.interval(drawn.height[None]))}
             row |= {"depth": depth, **_ends("depth", depth_low, depth_high)}
@@ -357,7 +357,7 @@ class LossCurves:
             f"{_counted(len(self.units), 'curve')}, {self.sigmas[0]:g} to {self.sigmas[-1]:g} σ)"
         )
         lines = [head]
-        if bool(self.neurons["resolved"].any()):
+        if int(self.neurons["resolved"].sum()) > 1:
             lines.append(f"  {'':<14}{'from minimum':>14}{'nearest':>10}{'least loss':>12}{'noise added':>13}")
             for center, row in zip(centers, self.summary().to_dict("records"), strict=True):
                 lines.append(
@@ -384,6 +384,8 @@ class _Group:
     unit: Unit
     masks: int
     places: Float[ndarray, " center"]
+    mean: float
+    std: float
     differences: Float[ndarray, " point"]
     replicates: Float[ndarray, "point resample"]
 

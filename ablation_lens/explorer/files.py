@@ -6,6 +6,7 @@ from typing import Any
 from ablation_lens import zoo
 from ablation_lens.circuits.effects import Effects
 from ablation_lens.errors import AblationLensError, MismatchError
+from ablation_lens.experiments.constants import LossCurves
 from ablation_lens.explorer.view import make_page
 from ablation_lens.files import require_target, write_result, write_text
 from ablation_lens.measure.contexts import collected_plan
@@ -22,6 +23,7 @@ def explore_files(
     compare: Path | None = None,
     results: Path | None = None,
     effects: Path | None = None,
+    curves: Path | None = None,
     examples: int | None = None,
     model: str | None = None,
     corpus: str | None = None,
@@ -36,7 +38,7 @@ def explore_files(
     examples where all that is at hand; where it is not, the page says what is missing.
     """
     given = [None if place is None else Path(place).expanduser() for place in (model, corpus, labels)]
-    require_target(html, statistics, compare, results, effects, *given)
+    require_target(html, statistics, compare, results, effects, curves, *given)
     run = StudyFolder(statistics) if statistics.is_dir() else None
     # Of a run folder the model says which statistics are meant, with examples or without.
     sources = given if run is None else given[1:]
@@ -54,6 +56,8 @@ def explore_files(
         options |= {"compare": second, "labels": _names(statistics, compare)}
     if effects is not None:
         options["effects"] = Effects.load(effects)
+    if curves is not None:
+        options["curves"] = LossCurves.load(curves)
     if results is not None:
         options["results"] = Results.load(results)
     elif run is not None and run.keys("cells"):

@@ -22,6 +22,7 @@ SCRIPTS = (
     "state.js",
     "theme.js",
     "heatmap.js",
+    "curve.js",
     "histogram.js",
     "list.js",
     "examples.js",

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from ablation_lens.circuits.effects import Effects
 from ablation_lens.errors import MismatchError
+from ablation_lens.experiments.constants import LossCurves
 from ablation_lens.explorer import beside, page
+from ablation_lens.explorer.curves import describe_curves, require_same_neurons, tell_curves
 from ablation_lens.explorer.dataset import pack_dataset
 from ablation_lens.explorer.effects import require_fits
 from ablation_lens.explorer.packing import deflate
@@ -21,6 +23,7 @@ from ablation_lens.measure.whole_texts import read_texts
 from ablation_lens.neurons import centers
 from ablation_lens.neurons.statistics import ActivationStatistics
 from ablation_lens.palette import color_of
+from ablation_lens.plots.metrics import shown_metric
 from ablation_lens.records import record_of
 from ablation_lens.sites import parse_neuron
 from ablation_lens.study.results import Results
@@ -63,6 +66,7 @@ def explore(
     compare: ActivationStatistics | None = None,
     results: "Results | pandas.DataFrame | None" = None,
     effects: Effects | None = None,
+    curves: LossCurves | None = None,
     examples: "Mapping[str, Sequence[Example]] | int | None" = None,
     tokenizer: Any = None,
     labels: tuple[str, str] | None = None,
@@ -84,6 +88,7 @@ def explore(
         results: what a study gave, or a frame of its ablated cells; what each method costs this model is shown.
         effects: what knock-outs or attributions of these neurons gave, which neurons are then sorted by; those of heads
             and layers are every neuron's of them.
+        curves: what `experiments.constants.loss_curves` gave; drawn under the histograms of its neurons.
         examples: of how many neurons, the most striking ones, to gather some; left out, of twenty, where there are a
             model and batches that can be read again. Or what `measure.contexts.gather_contexts` found.
         tokenizer: turns the examples' tokens to text; a model brings its own. Without one, ids are shown.
@@ -104,6 +109,7 @@ def explore(
         compare=compare,
         results=results,
         effects=effects,
+        curves=curves,
         examples=examples,
         tokenizer=tokenizer,
         labels=labels,
@@ -123,6 +129,7 @@ def make_page(
     compare: ActivationStatistics | None = None,
     results: "Results | pandas.DataFrame | None" = None,
     effects: Effects | None = None,
+    curves: LossCurves | None = None,
     examples: "Mapping[str, Sequence[Example]] | int | None" = None,
     without: str | None = None,
     tokenizer: Any = None,
@@ -141,6 +148,8 @@ def make_page(
     statistics = _measured(subject, model, batches, progress)
     if effects is not None:  # before examples are looked for, which takes long
         require_fits(effects, statistics)
+    if curves is not None:
+        require_same_neurons(curves, statistics)
     found = _examples(statistics, model, batches, examples)
     tokenizer = tokenizer or (None if model is None else tokenizer_of(model))
     if compare is not None and compare.shape != statistics.shape:
@@ -158,6 +167,9 @@ def make_page(
         blobs[f"summary-{number}"] = dataset.pop("summary")
         for layer, packed in enumerate(dataset["layers"]):
             blobs[f"layer-{number}-{layer}"] = packed.pop("data")
+    if curves is not None:
+        datasets[0]["provenance"].append(["curves", tell_curves(curves)])
+        blobs["curves"] = _deflated(describe_curves(curves, statistics))
     if model is not None:
         blobs |= _from_model(model, statistics, batches, found, tokenizer)
     if isinstance(results, Results):
@@ -174,6 +186,7 @@ def make_page(
         },
         "examples": None if found is None else beside.describe_examples(found, statistics, tokenizer, batches),
         "without": without,
+        "curves": None if curves is None else {"title": f"Δ {shown_metric(curves.metric).name}"},
         "damage": None if results is None else beside.describe_damage(results, name),
     }
     layers, heads, dims = statistics.shape

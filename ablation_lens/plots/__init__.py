@@ -8,11 +8,13 @@ shows, changes or writes. Names that come from outside (models, corpora) appear 
 - `stability`: how far centers move between collections; `atypical`: what neurons of a shape cost;
   `layers`: what every layer and head costs; `processing`: what processed weights change.
 - `circuits`: what units are worth, circuits, and how faithful they are.
+- `constants`: loss against the constant, and where it is lowest.
 - `metrics`: how what was measured is written; `template`: the look that all share.
 """
 
 from ablation_lens.plots.atypical import atypical_damage
 from ablation_lens.plots.circuits import circuit_diagram, effect_map, faithfulness_curves, pair_map
+from ablation_lens.plots.constants import loss_curve, loss_minima
 from ablation_lens.plots.distributions import layer_distribution, neuron_distribution
 from ablation_lens.plots.layers import layer_damage
 from ablation_lens.plots.maps import MEASURES, damage_map, head_map, neuron_map
@@ -38,6 +40,8 @@ __all__ = [
     "head_map",
     "layer_damage",
     "layer_distribution",
+    "loss_curve",
+    "loss_minima",
     "neuron_distribution",
     "neuron_map",
     "pair_map",

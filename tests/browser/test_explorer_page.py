@@ -10,6 +10,7 @@ import torch
 from ablation_lens.explorer import explore
 from ablation_lens.sites import Site, neuron_name, parse_neuron
 from tests.browser.conftest import XSS, opened, until
+from tests.made_curves import curves_of
 from tests.made_effects import effects_of
 from tests.synthetic_statistics import draw, large_statistics, statistics_of
 
@@ -613,6 +614,22 @@ def test_effects_are_what_the_list_and_the_map_begin_with(visit, worth):
 def test_effects_have_room_at_every_width(visit, worth, name, width):
     with visit(worth / f"{name}.html", viewport=size_of(width)) as page:
         require_that_nothing_is_cut(page, width)
+
+
+def test_a_curve_lies_under_the_histogram_of_its_neuron(visit, tmp_path):
+    statistics = statistics_of(draw(300, (3, 2, 8)))
+    curves = curves_of([0.5, -9.0], source=statistics.provenance.model)
+    explore(statistics, html=tmp_path / "curves.html", curves=curves, progress=False)
+    with visit(tmp_path / "curves.html", "#n=L0.H0.D0") as page:
+        assert "1.25 (0.5 σ)" in page.locator("#numbers").inner_text()
+        page.locator("#filter").fill("curves")
+        until(page, "document.getElementById('found').textContent.startsWith('2 of 48')")
+        row(page, "L1.H0.D0").click()
+        until(page, "document.getElementById('numbers').textContent.includes('≤ −7.75 (−4 σ)')")
+        assert page.evaluate("document.getElementById('histogram').layout.yaxis2.domain[1]") < 0.5
+        page.keyboard.press("ArrowRight")  # a neuron that has none
+        until(page, "document.getElementById('histogram').layout.yaxis2 === undefined")
+        assert "least loss" not in page.locator("#numbers").inner_text()
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import vm from "node:vm";
 
 const ASSETS = new URL("../../ablation_lens/explorer/assets/", import.meta.url);
 
-for (const name of ["text.js", "names.js", "decode.js", "measures.js", "filter.js", "state.js", "heatmap.js", "histogram.js", "examples.js", "exports.js", "notes.js"]) {
+for (const name of ["text.js", "names.js", "decode.js", "measures.js", "filter.js", "state.js", "heatmap.js", "theme.js", "curve.js", "histogram.js", "examples.js", "exports.js", "notes.js"]) {
   vm.runInThisContext(readFileSync(new URL(name, ASSETS), "utf8"), { filename: name });
 }
 

@@ -11,16 +11,18 @@ from pathlib import Path
 import pytest
 import torch
 
+from ablation_lens.explorer.curves import describe_curves
 from ablation_lens.explorer.dataset import pack_dataset
 from ablation_lens.explorer.packing import display_histogram, pack_counts, unpack_counts
 from ablation_lens.sites import Site
+from tests.made_curves import curves_of
 from tests.made_effects import effects_of
-from tests.synthetic_statistics import draw, statistics_of
+from tests.synthetic_statistics import draw, record, statistics_of
 
 HERE = Path(__file__).parent
 
 
-def vector(name, statistics, compared=None, effects=None):
+def vector(name, statistics, compared=None, effects=None, curves=None):
     dataset = pack_dataset(statistics, name, compared=compared, effects=effects)
     blobs = {"summary-0": dataset.pop("summary")}
     for layer, packed in enumerate(dataset["layers"]):
@@ -36,6 +38,7 @@ def vector(name, statistics, compared=None, effects=None):
     columns["center:median"] = statistics.center("median").flatten().float().tolist()
     return {
         "name": name,
+        "curves": None if curves is None else describe_curves(curves, statistics),
         "dataset": dataset,
         "blobs": blobs,
         "counts": rounded.tolist(),
@@ -79,7 +82,11 @@ def silent():
 def vectors(tmp_path_factory):
     path = tmp_path_factory.mktemp("vectors") / "vectors.json"
     made = [
-        vector("synthetic", statistics_of(draw(20_000, (3, 2, 16)))),
+        vector(
+            "synthetic",
+            statistics_of(draw(20_000, (3, 2, 16))),
+            curves=curves_of([0.5, 9.0], source=record((3, 2, 16))),
+        ),
         vector("awkward", statistics_of(awkward())),
         vector("float64", statistics_of(awkward().double() + 1e6)),
         vector("bfloat16", statistics_of(draw(3000, (1, 2, 8)).bfloat16())),

@@ -139,3 +139,45 @@ test("the CSV of the list has its order, every column, and no formula", async ()
   assert.equal(two.split(",").length, titles.length);
   assert.equal(Number(two.split(",")[titles.indexOf("std")]), Number(dataset.column.std[1].toPrecision(7)));
 });
+
+const SHADE = { ink: "#000000", quiet: "#555555", line: "#cccccc", paper: "#ffffff", bars: "#8899aa", "bars-edge": "#ffffff" };
+
+/* The figure of a neuron of the first vector, with its curve or without. */
+async function drawn(name, more = {}) {
+  const dataset = await opened(vector);
+  const main = lens.decode.histogramAt(await dataset.neuron(lens.names.neuronIndex(name, dataset)), dataset.widths[0]);
+  const curve = { curve: vector.curves[name], title: "Δ <b>loss</b>" };
+  const lines = [{ name: "mean", at: 0.25, color: "#0072B2" }];
+  return lens.histogram.figure({ main, others: [], lines, ghosts: [], bin: null, log: false, pixels: 600, curve, ...more }, SHADE, "#D55E00");
+}
+
+test("a curve lies under the histogram, on its value axis", async () => {
+  const { data, layout } = await drawn("L0.H0.D0");
+  const below = data.filter((trace) => trace.yaxis === "y2");
+  assert.ok(below.length && below.every((trace) => trace.xaxis === "x"));
+  assert.ok(layout.yaxis2.domain[1] < layout.yaxis.domain[0]);
+  assert.equal(layout.xaxis.anchor, "y2");
+  const { value } = vector.curves["L0.H0.D0"];
+  assert.ok(layout.xaxis.range[0] <= value[0] && layout.xaxis.range[1] >= value.at(-1));
+  assert.equal(layout.yaxis2.title.text, "Δ &lt;b&gt;loss&lt;/b&gt;");
+  // Of the centers, those that have a line above.
+  assert.deepEqual(below.filter((trace) => trace.mode === "markers").map((trace) => trace.x), [[0.25]]);
+});
+
+test("a neuron without a curve has its histogram alone", async () => {
+  const { data, layout } = await drawn("L0.H0.D0", { curve: null });
+  assert.equal(data.length, 1);
+  assert.equal(layout.yaxis2, undefined);
+});
+
+test("a minimum beyond the curve's end is said to lie there", () => {
+  assert.equal(lens.curve.told(vector.curves["L0.H0.D0"]).at, "1.25 (0.5 σ)");
+  assert.equal(lens.curve.told(vector.curves["L1.H0.D0"]).at, "≥ 8.25 (4 σ)");
+});
+
+test("neurons with a curve are found by the filter, and by a link", async () => {
+  const dataset = await opened(vector);
+  const about = { text: () => "", examples: () => false, notes: () => false, curves: (index) => index === 3 };
+  assert.deepEqual(lens.filter.filtered(dataset, "curves", { about }).indices, [3]);
+  assert.deepEqual(lens.state.parsed("#shape=curves", dataset).problems, []);
+});

@@ -15,12 +15,17 @@
       this.dataset = datasets[0];
       // By number, as a neuron may have been written in another way.
       this.contexts = new Map(Object.entries(payload.examples?.neurons ?? {}).map(([name, contexts]) => [neuronIndex(name, this.dataset), contexts]));
+      this.curves = new Map();
       this.notes = new lens.notes.Notes(this.dataset);
       this.state = this.followed();
       this.turn = 0;
     }
 
     async start() {
+      if ($("curves")) {
+        const curves = await this.decoded("curves");
+        this.curves = new Map(Object.entries(curves).map(([name, curve]) => [neuronIndex(name, this.dataset), curve]));
+      }
       this.describe();
       this.list = new lens.list.List(this.dataset, {
         marksOf: (neuron) => [
@@ -120,6 +125,7 @@
       return {
         examples: (index) => contexts.has(index),
         notes: (index) => notes.has(index),
+        curves: (index) => this.curves.has(index),
         text: (index) => [neuronName(index, dataset), dataset.shapes[dataset.column.shape[index]], notes.of(index), ...(contexts.get(index) ?? []).map(words)].join("\n"),
       };
     }
@@ -185,7 +191,9 @@
         others.unshift({ name: overlay.label, color: shade.overlay, dash: "solid", shown: lens.decode.histogramAt(second, width) });
       }
       const centers = lens.panel.centersOf(dataset, index, main.peak);
+      const curve = this.curves.get(index) ?? null;
       const box = $("histogram");
+      box.classList.toggle("with-curve", curve !== null);
       const figure = lens.histogram.figure({
         main,
         others,
@@ -194,6 +202,7 @@
         bin: state.bin,
         log: state.log,
         pixels: box.clientWidth - 80,
+        curve: curve && { curve, title: this.payload.curves.title },
       }, shade, colorOf("peak"));
       Object.assign(figure.layout, { width: box.clientWidth, height: box.clientHeight });
       this.shown = { name, main, figure };
@@ -211,7 +220,7 @@
       $("label").textContent = shape;
       $("spoken").textContent = lens.panel.spoken(name, shape, main, dataset, index);
       box.setAttribute("aria-label", `Histogram of ${$("spoken").textContent}`);
-      lens.panel.drawNumbers($("numbers"), dataset, index, main.total);
+      lens.panel.drawNumbers($("numbers"), dataset, index, main.total, curve);
       const title = overlay ? `${name} · ${dataset.label}` : name;
       lens.panel.drawLegend($("legend"), { name: title, color: shade.bars }, others, dataset, (pin) => this.togglePin(pin));
       const compared = overlay && { label: overlay.label, centers: lens.panel.centersOf(overlay, index, others[0].shown.peak) };
@@ -374,6 +383,7 @@
       $("how").append(option("mean", "mean of dims"), option("max", "greatest dim"));
       $("shape").append(option("", "all shapes"), ...shapes.map(({ shape, count }) => option(shape, `${shape} (${whole(count)})`)));
       if (this.contexts.size) $("shape").append(option("examples", `with examples (${whole(this.contexts.size)})`));
+      if (this.curves.size) $("shape").append(option("curves", `with curves (${whole(this.curves.size)})`));
       $("shape").append(option("notes", "with notes"));
       $("filter").placeholder = `Filter:  ${headName(Math.min(3, dataset.shape[0] - 1), 0, dataset)}   peak/σ>2`;
       $("syntax").append(...lens.filter.syntax(dataset).flatMap(([query, says]) => [

@@ -5,7 +5,7 @@
  *   skewed                             a shape, or a part of its name
  *   |peak|/σ > 2   "share 0" >= 0.5    a column by its heading, against a number
  *   "some words"                       text in a neuron's name, note or examples
- *   examples   notes                   neurons that have some
+ *   examples   notes   curves          neurons that have some
  *   not TERM      TERM, TERM           the opposite; either ("or" is the same as the comma)
  */
 (function (lens) {
@@ -55,7 +55,7 @@
     const place = placeOf(text, dataset);
     if (place) return has((index) => liesAt(index, place, dataset), 1, place);
     const lower = text.toLowerCase();
-    if (lower === "examples" || lower === "notes") return has(about[lower], 1);
+    if (["examples", "notes", "curves"].includes(lower)) return has(about[lower], 1);
     const codes = dataset.shapes.map((shape, code) => (shape.includes(lower) ? code : -1)).filter((code) => code >= 0);
     return has(codes.length ? (index) => codes.includes(dataset.column.shape[index]) : null, 1);
   }
@@ -74,7 +74,7 @@
     return read && !Number.isNaN(bound) ? (index) => SIGNS[sign](read(index), bound) : null;
   }
 
-  const NOTHING = { text: () => "", examples: () => false, notes: () => false };
+  const NOTHING = { text: () => "", examples: () => false, notes: () => false, curves: () => false };
 
   /*
    * The query as groups of terms: of each group one must hold. `unknown` are the pieces of the text that say nothing;
@@ -145,7 +145,7 @@
       ['"share 0" < 0.5', "quotes keep words together"],
       [`not ${shape}`, "the opposite"],
       ['"text"', "text in the name, note or examples"],
-      ["examples", "neurons with examples; also: notes"],
+      ["examples", "neurons with examples; also: notes, curves"],
       [`${headName(0, 0, dataset)} σ>0.1 not ${shape}`, "all must hold"],
     ];
   }

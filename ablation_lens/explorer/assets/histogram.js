@@ -41,9 +41,10 @@
   /*
    * Plotly's data and layout.
    *   main: the neuron at the chosen width; others: [{shown, color, dash}] over it; lines: [{name, at, color}];
-   *   ghosts: the peak at the other widths; bin: the chosen bin's number on the grid, or null.
+   *   ghosts: the peak at the other widths; bin: the chosen bin's number on the grid, or null;
+   *   curve: {curve, title} to be drawn under it, or null.
    */
-  function figure({ main, others, lines, ghosts, bin, log, pixels }, shade, peakColor) {
+  function figure({ main, others, lines, ghosts, bin, log, pixels, curve = null }, shade, peakColor) {
     // Bins of several neurons differ in width, so heights are then densities.
     const density = others.length > 0;
     const scale = (count, shown) => (density ? count / shown.total / shown.epsilon : count);
@@ -68,6 +69,7 @@
       hovertemplate: "%{customdata[0]} to %{customdata[1]}<br>approximate count %{customdata[2]} (%{customdata[3]} %)<extra></extra>",
     };
     const all = [main, ...others.map((other) => other.shown)].map(ends);
+    if (curve) all.push(lens.curve.ends(curve.curve));
     let range = [Math.min(...all.map((end) => end[0])), Math.max(...all.map((end) => end[1]))];
     const margin = (range[1] - range[0]) * 0.02;
     range = [range[0] - margin, range[1] + margin];
@@ -105,8 +107,14 @@
         ...(log ? { dtick: 1, exponentformat: "none" } : {}),
       }),
     });
+    const under = curve ? lens.curve.panel(curve.curve, curve.title, visible, shade) : null;
+    if (under) {
+      layout.xaxis.anchor = "y2";
+      layout.yaxis.domain = lens.curve.DOMAINS.histogram;
+      layout.yaxis2 = under.axis;
+    }
     const outlines = others.map(({ shown, color, dash }) => steps(shown, scale, { color, dash }));
-    return { data: [bars, ...outlines], layout };
+    return { data: [bars, ...outlines, ...(under?.traces ?? [])], layout };
   }
 
   lens.histogram = { figure, labelRows, ends };

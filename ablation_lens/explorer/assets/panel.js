@@ -12,7 +12,7 @@
     }));
   }
 
-  function drawNumbers(list, dataset, index, total) {
+  function drawNumbers(list, dataset, index, total, curve = null) {
     const { column } = dataset;
     const pairs = [
       ["mean μ", number(column.mean[index])],
@@ -31,6 +31,10 @@
     if (share) {
       const raw = share.replace(/_share$/, "");
       pairs.push([raw.replace(/_/, "'s "), `${number(column[raw][index])} (${percent(column[share][index])})`]);
+    }
+    if (curve) {
+      const { at, floor, resolved } = lens.curve.told(curve);
+      pairs.push(["least loss at", resolved ? at : `${at}, or noise`], ["loss there, Δ", floor]);
     }
     list.replaceChildren(...pairs.map(([term, words]) => element("div", {}, element("dt", {}, term), element("dd", {}, words))));
   }

@@ -100,7 +100,7 @@
         if (!head) refuse("head", text);
         else if (!headOf(state.query, dataset)) state.query = withHead(state.query, head, dataset);
       },
-      shape: (text) => { if (isKnown("shape", text, ["examples", "notes", ...dataset.shapes])) state.shape = text; },
+      shape: (text) => { if (isKnown("shape", text, ["examples", "notes", "curves", ...dataset.shapes])) state.shape = text; },
       overlay: (text) => { state.overlay = !isKnown("overlay", text, ["0", "1"]) || text !== "0"; },
       bin: (text) => { if (/^-?\d{1,15}$/.test(text)) state.bin = Number(text); else refuse("bin", text); },
       text: (text) => { if (/^\d{1,15}$/.test(text)) state.text = text; else refuse("text", text); },
