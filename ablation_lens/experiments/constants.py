@@ -214,8 +214,8 @@ class LossCurves:
 
         `minimum` is in σ from the mean, `minimum_value` that constant (of single neurons), `floor` the loss there
         beside the model as it is, and `noise_…` a center's loss less the floor. `depth` is the way from the lowest to
-        the highest point; a curve is `resolved` where that is more than its interval is wide. `bend`, `explained` and
-        `power` set it beside a parabola (`minima.Growth`).
+        the highest point; a curve is `resolved` where that is more than `depth_by_chance`, below which 95 % of flat
+        curves would stay. `bend`, `explained` and `power` set it beside a parabola (`minima.Growth`).
         """
         import pandas
 
@@ -226,14 +226,13 @@ class LossCurves:
             found, drawn = find_lowest(points, curve), find_lowest(points, again.T)
             lowest, highest = int(curve.argmin()), int(curve.argmax())
             depth = float(curve[highest] - curve[lowest])
-            depth_low, depth_high = group.interval((again[highest] - again[lowest])[None])
+            by_chance = group.range_by_chance(len(points))
             growth = describe_growth(points, curve)
             row = group.about | {"minimum": float(found.place), "at_edge": bool(found.at_edge)}
             row |= {"minimum_value": group.mean + float(found.place) * group.std}
             row |= _ends("minimum", *group.interval(drawn.place[None]))
             row |= {"floor": float(found.height), **_ends("floor", *group.interval(drawn.height[None]))}
-            row |= {"depth": depth, **_ends("depth", depth_low, depth_high)}
-            row |= {"resolved": depth > float(depth_high[0] - depth_low[0])}
+            row |= {"depth": depth, "depth_by_chance": by_chance, "resolved": depth > by_chance}
             row |= {"bend": growth.bend, "explained": growth.explained, "power": growth.power}
             for place, center in enumerate(self.centers):
                 loss, losses = group.differences[len(points) + place], group.replicates[len(points) + place]
@@ -251,9 +250,11 @@ class LossCurves:
     def summary(self) -> "pandas.DataFrame":
         """A row per center: how far it is from the minimum, over the neurons whose curve is resolved.
 
-        `distance` is the mean of |minimum − center| in σ, where a minimum at an edge counts as that edge; `nearest` the
-        share of neurons whose minimum is nearest to this center, `least` the share that lose least under it (ties are
-        shared), and `noise` what it adds to the floor, in the metric. Intervals are 95 %, over neurons.
+        `distance` is the mean of |minimum − center| in σ, where a minimum at an edge counts as that edge; `within` the
+        share of neurons whose minimum may be there, by its own interval; `nearest` the share whose minimum is nearest
+        to this center, `least` the share that lose least under it (ties are shared); `noise` what it adds to the
+        floor, in the metric: a little too much, alike for all, as the floor was found on the same documents.
+        Intervals are 95 %, over neurons.
         """
         import pandas
 
@@ -272,9 +273,13 @@ class LossCurves:
         def of(start: str) -> Float[ndarray, "neuron center"]:
             return found[[f"{start}_{center}" for center in self.centers]].to_numpy(dtype=float)
 
-        distance = np.abs(found["minimum"].to_numpy(dtype=float)[:, None] - of("place"))
+        minimum, low, high = (
+            found[name].to_numpy(dtype=float)[:, None] for name in ("minimum", "minimum_low", "minimum_high")
+        )
+        distance = np.abs(minimum - of("place"))
         return {
             "distance": distance,
+            "within": ((of("place") >= low) & (of("place") <= high)).astype(float),
             "nearest": _shared_least(distance),
             "least": _shared_least(of("loss")),
             "noise": of("noise"),
@@ -358,11 +363,12 @@ class LossCurves:
         )
         lines = [head]
         if int(self.neurons["resolved"].sum()) > 1:
-            lines.append(f"  {'':<14}{'from minimum':>14}{'nearest':>10}{'least loss':>12}{'noise added':>13}")
+            heads = f"{'from minimum':>14}{'may be it':>11}{'nearest':>10}{'least loss':>12}{'noise added':>13}"
+            lines.append(f"  {'':<14}{heads}")
             for center, row in zip(centers, self.summary().to_dict("records"), strict=True):
                 lines.append(
-                    f"  {center:<14}{row['distance']:>12.2f} σ{row['nearest']:>9.0%}{row['least']:>12.0%}"
-                    f"{row['noise']:>+13.4f}"
+                    f"  {center:<14}{row['distance']:>12.2f} σ{row['within']:>11.0%}{row['nearest']:>10.0%}"
+                    f"{row['least']:>12.0%}{row['noise']:>+13.4f}"
                 )
         several = self.fits[self.fits["kind"] != "neuron"]
         if len(several):
@@ -400,6 +406,16 @@ class _Group:
             "neurons": unit.neurons,
             "masks": self.masks,
         }
+
+    def range_by_chance(self, points: int) -> float:
+        """From lowest to highest of what documents drawn again change, at so many points: 95 % stay below it.
+
+        Which points are lowest and highest is chosen in every draw anew, as in the curve itself.
+        """
+        if not self.replicates.shape[-1]:
+            return math.inf
+        changes = self.replicates[:points] - self.differences[:points, None]
+        return float(np.quantile(changes.max(0) - changes.min(0), 0.95))
 
     def interval(
         self, values: Float[ndarray, "quantity resample"]

@@ -86,9 +86,9 @@ def loss_curve(
     figure.update_xaxes(title_text="constant, in σ from the mean", row=rows)
     model = for_plotly(curves.source.name)
     alone = all(fits.loc[name]["kind"] == "neuron" for name in shown)
-    note = f"{model}, {curves.site.value}: beside the model as it is; bands: 95 % intervals over documents" + (
-        "" if alone else "; several neurons move together, and their centers stand at the mean distance"
-    )
+    note = f"{model}, {curves.site.value}: beside the model as it is; bands: 95 % intervals over documents"
+    if not alone:
+        note += "<br>several neurons move together; their centers stand at their mean distance from the mean"
     return add_frame(
         figure,
         "Loss as a function of the constant",
@@ -98,7 +98,7 @@ def loss_curve(
         height=height,
         width=max(520, 330 * columns),
         legend=BELOW,
-        margin={"b": 95, "t": 100},
+        margin={"b": 95, "t": 115},
     )
 
 
@@ -106,7 +106,8 @@ def loss_minima(curves: "LossCurves | Sequence[LossCurves]", *, template: Any = 
     """Where single neurons lose least, from every center, a row of panels per model; over resolved curves only.
 
     Left, a point per neuron: minimum less center, in σ. Middle: how often each center is the nearest one, and how
-    often the one that loses least. Right: what each adds to the floor. Intervals are 95 %, over neurons.
+    often it may itself be the minimum, by that one's interval over documents. Right: what each adds to the floor.
+    Intervals are 95 %, over neurons.
     """
     given = [curves] if hasattr(curves, "units") else list(curves)  # type: ignore[arg-type]
     if not given or not all(bool(each.neurons["resolved"].any()) for each in given):
@@ -118,7 +119,7 @@ def loss_minima(curves: "LossCurves | Sequence[LossCurves]", *, template: Any = 
     for each in given:
         found = each.neurons
         about = f"{for_plotly(each.source.name)}, {each.site.value}: {found['resolved'].sum()} of {len(found)} neurons"
-        titles += [about, "nearest, and losing least", "noise added"]
+        titles += [about, "nearest to it, may be it", "noise added"]
     height = 150 + 210 * len(given)
     figure = make_subplots(
         len(given), 3, subplot_titles=titles, column_widths=[0.44, 0.28, 0.28], horizontal_spacing=0.09,
@@ -132,7 +133,10 @@ def loss_minima(curves: "LossCurves | Sequence[LossCurves]", *, template: Any = 
         figure.add_vline(0, line={"color": FAINT, "width": 1}, layer="below", row=row, col=1)
         for center, label in zip(centers, shown, strict=True):
             figure.add_trace(_distances(found, center, label), row, 1)
-        for measure, name, filled in (("nearest", "nearest", True), ("least", "loses least", False)):
+        for measure, name, filled in (
+            ("nearest", "nearest to the minimum", True),
+            ("within", "may be the minimum", False),
+        ):
             figure.add_trace(_bars(summary, measure, name, shown, centers, filled, legend=row == 1), row, 2)
         figure.add_trace(_noise(summary, shown, centers, metric.scale, metric.suffix), row, 3)
         figure.update_xaxes(title_text="minimum − center (σ)", row=row, col=1)

@@ -135,6 +135,12 @@ def test_the_nearest_center_is_the_one_the_minima_were_planted_at():
     assert found.loc["peak", "noise"] > found.loc["zero", "noise"] > found.loc["mean", "noise"] > 0
 
 
+def test_a_center_inside_the_interval_of_the_minimum_may_be_it():
+    sure, unsure = (curves_of([0.02] * 3, bend=0.1, noise=noise, places=(0.5, 0.0, -0.25, 1.0)) for noise in (0, 0.05))
+    assert sure.summary()["within"].tolist() == [0, 0, 0, 0]
+    assert unsure.summary()["within"].tolist() == [0, 1, 1, 0]
+
+
 def test_centers_at_one_place_share_who_is_nearest():
     found = curves_of([0.5] * 3, places=(0.5, 0.0, -0.25, 0.5)).summary()
     assert found["nearest"].tolist() == [0.5, 0, 0, 0.5]
