@@ -150,7 +150,7 @@ class LossCurves:
     def _differences(self) -> Float[ndarray, "curve point"]:
         """What every curve loses at every point, beside the model as it is."""
         gap = self.sums - self.clean.values
-        return (gap.sum(-1) / self.clean.weights.sum()).numpy()  # type: ignore[no-any-return]
+        return (gap.sum(-1) / self.clean.weights.sum()).numpy()
 
     @cached_property
     def _replicates(self) -> Float[ndarray, "curve point resample"]:
@@ -177,7 +177,8 @@ class LossCurves:
                     self.units[members[0]],
                     len(members),
                     self.places[members].mean(0).numpy(),
-                    *(float(each[members[0]]) if is_single else math.nan for each in (self.mean, self.std)),
+                    float(self.mean[members[0]]) if is_single else math.nan,
+                    float(self.std[members[0]]) if is_single else math.nan,
                     differences.mean(0),
                     np.einsum("spr,rs->pr", replicates, weights),
                 )
@@ -260,7 +261,7 @@ class LossCurves:
 
         found = self.neurons[self.neurons["resolved"]]
         parts = self._over_neurons(found)
-        rows = {}
+        rows: dict[str, dict[str, float]] = {}
         for place, center in enumerate(self.centers):
             rows[center] = {"neurons": len(found)}
             for name, values in parts.items():
@@ -297,7 +298,9 @@ class LossCurves:
         told += f" ({edge} of them still fall at an end of it)." if edge else "."
         distance = self._over_neurons(found)["distance"]
         order = np.argsort(distance.mean(0), kind="stable")
-        best, alike, further = int(order[0]), [], []
+        best = int(order[0])
+        alike: list[int] = []
+        further: list[int] = []
         for other in map(int, order[1:]):
             low, high = _over_units(distance[:, other] - distance[:, best])
             (further if low > 0 else alike).append(other)

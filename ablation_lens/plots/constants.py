@@ -66,7 +66,7 @@ def loss_curve(
         vertical_spacing=70 / height,
         horizontal_spacing=0.09 if columns > 1 else 0,
     )
-    fits = curves.fits.set_index("name")
+    fits = {str(row["name"]): row for row in curves.fits.to_dict("records")}
     for number, name in enumerate(shown):
         points = curves.frame[curves.frame["name"] == name]
         at = {"row": number // columns + 1, "col": number % columns + 1}
@@ -75,7 +75,7 @@ def loss_curve(
         for trace in (
             _band(grid, metric.scale),
             _curve(grid, name, metric.scale),
-            _cross(fits.loc[name], grid, metric.scale),
+            _cross(fits[name], grid, metric.scale),
         ):
             figure.add_trace(trace, **at)
         for mark in marks.to_dict("records"):
@@ -85,7 +85,7 @@ def loss_curve(
     figure.update_yaxes(title_text=f"Δ {metric.name}{unit}", col=1)
     figure.update_xaxes(title_text="constant, in σ from the mean", row=rows)
     model = for_plotly(curves.source.name)
-    alone = all(fits.loc[name]["kind"] == "neuron" for name in shown)
+    alone = all(fits[name]["kind"] == "neuron" for name in shown)
     note = f"{model}, {curves.site.value}: beside the model as it is; bands: 95 % intervals over documents"
     if not alone:
         note += "<br>several neurons move together; their centers stand at their mean distance from the mean"
@@ -109,7 +109,7 @@ def loss_minima(curves: "LossCurves | Sequence[LossCurves]", *, template: Any = 
     often it may itself be the minimum, by that one's interval over documents. Right: what each adds to the floor.
     Intervals are 95 %, over neurons.
     """
-    given = [curves] if hasattr(curves, "units") else list(curves)  # type: ignore[arg-type]
+    given = list(curves) if isinstance(curves, Sequence) else [curves]
     if not given or not all(bool(each.neurons["resolved"].any()) for each in given):
         raise MismatchError(
             "no single neuron's curve stands out from noise, so nothing is known of where minima lie; measure more "
@@ -198,7 +198,7 @@ def _curve(grid: "pandas.DataFrame", name: str, scale: float) -> go.Scatter:
     )
 
 
-def _cross(fit: "pandas.Series[Any]", grid: "pandas.DataFrame", scale: float) -> go.Scatter:
+def _cross(fit: dict[Any, Any], grid: "pandas.DataFrame", scale: float) -> go.Scatter:
     """The minimum, and the floor along all constants."""
     ends = [float(grid["sigma"].min()), float(grid["sigma"].max())]
     floor, top = scale * float(fit["floor"]), scale * float(grid["difference"].max())
