@@ -38,20 +38,10 @@ _HEIGHT = 270
 def loss_curve(
     curves: "LossCurves", names: Iterable[str] | str | None = None, *, template: Any = LENS_TEMPLATE
 ) -> go.Figure:
-    """Loss against the constant, a panel per curve, with 95 % bands, the centers, and the minimum as a dotted cross.
+    """Loss against the constant, a panel per curve, with 95 % bands, the centers, and a dotted cross at the minimum.
 
     `names` says which curves ("L0.H1.D3", "10 % at random"); left out, those of the deepest neurons and heads, and of
     every share. The cross's height is the floor, what no constant gives back; a center above it adds noise.
-
-    >>> import ablation_lens as al
-    >>> from ablation_lens.experiments.constants import loss_curves
-    >>> model = al.load_model("tiny-opt")
-    >>> task = al.task_for(model)
-    >>> stats = al.collect(model, task.batches(split="collect", tokens=2000), progress=False)
-    >>> curves = loss_curves(model, task.batches(split="evaluate", tokens=500), stats, neurons=["L2.H1.D9"], heads=0,
-    ...                      shares=(), sigmas=(-4, -2, 0, 2, 4), progress=False)
-    >>> [trace.name for trace in loss_curve(curves).data]
-    ['95 % interval', 'L2.H1.D9', 'minimum', 'zero', 'mean', 'median', 'peak']
     """
     metric = shown_metric(curves.metric)
     shown = _chosen(curves, names)
