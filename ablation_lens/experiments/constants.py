@@ -46,6 +46,9 @@ SIGMAS = (-4.0, -3.0, -2.0, -1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0)
 
 CENTERS = ("zero", "mean", "median", "peak")
 
+FEWEST = 6
+"""Of fewer neurons nothing is said of others: of five, all agree by chance in one case of sixteen."""
+
 KINDS = ("neuron", "head", "layer", "random")
 
 
@@ -255,7 +258,7 @@ class LossCurves:
         share of neurons whose minimum may be there, by its own interval; `nearest` the share whose minimum is nearest
         to this center, `least` the share that lose least under it (ties are shared); `noise` what it adds to the
         floor, in the metric: a little too much, alike for all, as the floor was found on the same documents.
-        Intervals are 95 %, over neurons.
+        Intervals are 95 %, over neurons; NaN of fewer than six.
         """
         import pandas
 
@@ -292,7 +295,7 @@ class LossCurves:
         if not len(every):
             return "No curve of a single neuron was measured."
         told = f"{len(found)} of {_counted(len(every), 'neuron')} have a curve that stands out from noise"
-        if len(found) < 2:
+        if len(found) < FEWEST:
             return f"{told}: too few to say where minima lie."
         edge = int(found["at_edge"].sum())
         told += f" ({edge} of them still fall at an end of it)." if edge else "."
@@ -306,13 +309,13 @@ class LossCurves:
             (further if low > 0 else alike).append(other)
             assert not high < 0
         away = distance.mean(0)
-        told += f" Their minimum lies {away[best]:.2f} σ from the {self.centers[best]} on average"
+        told += f" Their minimum lies {away[best]:.2f} σ from {_the(self.centers[best])} on average"
         parts = []
         if alike:
-            listed = _listed([f"the {self.centers[other]} ({away[other]:.2f} σ)" for other in alike])
+            listed = _listed([f"{_the(self.centers[other])} ({away[other]:.2f} σ)" for other in alike])
             parts.append(f"{listed} cannot be told from it")
         if further:
-            listed = _listed([f"the {self.centers[other]} ({away[other]:.2f} σ)" for other in further])
+            listed = _listed([f"{_the(self.centers[other])} ({away[other]:.2f} σ)" for other in further])
             parts.append(f"{listed} {'are' if len(further) > 1 else 'is'} further away")
         return "; ".join([told, *parts]) + "."
 
@@ -643,12 +646,16 @@ def _shared_least(values: Float[ndarray, "neuron center"]) -> Float[ndarray, "ne
 
 
 def _over_units(values: Float[ndarray, " unit"]) -> tuple[float, float]:
-    """The 95 % interval of a mean over units."""
-    means = bootstrap_means(values[None], np.ones((1, len(values))), resamples=RESAMPLES)
-    if not means.shape[1]:
+    """The 95 % interval of a mean over units; NaN of few."""
+    if len(values) < FEWEST:
         return math.nan, math.nan
+    means = bootstrap_means(values[None], np.ones((1, len(values))), resamples=RESAMPLES)
     low, high = np.quantile(means[0], [0.025, 0.975])
     return float(low), float(high)
+
+
+def _the(center: str) -> str:
+    return center if center == "zero" else f"the {center}"
 
 
 def _counted(number: int, word: str) -> str:

@@ -151,7 +151,7 @@ def test_the_sentence_says_who_cannot_be_told_apart():
     assert told.startswith("9 of 9 neurons")
     assert "0.11 σ from the mean on average" in told
     assert "the median (0.11 σ) cannot be told from it" in told
-    assert "the peak (2.09 σ) and the zero (3.09 σ) are further away" in told
+    assert "the peak (2.09 σ) and zero (3.09 σ) are further away" in told
 
 
 def test_what_does_not_stand_out_is_counted_and_left_out():
@@ -164,9 +164,16 @@ def test_what_does_not_stand_out_is_counted_and_left_out():
 
 
 def test_a_minimum_beyond_the_grid_is_counted():
-    told = curves_of([9.0, 0.0, 0.1], bend=0.1)
+    told = curves_of([9.0, 0.0, 0.1, 0.2, 0.3, 0.4], bend=0.1)
     assert "(1 of them still fall at an end of it)" in told.sentence()
-    assert told.fits["at_edge"].tolist() == [True, False, False]
+    assert told.fits["at_edge"].tolist() == [True, *[False] * 5]
+
+
+def test_of_few_neurons_nothing_is_said_of_others():
+    few = curves_of([0.0, 0.1, 0.2, 0.1, 0.0], bend=0.1)
+    assert few.sentence() == "5 of 5 neurons have a curve that stands out from noise: too few to say where minima lie."
+    assert few.summary()["distance_low"].isna().all()
+    assert few.summary()["distance"].notna().all()
 
 
 # ------------------------------------------------------------------ measuring
@@ -221,8 +228,8 @@ def test_neurons_are_chosen_in_every_layer_by_chance_and_by_what_they_write(mode
 
 def test_mlp_neurons_and_layers_have_curves_too(model, batches):
     stats = al.collect(model, al.task_for(model).batches(split="collect", tokens=500), site="mlp", progress=False)
-    asked = {"neurons": ["L0.M3"], "heads": 1, "shares": (), "sigmas": GRID, "metric": "kl", "progress": False}
-    found = loss_curves(model, batches, stats, **asked)
+    asked = {"neurons": ["L0.M3"], "heads": 1, "shares": (), "sigmas": GRID, "centers": ["mean"], "metric": "kl"}
+    found = loss_curves(model, batches, stats, progress=False, **asked)
     assert [(unit.name, unit.kind) for unit in found.units] == [
         ("L0.M3", "neuron"), *((f"L{layer}", "layer") for layer in range(4)),
     ]  # fmt: skip
