@@ -110,10 +110,10 @@ def loss_minima(curves: "LossCurves | Sequence[LossCurves]", *, template: Any = 
         found = each.neurons
         about = f"{for_plotly(each.source.name)}, {each.site.value}: {found['resolved'].sum()} of {len(found)} neurons"
         titles += [about, "nearest to it, may be it", "noise added"]
-    height = 150 + 210 * len(given)
+    height = 150 + 225 * len(given)
     figure = make_subplots(
         len(given), 3, subplot_titles=titles, column_widths=[0.44, 0.28, 0.28], horizontal_spacing=0.09,
-        vertical_spacing=85 / height,
+        vertical_spacing=105 / height,
     )  # fmt: skip
     for row, each in enumerate(given, 1):
         metric = shown_metric(each.metric)
