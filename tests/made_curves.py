@@ -34,7 +34,7 @@ def curves_of(minima, *, floor=0.1, bend=0.01, noise=0.0, units=None, places=(0.
         tuple(centers),
         losses * weights,
         Sums(3.0 * weights, weights),
-        torch.tensor(places).double().expand(count, -1).clone(),
+        *(torch.tensor(at_mean).double().expand(count, -1).clone() for at_mean in (places, list(map(abs, places)))),
         torch.full((count,), 0.25).double(),
         torch.full((count,), 2.0).double(),
         given.pop("source", record((2, 3, 4))),

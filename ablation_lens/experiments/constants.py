@@ -122,8 +122,9 @@ class LossCurves:
         centers: the values that were measured besides.
         sums: every document's metric times its weight, at every σ and then under every center.
         clean: the same of the model as it is.
-        places: where a center lies on a curve, in σ; of several neurons the mean of their distances |s|, as a center
-            is not on the line along which they move.
+        places: where a center lies on a curve, in σ; of several neurons the nearest point of the line along which they
+            move, which is their average.
+        distances: how far a center is from the mean, in σ; of several neurons the average, on the line or off it.
         mean, std: μ and σ of a curve's neuron; of several, their averages.
         source: the model.
         collected_on: what the statistics are from, in words.
@@ -138,6 +139,7 @@ class LossCurves:
     sums: Float64[Tensor, "curve point document"]
     clean: Sums
     places: Float64[Tensor, "curve center"]
+    distances: Float64[Tensor, "curve center"]
     mean: Float64[Tensor, " curve"]
     std: Float64[Tensor, " curve"]
     source: ModelRecord
@@ -180,6 +182,7 @@ class LossCurves:
                     self.units[members[0]],
                     len(members),
                     self.places[members].mean(0).numpy(),
+                    self.distances[members].mean(0).numpy(),
                     float(self.mean[members[0]]) if is_single else math.nan,
                     float(self.std[members[0]]) if is_single else math.nan,
                     differences.mean(0),
@@ -240,7 +243,8 @@ class LossCurves:
             row |= {"bend": growth.bend, "explained": growth.explained, "power": growth.power}
             for place, center in enumerate(self.centers):
                 loss, losses = group.differences[len(points) + place], group.replicates[len(points) + place]
-                row |= {f"place_{center}": float(group.places[place]), f"loss_{center}": float(loss)}
+                row |= {f"place_{center}": float(group.places[place])}
+                row |= {f"distance_{center}": float(group.distances[place]), f"loss_{center}": float(loss)}
                 row |= {f"noise_{center}": float(loss - found.height)}
                 row |= _ends(f"noise_{center}", *group.interval((losses - drawn.height)[None]))
             rows.append(row)
@@ -332,7 +336,7 @@ class LossCurves:
             self.judged_on,
         )
         tensors = {"sums": self.sums, "clean": self.clean.values, "weights": self.clean.weights}
-        tensors |= {"places": self.places, "mean": self.mean, "std": self.std}
+        tensors |= {"places": self.places, "distances": self.distances, "mean": self.mean, "std": self.std}
         save_tensors(path, KIND, header.to_dict(), tensors)
 
     @classmethod
@@ -354,6 +358,7 @@ class LossCurves:
             tensors["sums"],
             Sums(tensors["clean"], tensors["weights"]),
             tensors["places"],
+            tensors["distances"],
             tensors["mean"],
             tensors["std"],
             header.source,
@@ -396,6 +401,7 @@ class _Group:
     unit: Unit
     masks: int
     places: Float[ndarray, " center"]
+    distances: Float[ndarray, " center"]
     mean: float
     std: float
     differences: Float[ndarray, " point"]
@@ -491,7 +497,7 @@ def loss_curves(
     scores = Scores(model, batches, statistics=statistics, metrics=[metric], folder=folder)
     clean, source = scores.of().sums(metric), statistics.ablation(units[0][1], centers[0]).source
     points = [mean + sigma * std for sigma in sigmas] + list(values.values())
-    sums, places, middles, spreads = [], [], [], []
+    sums, away = [], []
     with progress_over("curves", len(units) * len(points), progress, unit="points") as advance:
         for unit, mask in units:
             advance.describe(f"curve of {unit.name}")
@@ -501,9 +507,8 @@ def loss_curves(
                 curve.append(scores.of(ablation).sums(metric).values.double())
                 advance(1)
             sums.append(torch.stack(curve))
-            places.append(torch.stack([_place(center, mean, std, mask) for center in values.values()]))
-            middles.append(mean[mask].mean())
-            spreads.append(std[mask].mean())
+            moving = mask & (std > 0)
+            away.append([(center - mean)[moving] / std[moving] for center in values.values()])
     origin = statistics.provenance
     return LossCurves(
         metric,
@@ -513,9 +518,10 @@ def loss_curves(
         tuple(centers),
         torch.stack(sums),
         Sums(clean.values.double(), clean.weights.double()),
-        torch.stack(places),
-        torch.stack(middles),
-        torch.stack(spreads),
+        torch.stack([torch.stack([each.mean() for each in of_unit]) for of_unit in away]),
+        torch.stack([torch.stack([each.abs().mean() for each in of_unit]) for of_unit in away]),
+        torch.stack([mean[mask].mean() for _, mask in units]),
+        torch.stack([std[mask].mean() for _, mask in units]),
         record_of(model),
         f"{origin.tokens:,} positions of {' + '.join(corpus.name for corpus in origin.corpora) or 'your own batches'}",
         f"{int(clean.weights.sum()):,} predictions of {scores.batches.corpus.name}/{scores.batches.corpus.split}",
@@ -591,18 +597,6 @@ def _place_name(place: tuple[int, ...], site: Site) -> str:
     return ".".join(f"{letter}{number}" for letter, number in zip("LH", place, strict=False))
 
 
-def _place(
-    center: Float64[Tensor, "layer head dim"],
-    mean: Float64[Tensor, "layer head dim"],
-    std: Float64[Tensor, "layer head dim"],
-    mask: Bool[Tensor, "layer head dim"],
-) -> Float64[Tensor, ""]:
-    """Where a center lies, in σ; of several neurons the mean distance."""
-    moving = mask & (std > 0)
-    away = (center - mean)[moving] / std[moving]
-    return away.mean() if int(mask.sum()) == 1 else away.abs().mean()
-
-
 def _require_grid(sigmas: tuple[float, ...], error: type[Exception]) -> tuple[float, ...]:
     if not all(map(math.isfinite, sigmas)) or list(sigmas) != sorted(set(sigmas)) or len(sigmas) < LEAST_POINTS:
         raise error(f"sigmas are {list(sigmas)!s:.80}; give at least {LEAST_POINTS} different numbers, ascending.")
@@ -616,6 +610,7 @@ def _require_tensors(header: CurvesHeader, tensors: dict[str, Tensor]) -> None:
         "clean": (documents,),
         "weights": (documents,),
         "places": (curves, len(header.centers)),
+        "distances": (curves, len(header.centers)),
         "mean": (curves,),
         "std": (curves,),
     }

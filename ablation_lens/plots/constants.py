@@ -78,7 +78,7 @@ def loss_curve(
     alone = all(fits[name]["kind"] == "neuron" for name in shown)
     note = f"{model}, {curves.site.value}: beside the model as it is; bands: 95 % intervals over documents"
     if not alone:
-        note += "<br>several neurons move together; their centers stand at their mean distance from the mean"
+        note += "<br>several neurons move together; their centers lie off that line, and stand at its nearest point"
     return add_frame(
         figure,
         "Loss as a function of the constant",

@@ -206,6 +206,16 @@ def test_several_neurons_move_by_their_own_sigma(model, batches, stats, measured
     assert points["value"].isna().all()
 
 
+def test_a_center_of_several_neurons_stands_at_the_nearest_point_of_their_line(stats, measured):
+    away = (-stats.mean / stats.std)[1, 2]  # zero, in σ from the mean
+    fit = measured.fits.set_index("name").loc["L1.H2"]
+    nearest = torch.linspace(-2, 2, 4001, dtype=torch.float64)
+    expected = nearest[((away[:, None] - nearest) ** 2).sum(0).argmin()]
+    assert fit["place_zero"] == pytest.approx(float(expected), abs=1e-3)
+    assert fit["distance_zero"] == pytest.approx(float(away.abs().mean()))
+    assert fit["distance_zero"] > abs(fit["place_zero"])
+
+
 def test_a_folder_is_gone_on_with(model, batches, stats, tmp_path, monkeypatch):
     asked = {"neurons": ["L0.H1.D3"], "heads": 0, "shares": (), "sigmas": GRID, "folder": tmp_path / "run"}
     first = loss_curves(model, batches, stats, progress=False, **asked)
