@@ -110,7 +110,8 @@ class Atypical:
         masks: how many were drawn.
         matchings: how well every kind could be matched.
         rows: what was found.
-        left_out: kinds of which there are too few.
+        partners: words for the shape of partners.
+        left_out: kinds of which there are too few, with how many, and how many could be their partners.
     """
 
     model: str
@@ -119,7 +120,8 @@ class Atypical:
     masks: int
     matchings: tuple[Matching, ...]
     rows: tuple[KindDamage, ...]
-    left_out: tuple[str, ...]
+    partners: tuple[str, ...]
+    left_out: Mapping[str, tuple[int, int]]
 
     @property
     def frame(self) -> "pandas.DataFrame":
@@ -166,8 +168,11 @@ class Atypical:
                 f"their best center is {best.center}"
                 f"{f', from which {_and(alike)} cannot be told' if alike else ''}."
             )
-        if self.left_out:
-            yield f"Left out, as there are too few to match: {', '.join(self.left_out)}."
+        for kind, (neurons, plain) in self.left_out.items():
+            yield (
+                f"Left out: {kind}, as of {neurons:,} such and {plain:,} {' or '.join(self.partners)} neurons too few "
+                "can be matched; other partners= may do."
+            )
         if self.masks < ENOUGH_SEEDS:
             yield f"Intervals hold for the masks drawn ({self.masks}); {ENOUGH_SEEDS} say something of others."
 
@@ -182,6 +187,7 @@ def ablate_atypical(
     statistics: ActivationStatistics,
     *,
     kinds: Iterable[str] = KINDS,
+    partners: Iterable[str] = (PLAIN,),
     centers: Iterable[str] | None = None,
     share: float = 0.5,
     most_ratio: float = 2.0,
@@ -200,6 +206,7 @@ def ablate_atypical(
         batches: what damage is measured on.
         statistics: who is of which shape, and the centers.
         kinds: words of `neurons.shapes.SHAPE_WORDS`.
+        partners: words for whom they are paired with, where that is not gaussian-like neurons, of which MLPs have few.
         centers: which; None for zero and all that the statistics can give.
         share: of a kind's pairs that a mask takes; with 1 there is one mask.
         most_ratio: between the variances of a pair, either way; neurons without such a partner are left out.
@@ -217,8 +224,13 @@ def ablate_atypical(
     (['zero', 'mean'], True)
     """
     seeds, kinds = require_seeds(seeds), tuple(dict.fromkeys(kinds))
-    for kind in kinds:
-        require_known(kind, [word for word in SHAPE_WORDS if word not in ("constant", PLAIN)], "kind of neuron")
+    plain_words = tuple(dict.fromkeys(partners))
+    for word in (*kinds, *plain_words):
+        require_known(word, SHAPE_WORDS[1:], "kind of neuron")  # constant ones have no variance
+    if set(kinds) & set(plain_words) or not plain_words:
+        raise MismatchError(
+            f"kinds are {list(kinds)} and partners {list(plain_words)}; give partners that are of none of the kinds."
+        )
     if not (isinstance(most_ratio, int | float) and most_ratio >= 1):
         raise MismatchError(f"most_ratio={most_ratio!r} is not possible; give 1 or more.")
     names = ("zero", *movable(statistics)) if centers is None else tuple(centers)
@@ -227,17 +239,18 @@ def ablate_atypical(
     scores = Scores(model, batches, statistics=statistics, metrics=extra_metrics(metric), folder=folder)
     shapes, sizes = statistics.shapes(), written(model, statistics)
     seeds = seeds[:1] if share == 1 else seeds
-    drawn = {kind: _draw(statistics, shapes, kind, most_ratio, share, seeds) for kind in kinds}
+    plain = torch.stack([shapes.having(word) for word in plain_words]).any(0)
+    drawn = {kind: _draw(statistics, shapes.having(kind), plain, most_ratio, share, seeds) for kind in kinds}
     enough = {kind: sides for kind, sides in drawn.items() if sides is not None}
     rows: list[KindDamage] = []
     total = 1 + len(seeds) * len(names) * 2 * len(enough)
     with progress_over("atypical neurons", total, progress, unit="scores") as advance:
         clean = damage_of(scores, None, [], metric, advance)
         ablations = {name: statistics.ablation(torch.zeros(statistics.shape, dtype=torch.bool), name) for name in names}
-        for kind, (_, masks, partners) in enough.items():
+        for kind, (_, masks, others) in enough.items():
             advance.describe(f"atypical neurons: {kind}")
             own = {name: damage_of(scores, each, masks, metric, advance) for name, each in ablations.items()}
-            match = {name: damage_of(scores, each, partners, metric, advance) for name, each in ablations.items()}
+            match = {name: damage_of(scores, each, others, metric, advance) for name, each in ablations.items()}
             rows += _rows(kind, own, match, clean)
     return Atypical(
         model=statistics.provenance.model.name,
@@ -249,7 +262,8 @@ def ablate_atypical(
             for kind, (pairs, masks, _) in enough.items()
         ),
         rows=tuple(rows),
-        left_out=tuple(kind for kind in kinds if kind not in enough),
+        partners=plain_words,
+        left_out={kind: (int(shapes.having(kind).sum()), int(plain.sum())) for kind in kinds if kind not in enough},
     )
 
 
@@ -306,14 +320,14 @@ Masks = list[Bool[Tensor, "layer head dim"]]
 
 def _draw(
     statistics: ActivationStatistics,
-    shapes: Shapes,
-    kind: str,
+    kind: Bool[Tensor, "layer head dim"],
+    plain: Bool[Tensor, "layer head dim"],
     most_ratio: float,
     share: float,
     seeds: Iterable[int],
 ) -> tuple[Pairs, Masks, Masks] | None:
     """The pairs of a kind, and for every seed the two sides of some of them; None where no pair would be drawn."""
-    pairs = match_by_variance(statistics.variance, shapes.having(kind), shapes.having(PLAIN), most_ratio)
+    pairs = match_by_variance(statistics.variance, kind, plain, most_ratio)
     masks: Masks = []
     partners: Masks = []
     for seed in seeds:

@@ -37,7 +37,7 @@ def atypical_damage(found: Atypical, *, template: Any = LENS_TEMPLATE) -> go.Fig
     for col, matching in enumerate(found.matchings, 1):
         rows = [row for row in found.rows if row.kind == matching.kind]
         rows.sort(key=lambda row: method_order(row.center))
-        for side, name in enumerate(("the kind", "gaussian-like partners")):
+        for side, name in enumerate(("the kind", f"{' or '.join(found.partners)} partners")):
             figure.add_trace(_sides(rows, side == 1, name, unit).update(showlegend=col == 1), 1, col)
         figure.add_trace(_differences(rows, unit), 2, col)
         for row in (1, 2):

@@ -73,17 +73,30 @@ def test_a_kind_that_is_not_there_is_left_out_with_a_word(judged, off_zero):
     found = ablate_atypical(
         model, judged, planted(model, off_zero), **(OPTIONS | {"kinds": ["multi-modal", "off-zero"], "share": 1})
     )
-    assert found.left_out == ("multi-modal",)
-    assert "multi-modal" in repr(found)
+    assert found.left_out == {"multi-modal": (0, int((~off_zero).sum()))}
+    assert "Left out: multi-modal" in repr(found)
     assert found.masks == 1  # a share of 1 is one mask
     assert found.matchings[0].ablated == found.matchings[0].pairs
+
+
+def test_mlp_neurons_are_matched_with_others_than_gaussian_like_ones(judged):
+    model = al.load_model("tiny-opt")
+    shape = al.Site.MLP.shape(model.cfg)
+    values = torch.rand(2000, *shape) - 0.5  # flat
+    values[..., :5] += 4.0
+    stats = ActivationStatistics.of_values(values, model=record_of(model), site="mlp")
+    found = ablate_atypical(model, judged, stats, partners=["flat"], **OPTIONS)
+    assert (found.site, found.matchings[0].pairs) == ("mlp", 5 * 4)
+    assert ablate_atypical(model, judged, stats, **OPTIONS).left_out == {"off-zero": (20, 0)}
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
         ({"kinds": ["off-zer"]}, "did you mean 'off-zero'"),
-        ({"kinds": ["gaussian-like"]}, "no kind of neuron"),
+        ({"kinds": ["gaussian-like"]}, "of none of the kinds"),
+        ({"partners": []}, "of none of the kinds"),
+        ({"kinds": ["constant"]}, "no kind of neuron"),
         ({"most_ratio": 0.5}, "1 or more"),
         ({"share": 2}, "fraction=2"),
         ({"centers": []}, "no centers"),
