@@ -8,4 +8,5 @@
 - `layers`: what every layer and every head costs, center by center.
 - `processing`: what TransformerLens' processing of weights makes of an ablation.
 - `controls`: every center, learned ones among them, beside what the same learning buys otherwise.
+- `predictability`: whether the best constant follows from a neuron's shape.
 """
