@@ -1,7 +1,7 @@
 """Attributions: what every neuron is worth, all of them at once, from a few runs with gradients."""
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
@@ -18,13 +18,13 @@ from ablation_lens.circuits.units import Level, level_and_sites
 from ablation_lens.circuits.values import Statistics
 from ablation_lens.errors import MismatchError, NonFiniteError
 from ablation_lens.hooked import require_site
+from ablation_lens.measure.forward import ordinary, require_ordinary
 from ablation_lens.measure.metrics import Given
 from ablation_lens.measure.score import Sums
 from ablation_lens.names import require_known
 from ablation_lens.progress import Advance, progress_over
 from ablation_lens.records import record_of
 from ablation_lens.sites import Hook, Site, neuron_name
-from ablation_lens.tasks.plans import Batch
 
 Way = Literal["integrated", "gradient"]
 _MOST_STEPS = 1000
@@ -126,11 +126,7 @@ def attribution_effects(
 def require_gradients(setting: Setting, method: str) -> None:
     """Raise `MismatchError` where a gradient cannot be had, or says nothing."""
     name, metric = setting.name, setting.metric
-    if any(weight.is_inference() for weight in _weights(setting.model)):
-        raise MismatchError(
-            "the model was made under torch.inference_mode(), and no gradients pass through such weights; load it "
-            "outside."
-        )
+    require_ordinary(setting.model)
     if method == "gradient" and metric.is_ours and metric.clean:
         raise _flat(name)
 
@@ -156,16 +152,6 @@ def _flat(name: str) -> MismatchError:
         f"{name} is 0 for the model as it is, and least there, so that its gradient is 0 for every unit; use "
         'method="integrated".'
     )
-
-
-def _weights(model: Any) -> Iterator[Tensor]:
-    if isinstance(model, torch.nn.Module):
-        yield from model.parameters()
-
-
-def ordinary(batch: Batch) -> Batch:
-    """A batch without tensors of inference mode, which no backward pass may keep."""
-    return batch.each_tensor(lambda part: part.clone() if part.is_inference() else part)
 
 
 def _nodes(steps: int) -> tuple[tuple[float, float], ...]:

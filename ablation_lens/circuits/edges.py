@@ -12,7 +12,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from ablation_lens.ablation.places import describe_positions, read_positions
-from ablation_lens.circuits.attribution import ordinary, require_gradients
+from ablation_lens.circuits.attribution import require_gradients
 from ablation_lens.circuits.effects import NeuronSums
 from ablation_lens.circuits.setting import Prepared, Setting, join_rows
 from ablation_lens.circuits.units import unit_name
@@ -21,6 +21,7 @@ from ablation_lens.errors import FileFormatError, MismatchError
 from ablation_lens.escaping import on_one_line
 from ablation_lens.files import load_tensors, save_tensors
 from ablation_lens.hooked import projection, require_site
+from ablation_lens.measure.forward import ordinary
 from ablation_lens.measure.metrics import Given
 from ablation_lens.measure.score import Sums
 from ablation_lens.progress import progress_over

@@ -8,7 +8,8 @@
 - `comparison`: which center does the least harm; `prompting`: what a model says to one text, before and after.
 - `resampling`: the values of one random input; `random_inputs`: how it is drawn.
 - `learners`: `learn`, centers that are learned from a model, by name; `learned`: what they give;
-  `optimal_constants`: those that cost least; `descent`: learning through hooks, under random masks.
+  `optimal_constants`: those that cost least; `sensitivity`: means weighted by how much values matter; `sequential`:
+  means with all below ablated; `descent`: learning through hooks, under random masks.
 - `contexts`: the documents in which neurons are lowest, nearest to their peak, and highest.
 - `whole_texts`: neurons at every token of those documents; `output_tokens`: what a neuron does to the logits by itself.
 """

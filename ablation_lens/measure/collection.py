@@ -13,7 +13,7 @@ from torch import Tensor
 from ablation_lens.errors import CorpusError, MismatchError, ModelError
 from ablation_lens.hooked import task_of
 from ablation_lens.interrupts import put_off
-from ablation_lens.measure.forward import watch
+from ablation_lens.measure.forward import require_positions, watch
 from ablation_lens.neurons.histogram import NeuronHistogram
 from ablation_lens.neurons.moments import Moments
 from ablation_lens.neurons.positions import Positions
@@ -224,7 +224,7 @@ class _Pass:
         """Run the model on one batch; returns how many positions counted."""
         given = self.padding.mark(item)
         batch = given.to(self.model.cfg.device)
-        counted = batch.valid if self.include_bos or batch.special is None else batch.valid & ~batch.special
+        counted = batch.counted(self.include_bos)
         # While the model runs: a digest of an image takes half a millisecond, which is long beside a GPU.
         digests = None if self.aside is None else self.aside.submit(row_digests, given, task_of(self.model))
         # None spares every layer the selection of positions.
@@ -235,11 +235,7 @@ class _Pass:
             # A model has one set of hooks: without this, what another thread feeds it would be counted here.
             if threading.get_ident() != thread:
                 raise ModelError("this model is collecting in another thread; give every thread its own copy.")
-            if tuple(values.shape[:2]) != tuple(counted.shape):
-                raise MismatchError(
-                    f"{site.hook_name(layer)} has {tuple(values.shape[:2])} positions, "
-                    f"the batch says {tuple(counted.shape)}; valid must be [batch pos] of what the model computes."
-                )
+            require_positions(site, layer, values, counted)
             self.counting[site].feed(layer, values, valid, self.scratch, self.model.cfg.n_layers)
             self.between_layers()
 

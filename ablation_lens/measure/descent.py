@@ -329,7 +329,7 @@ class _Descent:
         self.sign = sign(metric)
         self.device = torch.device(lesson.model.cfg.device)
         # The same masks at every check: then states differ, and not masks.
-        drawn = _generator(schedule.seed, "held back")
+        drawn = generator_for(schedule.seed, "held back")
         draws = 1 if masking is None else _LOOK // max(1, sum(batch.size for batch in lesson.held))
         draws = min(max(1, draws), _MOST_DRAWS)
         self.held = [(batch, [self._masks(len(batch.inputs), drawn) for _ in range(draws)]) for batch in lesson.held]
@@ -351,8 +351,8 @@ class _Descent:
         """One step of Adam."""
         groups, number = self.lesson.groups, state.step
         epoch, place = divmod(number, len(groups))
-        order = torch.randperm(len(groups), generator=_generator(self.schedule.seed, f"order {epoch}"))
-        drawn = _generator(self.schedule.seed, f"step {number}")
+        order = torch.randperm(len(groups), generator=generator_for(self.schedule.seed, f"order {epoch}"))
+        drawn = generator_for(self.schedule.seed, f"step {number}")
         offsets = state.offsets.clone().requires_grad_()
         gradient, weight = torch.zeros_like(state.offsets), 0.0
         for batch in groups[int(order[place])]:
@@ -411,7 +411,7 @@ class _Descent:
             yield slice(start, start + self.schedule.rows)
 
 
-def _generator(seed: int, what: str) -> torch.Generator:
+def generator_for(seed: int, what: str) -> torch.Generator:
     """Of torch, on the CPU; of this learning alone, and of a step of it, so that going on needs no state of it."""
     drawn = hashlib.sha256(f"learning {seed} {what}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(drawn[:7], "big"))

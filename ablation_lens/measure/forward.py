@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from ablation_lens.errors import MismatchError
 from ablation_lens.hooked import listening, require_site
 from ablation_lens.sites import Hook, Site, residual_after
 from ablation_lens.tasks.plans import Batch
@@ -26,18 +27,21 @@ class _ReachedTheEnd(Exception):  # noqa: N818  (a jump, not an error: never lea
     """Raised by our own hook after the last block."""
 
 
-def final_residual(model: Any, batch: Batch, hooks: Sequence[Hook] = ()) -> Float[Tensor, "batch pos d_model"]:
-    """The residual stream after the last block, with `hooks` in place; nothing after it is computed."""
+def final_residual(
+    model: Any, batch: Batch, hooks: Sequence[Hook] = (), *, layer: int | None = None
+) -> Float[Tensor, "batch pos d_model"]:
+    """The residual stream after the last block, or after another, with `hooks` in place; no more is computed."""
     args, options = batch.arguments()
+    last_layer = model.cfg.n_layers - 1 if layer is None else layer
     if is_encoder(model):
-        return _run(model, args, hooks, {**options, "stop_at_layer": model.cfg.n_layers})
+        return _run(model, args, hooks, {**options, "stop_at_layer": last_layer + 1})
     caught: list[Tensor] = []
 
     def stop(residual: Tensor, hook: Any) -> None:
         caught.append(residual)
         raise _ReachedTheEnd
 
-    last = (residual_after(model.cfg.n_layers - 1), stop)
+    last = (residual_after(last_layer), stop)
     # Last in the list: hooks of one point run in order, so the caller's may still change the residual stream.
     # Raising is safe, as run_with_hooks takes its hooks off in a `finally`.
     try:
@@ -53,10 +57,12 @@ def watch(
     site: Site | str | Iterable[Site | str],
     see: Callable[..., None],
     layers: Iterable[int] | None = None,
+    hooks: Sequence[Hook] = (),
 ) -> None:
     """Run the model, and show `see(layer, values)` what the site holds, layer by layer as it is computed.
 
-    Of several sites, `see(site, layer, values)`: values are `[batch pos head dim]`.
+    Of several sites, `see(site, layer, values)`: values are `[batch pos head dim]`. Nothing after the last of the
+    layers is computed; `hooks` act first.
     """
     several = not isinstance(site, Site | str)
     sites = [Site.of(each) for each in ([site] if isinstance(site, Site | str) else site)]
@@ -69,7 +75,19 @@ def watch(
         return lambda value, hook: see(*place, here.to_heads(value.detach()))
 
     wanted = range(model.cfg.n_layers) if layers is None else sorted(set(layers))
-    final_residual(model, batch, [(here.hook_name(layer), hook_for(here, layer)) for layer in wanted for here in sites])
+    seeing = [(here.hook_name(layer), hook_for(here, layer)) for layer in wanted for here in sites]
+    final_residual(model, batch, [*hooks, *seeing], layer=max(wanted, default=None))
+
+
+def require_positions(
+    site: Site, layer: int, values: Float[Tensor, "batch pos head dim"], counted: Bool[Tensor, "batch pos"]
+) -> None:
+    """Raise `MismatchError` unless a site holds the positions that a batch speaks of."""
+    if tuple(values.shape[:2]) != tuple(counted.shape):
+        raise MismatchError(
+            f"{site.hook_name(layer)} has {tuple(values.shape[:2])} positions, the batch says {tuple(counted.shape)}; "
+            "valid must be [batch pos] of what the model computes."
+        )
 
 
 def capture(
@@ -95,6 +113,51 @@ def logits_everywhere(model: Any, batch: Batch, hooks: Sequence[Hook] = ()) -> F
 
 def _run(model: Any, args: Sequence[Any], hooks: Sequence[Hook], options: dict[str, Any]) -> Any:
     return model.run_with_hooks(*args, fwd_hooks=list(hooks), **options)
+
+
+def scored_logits(model: Any, batch: Batch, hooks: Sequence[Hook] = ()) -> Float[Tensor, "prediction out"]:
+    """Logits of the scored predictions, in the order in which indexing by `scored` takes them."""
+    if ends_plainly(model, batch):
+        return logits_from(model, final_residual(model, batch, hooks)[batch.scored])
+    return logits_everywhere(model, batch, hooks)[batch.scored]
+
+
+def within_memory(batch: Batch, run: Callable[[Batch], None]) -> None:
+    """Do something with a batch, or with its halves where memory runs out.
+
+    >>> def run(batch):
+    ...     if len(batch.inputs) > 1:
+    ...         raise torch.OutOfMemoryError
+    ...     print(batch.inputs.tolist())
+    >>> within_memory(Batch.causal(torch.tensor([[5, 6], [7, 8]])), run)
+    [[5, 6]]
+    [[7, 8]]
+    """
+    try:
+        run(batch)
+    except torch.OutOfMemoryError:
+        if len(batch.inputs) == 1:
+            raise
+    else:
+        return
+    # Outside the except: inside it the traceback keeps the failed run's tensors alive, and memory stays full.
+    middle = len(batch.inputs) // 2
+    for part in (batch.rows(0, middle), batch.rows(middle)):
+        within_memory(part, run)
+
+
+def ordinary(batch: Batch) -> Batch:
+    """A batch without tensors of inference mode, which no backward pass may keep."""
+    return batch.each_tensor(lambda part: part.clone() if part.is_inference() else part)
+
+
+def require_ordinary(model: Any) -> None:
+    """Raise `MismatchError` for a model that no gradient passes through."""
+    if isinstance(model, nn.Module) and any(weight.is_inference() for weight in model.parameters()):
+        raise MismatchError(
+            "the model was made under torch.inference_mode(), and no gradients pass through such weights; load it "
+            "outside."
+        )
 
 
 def logits_from(model: Any, residual: Float[Tensor, "row d_model"]) -> Float[Tensor, "row out"]:

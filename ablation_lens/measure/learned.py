@@ -11,9 +11,11 @@ from torch import Tensor
 
 from ablation_lens.ablation.ablation import Ablation
 from ablation_lens.ablation.masks import as_mask
-from ablation_lens.errors import FileFormatError
+from ablation_lens.errors import FileFormatError, MismatchError
 from ablation_lens.files import load_tensors, save_tensors
-from ablation_lens.records import ModelRecord, Record, Versions
+from ablation_lens.measure.collection import collect
+from ablation_lens.neurons.statistics import ActivationStatistics
+from ablation_lens.records import ModelRecord, Record, Versions, record_of
 from ablation_lens.sites import Site
 
 KIND = "learned values"
@@ -156,3 +158,33 @@ def _require_values(values: Tensor | None, header: LearnedHeader) -> Float64[Ten
     if header.model is not None and not Site(header.site).could_have(tuple(values.shape), header.model):
         raise FileFormatError(f"its values are of {tuple(values.shape)} neurons, and its model has others")
     return values
+
+
+# ---------------------------------------------------------------------- what all that learn begin with
+
+
+def statistics_of(
+    model: Any, batches: Any, given: ActivationStatistics | None, site: Site | str | None, progress: bool
+) -> ActivationStatistics:
+    """Those that were given, or of the batches."""
+    if given is None:
+        return collect(model, batches, site=Site.of(Site.Z if site is None else site), progress=progress)
+    if site is not None and Site.of(site) is not given.site:
+        raise MismatchError(
+            f"site={Site.of(site).value!r} was asked for, and the statistics are of {given.site.value!r}; leave site= "
+            "out, or give statistics of that site."
+        )
+    if given.provenance.model.architecture != "unknown":
+        given.provenance.model.require_same(record_of(model), "these statistics are another model's")
+    return given
+
+
+def all_rows(statistics: ActivationStatistics, rows: Int64[Tensor, " digest"]) -> Int64[Tensor, " digest"] | None:
+    """Digests of what statistics are of, and of what was read besides; None where not all are known."""
+    return None if statistics.rows is None else torch.cat([statistics.rows, rows]).unique()
+
+
+def distance_told(values: Float64[Tensor, "layer head dim"], statistics: ActivationStatistics) -> str:
+    """How far values are from the mean, in words."""
+    moved = (values - statistics.mean).abs() / statistics.std
+    return f"{float(moved[statistics.std > 0].mean()) if bool((statistics.std > 0).any()) else 0.0:.2f} σ from the mean"

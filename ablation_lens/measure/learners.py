@@ -8,6 +8,8 @@ from typing import Any
 from ablation_lens.errors import MismatchError
 from ablation_lens.measure.learned import Learned
 from ablation_lens.measure.optimal_constants import optimal
+from ablation_lens.measure.sensitivity import sensitivity_mean
+from ablation_lens.measure.sequential import sequential_mean
 from ablation_lens.names import require_known
 from ablation_lens.neurons.statistics import ActivationStatistics
 
@@ -61,6 +63,18 @@ _LEARNERS = {
             "as optimal, and another forward pass each",
             by_share=True,
             fixed={"objective": "kl"},
+        ),
+        Learner(
+            "sensitivity-mean",
+            sensitivity_mean,
+            "The mean of a neuron, its values weighted by how much they matter to what the model says",
+            "one forward and one backward pass, and statistics",
+        ),
+        Learner(
+            "sequential-mean",
+            sequential_mean,
+            "The mean layer by layer, where all layers below are set to theirs already",
+            "a forward pass per layer, up to that layer, and statistics",
         ),
     )
 }

@@ -11,13 +11,11 @@ from torch import Tensor
 
 from ablation_lens.errors import MismatchError
 from ablation_lens.hooked import task_of
-from ablation_lens.measure.collection import collect
 from ablation_lens.measure.descent import Descended, LearningInterrupted, Lesson, Masking, Schedule, descend, sign
-from ablation_lens.measure.learned import Cost, Learned
+from ablation_lens.measure.learned import Cost, Learned, all_rows, statistics_of
 from ablation_lens.measure.metrics import Given, metrics_of
 from ablation_lens.measure.resampling import digest_of
 from ablation_lens.neurons.statistics import ActivationStatistics
-from ablation_lens.records import record_of
 from ablation_lens.sites import Hook, Site
 from ablation_lens.tasks.inputs import told
 
@@ -161,7 +159,7 @@ def optimal(
                 "best": found.best,
                 "finished": found.finished,
             },
-            _all_rows(statistics, lesson),
+            all_rows(statistics, lesson.rows),
             Cost(lesson.positions, found.forward + tried + statistics.provenance.tokens, found.backward),
             told,
             {"history": found.history},
@@ -195,24 +193,3 @@ def _starts(statistics: ActivationStatistics, given: Any) -> dict[str, Float64[T
             raise MismatchError(f"start is {told(given)}; give a finite number per neuron, {statistics.shape}.")
         return {"given values": given.double().cpu()}
     return {each: statistics.center(each) for each in (STARTS if given is None else [given])}
-
-
-def _all_rows(statistics: ActivationStatistics, lesson: Lesson) -> Tensor | None:
-    """Of the documents that were learned from, and of those that σ and the start are from."""
-    return None if statistics.rows is None else torch.cat([statistics.rows, lesson.rows]).unique()
-
-
-def statistics_of(
-    model: Any, batches: Any, given: ActivationStatistics | None, site: Site | str | None, progress: bool
-) -> ActivationStatistics:
-    """Those that were given, or of the batches."""
-    if given is None:
-        return collect(model, batches, site=Site.of(Site.Z if site is None else site), progress=progress)
-    if site is not None and Site.of(site) is not given.site:
-        raise MismatchError(
-            f"site={Site.of(site).value!r} was asked for, and the statistics are of {given.site.value!r}; leave site= "
-            "out, or give statistics of that site."
-        )
-    if given.provenance.model.architecture != "unknown":
-        given.provenance.model.require_same(record_of(model), "these statistics are another model's")
-    return given

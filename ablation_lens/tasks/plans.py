@@ -164,6 +164,10 @@ class Batch:
         """Real positions in the batch."""
         return int(self.valid.sum())
 
+    def counted(self, include_bos: bool) -> Bool[Tensor, "batch pos"]:
+        """Real positions, with those of BOS and the like or without."""
+        return self.valid if include_bos or self.special is None else self.valid & ~self.special
+
     def arguments(self) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
         """How the model is called: positional and keyword arguments.
 
