@@ -97,7 +97,7 @@ def sensitivity_mean(
         all_rows(statistics, torch.cat(rows)),
         Cost(sums.positions, statistics.provenance.tokens + sums.positions, sums.backward),
         f"on average {distance_told(values, statistics)}"
-        + (f"; {nowhere:,} neurons matter nowhere and keep it" if nowhere else ""),
+        + (f"; {nowhere:,} of {values.numel():,} matter nowhere, and are their mean" if nowhere else ""),
     )
 
 
