@@ -47,10 +47,13 @@ def sensitivity_mean(
 ) -> Learned:
     """The mean of every neuron, weighted by how much its value matters: E[w·z] / E[w] with w = (∂ log p / ∂z)².
 
-    To second order, this is the constant under which what the model says moves least (by KL divergence), neuron by
-    neuron. Where a neuron matters nowhere it is its mean. p is what the model itself says, not what is right: labels
-    are drawn from it, one at every scored position, and one backward pass is of all of them together, as their
-    products vanish on average. A model in 16 bits gives gradients in 16 bits; all else is in 32 and 64.
+    For small changes, this is the constant under which what the model says moves least (by KL divergence) when a
+    neuron is set to it at one position after another, by itself; of many neurons and all positions at once it promises
+    nothing. Where a neuron matters nowhere it is its mean.
+
+    p is what the model itself says, not what is right: labels are drawn from it, one at every scored position, and one
+    backward pass is of all of them together, as their products vanish on average. A model in 16 bits gives gradients
+    in 16 bits; all else is in 32 and 64.
 
     Args:
         model: any hooked model.
