@@ -5,6 +5,7 @@ learns biases to compare with. Documents are held back from learning, and say wh
 """
 
 import hashlib
+import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -293,7 +294,8 @@ class _State:
     def load(cls, path: Path, facts: dict[str, Any], shape: tuple[int, ...], device: torch.device) -> "_State | None":
         """What `save` kept of this very learning; None where the file is of another one."""
         header, tensors = load_tensors(path, UNFINISHED)
-        if header.get("of") != facts:
+        # As a file holds them: a tuple comes back as a list.
+        if header.get("of") != json.loads(json.dumps(facts)):
             return None
         shapes = {
             **dict.fromkeys(cls._TENSORS, shape),
