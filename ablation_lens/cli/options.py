@@ -16,7 +16,9 @@ from ablation_lens.palette import METHOD_COLORS
 
 METHODS = tuple(METHOD_COLORS)
 """Centers and resamplings of this package: each has a color of its own, and colors need no torch to be listed."""
-CENTERS = tuple(name for name in METHODS if not name.startswith("resample-"))
+LEARNED = ("optimal", "optimal-kl", "sensitivity-mean", "sequential-mean")
+"""Those that are learned from a model."""
+CENTERS = tuple(name for name in METHODS if not name.startswith("resample-") and name not in LEARNED)
 
 
 def completing(names: Sequence[str]) -> Callable[[str], list[str]]:

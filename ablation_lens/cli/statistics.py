@@ -308,23 +308,36 @@ def explore(
 
 
 def centers(as_json: options.AsJson = False) -> None:
-    """List what neurons can be set to: what each center estimates, how finely, and what it takes to collect."""
+    """List what neurons can be set to: what each center estimates, how finely, and what it takes to get it."""
     announce("loading the centers")
     from rich.table import Table
 
+    from ablation_lens.measure import learners
     from ablation_lens.neurons import centers as registry
 
     known = [registry.about(name) for name in registry.names()]
+    learned = [learners.about(name) for name in learners.names()]
     if as_json:
-        say_json("centers", {"centers": [vars(about) for about in known]})
+        told = ("name", "estimates", "cost", "by_share", "parameters", "version")
+        values = [{name: getattr(about, name) for name in told} for about in learned]
+        say_json("centers", {"centers": [vars(about) for about in known], "learned": values})
         return
     table = Table(box=None, pad_edge=False)
     for title in ("center", "what it estimates", "resolution", "passes"):
         table.add_column(title, overflow="fold", justify="right" if title == "passes" else "left")
     for about in known:
         table.add_row(*map(cell, (about.name, about.estimates, about.resolution, about.passes)))
+    further = Table(box=None, pad_edge=False)
+    for title in ("learned", "what it is", "cost"):
+        further.add_column(title, overflow="fold")
+    for each in learned:
+        further.add_row(*map(cell, (each.name, each.estimates, each.cost)))
     show(
         table,
         cell(""),
         cell("ε: the width of a neuron's bins; half of the bins (256 at most), or more, cover its range."),
+        cell(""),
+        further,
+        cell(""),
+        cell("Learned ones are methods of studies, and `ablation-lens learn` writes files of them."),
     )

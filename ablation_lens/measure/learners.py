@@ -7,7 +7,7 @@ from typing import Any
 
 from ablation_lens.errors import MismatchError
 from ablation_lens.measure.learned import Learned
-from ablation_lens.measure.optimal_constants import optimal
+from ablation_lens.measure.optimal_constants import optimal, require_possible
 from ablation_lens.measure.sensitivity import sensitivity_mean
 from ablation_lens.measure.sequential import sequential_mean
 from ablation_lens.names import require_known
@@ -26,6 +26,7 @@ class Learner:
         by_share: whether it is learned for the share of neurons that is ablated.
         fixed: arguments that make it what it is.
         version: of its numbers: with the next one, a study measures them anew.
+        check: refuses values of its parameters that are not possible, before there is a model.
     """
 
     name: str
@@ -35,6 +36,12 @@ class Learner:
     by_share: bool = False
     fixed: Mapping[str, Any] = field(default_factory=dict)
     version: int = 1
+    check: Callable[..., None] = lambda **parameters: None
+
+    @property
+    def keeps(self) -> bool:
+        """Whether it keeps its state in a file, from which it is gone on with."""
+        return "keep" in inspect.signature(self.function).parameters
 
     @property
     def parameters(self) -> tuple[str, ...]:
@@ -55,6 +62,7 @@ _LEARNERS = {
             "The constants that cost least cross-entropy when neurons are ablated at random, found by gradient descent",
             "some hundred forward and backward passes over a few documents",
             by_share=True,
+            check=require_possible,
         ),
         Learner(
             "optimal-kl",
@@ -63,6 +71,7 @@ _LEARNERS = {
             "as optimal, and another forward pass each",
             by_share=True,
             fixed={"objective": "kl"},
+            check=require_possible,
         ),
         Learner(
             "sensitivity-mean",

@@ -182,6 +182,20 @@ def rows_per_step(model: Any) -> int:
     return ROWS[_unit_of(model)]
 
 
+def require_possible(*, share: float = 0.5, steps: int = 0, rows: int = 1, rate: float = RATE, seed: int = 0) -> None:
+    """Refuse settings that no model could be learned with.
+
+    >>> require_possible(share=2)
+    Traceback (most recent call last):
+    ablation_lens.errors.MismatchError: share=(2.0, 2.0) is not possible; give a number above 0 and up to 1, or two.
+    """
+    for name, value in (("steps", steps), ("rows", rows), ("seed", seed)):
+        if not isinstance(value, int):
+            raise MismatchError(f"{name}={value!r} is not possible; give a whole number.")
+    Masking((float(share), float(share)))
+    Schedule(steps, rows, rate, seed)
+
+
 def _unit_of(model: Any) -> str:
     return "images" if task_of(model) == "image-classification" else "tokens"
 

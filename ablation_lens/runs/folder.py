@@ -2,7 +2,7 @@
 
     cells/<key>.safetensors        a finished piece of work
     failures/<key>.json            a piece that failed, and why; gone once it has succeeded
-    statistics/, inputs/           what pieces are made from, under keys of their own
+    statistics/, inputs/, learned/ what pieces are made from, under keys of their own
     groups/<group>.json            what a group of comparable pieces shares
     studies/<digest>.json          the settings of everything that ran here
     locks, holders/                who works on what at this moment
@@ -75,6 +75,8 @@ class RunFolder:
 
     kind: ClassVar[str] = STUDY
     parts: ClassVar[tuple[str, ...]] = PARTS
+    gained: ClassVar[tuple[str, ...]] = ()
+    """Parts that a folder has once something is written there: one of before, on a disk that is read-only, has none."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -128,7 +130,7 @@ class RunFolder:
                 # A study's marker is the one of before there were others.
                 about = {"format": FORMAT_VERSION} | ({} if cls.kind == STUDY else {"kind": cls.kind})
                 write_text(path / MARKER, json.dumps(about, indent=1) + "\n")
-        for folder in (path, *(path / name for name in cls.parts)):
+        for folder in (path, *(path / name for name in (*cls.parts, *cls.gained))):
             if folder is path or not folder.is_symlink():  # what a part leads to elsewhere is not swept
                 sweep(folder, ABANDONED)
         return run or cls(path)

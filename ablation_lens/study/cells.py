@@ -1,21 +1,29 @@
 """A cell: one evaluation of a study, what it is called, and how it lies in a run folder."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
 from ablation_lens.errors import AblationLensError, FileFormatError
+from ablation_lens.measure.learned import Learned
 from ablation_lens.measure.score import Score
 from ablation_lens.measure.score_file import score_of, tensors_of
 from ablation_lens.names import require_known
 from ablation_lens.neurons.statistics import ActivationStatistics
-from ablation_lens.runs.folder import FAILURE, RunFolder, checking, key_of, mending
+from ablation_lens.runs.folder import FAILURE, RunFolder, checking, keeping, key_of, mending
 from ablation_lens.study.group_labels import label_groups
 from ablation_lens.study.methods import BASELINE, Method
-from ablation_lens.study.records import CellRecord, FailureRecord, GroupRecord, InputRecord, StudyRecord
+from ablation_lens.study.records import (
+    CellRecord,
+    FailureRecord,
+    GroupRecord,
+    InputRecord,
+    StudyRecord,
+    learned_facts,
+)
 
 KIND = "study cell"
 INPUT_KIND = "resampling input"
@@ -59,6 +67,8 @@ class StudyFolder(RunFolder):
 
     What it reads is possible, and lies under the name that it must have; all else is a `FileFormatError`.
     """
+
+    gained: ClassVar[tuple[str, ...]] = ("learned",)
 
     def write_cell(self, record: CellRecord, score: Score) -> None:
         """Keep a finished cell, and forget that it failed before."""
@@ -129,6 +139,39 @@ class StudyFolder(RunFolder):
     def inputs(self) -> list[InputRecord]:
         """What the random inputs of resampling were: kind, seed, text and group of each."""
         return [self.read_input(key)[0] for key in self.keys("inputs")]
+
+    def unfinished(self, facts: Mapping[str, Any]) -> Path:
+        """The file of a state from which learning is gone on with; gone once it is finished."""
+        with keeping(self.path):
+            (self.path / "learned").mkdir(exist_ok=True)
+        return self.path / "learned" / f"{key_of(facts)}.unfinished"
+
+    def write_learned(self, facts: Mapping[str, Any], learned: Learned) -> None:
+        """Keep learned values under what they follow from, and forget the state on the way there."""
+        unfinished = self.unfinished(facts)
+        with keeping(self.path):
+            replace(learned, settings={**learned.settings, "study": dict(facts)}).save(
+                self.file("learned", key_of(facts))
+            )
+            unfinished.unlink(missing_ok=True)
+
+    def read_learned(self, group: GroupRecord, method: Method, fraction: float) -> Learned:
+        """What `write_learned` kept of a method for a group; values of anything else are refused."""
+        facts = learned_facts(group.facts, method, fraction)
+        path = self.file("learned", key_of(facts))
+        with mending():
+            learned = Learned.load(path)
+        with checking(path):
+            differences = [] if learned.model is None else learned.model.differences(group.model)
+            told = {
+                "facts": (learned.settings.get("study"), facts),
+                "site": (learned.site.value, group.facts["site"]),
+                "method": (learned.method, method.label),
+            }
+            differences += [f"{name}: {has} against {wanted}" for name, (has, wanted) in told.items() if has != wanted]
+            if differences:
+                raise FileFormatError(f"these are values learned of something else ({'; '.join(differences)}).")
+        return learned
 
     def statistics(self, key: Any) -> Path:
         """The file of a model's statistics."""

@@ -1,6 +1,6 @@
-"""The ways of ablating that a study compares: every center, and resampling from a random input.
+"""The ways of ablating that a study compares: every center, learned ones, and resampling from a random input.
 
-A new center is a method as soon as it is registered; a method that is neither needs its own branch in
+A new center is a method as soon as it is registered; a method that is none of these needs its own branch in
 `model_run.py`, where values are made.
 """
 
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from ablation_lens.errors import MismatchError, NonFiniteError
-from ablation_lens.measure import resampling
+from ablation_lens.measure import learners, resampling
 from ablation_lens.names import require_known
 from ablation_lens.neurons import centers
 from ablation_lens.neurons.statistics import ActivationStatistics
@@ -64,6 +64,9 @@ class Method:
             if self.parameters:
                 raise MismatchError(f"{self.name} takes no parameters, got {', '.join(self.parameters)}.")
             return
+        if self.learns:
+            learners.require_parameters(self.name, self.parameters)
+            return
         if self.name not in centers.names():
             # This always raises: it names the nearest of all methods, those of resampling included.
             require_known(self.name, names(), "method")
@@ -78,6 +81,12 @@ class Method:
 were collected. Collect with more to see finer.
         """
         if self.draws:
+            return
+        if self.learns:
+            try:
+                learners.about(self.name).check(**self.parameters)
+            except MismatchError as error:
+                raise MismatchError(f"{self.label}: {error}") from error
             return
         values = torch.linspace(-1e4, 1e4, 99).view(-1, 1, 1, 1)
         # Two passes, or the trimmed peak would have no histogram to be tried on.
@@ -119,9 +128,24 @@ were collected. Collect with more to see finer.
         return self.name in resampling.METHODS
 
     @property
+    def learns(self) -> bool:
+        """Whether its values are learned from the model."""
+        return self.name in learners.names()
+
+    def share_at(self, fraction: float) -> float | None:
+        """The share of neurons that values are learned for where so many are ablated; None for all shares alike.
+
+        >>> Method.parse("optimal").share_at(0.9), Method.parse("optimal share=0.5").share_at(0.9)
+        (0.9, 0.5)
+        """
+        if not (self.learns and learners.about(self.name).by_share):
+            return None
+        return float(self.parameters.get("share", fraction))
+
+    @property
     def passes(self) -> int:
         """Passes over the corpus that its statistics need."""
-        return 1 if self.draws else max(1, centers.about(self.name).passes)
+        return 1 if self.draws or self.learns else max(1, centers.about(self.name).passes)
 
     def suits(self, task: str) -> bool:
         """Whether it can be applied to a model of this task (`causal-lm`, …)."""
@@ -134,4 +158,4 @@ def names() -> tuple[str, ...]:
     >>> names()[:2], names()[-1]
     (('zero', 'mean'), 'resample-pixels')
     """
-    return (*centers.names(), *resampling.METHODS)
+    return (*centers.names(), *learners.names(), *resampling.METHODS)

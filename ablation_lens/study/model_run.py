@@ -20,7 +20,7 @@ from ablation_lens.corpora import CorpusSizeWarning
 from ablation_lens.errors import CorpusError, FileFormatError, MismatchError, ModelError
 from ablation_lens.files import CannotWrite
 from ablation_lens.hooked import task_of, tokenizer_of
-from ablation_lens.measure import resampling
+from ablation_lens.measure import learners, resampling
 from ablation_lens.measure.collection import collect
 from ablation_lens.measure.evaluation import evaluate
 from ablation_lens.measure.metrics import Metric, metrics_of
@@ -36,8 +36,9 @@ from ablation_lens.study import paper
 from ablation_lens.study.cells import Cell, StudyFolder
 from ablation_lens.study.methods import Method
 from ablation_lens.study.own import SIDES
-from ablation_lens.study.records import CellRecord, GroupRecord, InputRecord, statistics_key
+from ablation_lens.study.records import CellRecord, GroupRecord, InputRecord, learned_facts, statistics_key
 from ablation_lens.tasks.freezing import FrozenPlan, freeze, require_disjoint
+from ablation_lens.tasks.known_rows import require_unknown
 from ablation_lens.tasks.plans import BatchPlan, TextItem
 from ablation_lens.tasks.tasks import Task, task_for
 
@@ -118,8 +119,8 @@ class ModelRun:
     patience: float | None = None
     keys: set[str] = field(default_factory=set)
     """Of the cells that are finished, as far as this run has come."""
-    _values: dict[str, tuple[int | None, Tensor, dict[str, Any]]] = field(default_factory=dict)
-    """The last values of every method, with the seed they were drawn from."""
+    _values: dict[tuple[str, float | None], tuple[int | None, Tensor, dict[str, Any]]] = field(default_factory=dict)
+    """The last values of every method, and share that they were learned for, with the seed they were drawn from."""
     _longest: float = 0.0
     """Seconds that a piece of work has taken."""
 
@@ -223,9 +224,12 @@ class ModelRun:
             return facts
         if method.draws:
             return facts | self._generator_facts(method)
+        if method.learns:
+            version = learners.about(method.name).version
+            return facts | ({"version": version} if version > 1 else {})
         if not centers.is_ours(method.name):
             # Who edits a center wants it measured; its name says nothing of what it gives.
-            values, _ = self._values_of(method, cell.seed, shown)
+            values, _ = self._values_of(method, cell, shown)
             # As the model gets them: what is rounded away changes no score.
             return facts | {"values": resampling.digest_of(values.to(self.model.cfg.dtype))}
         version = centers.version_of(method.name)
@@ -362,24 +366,28 @@ class ModelRun:
     def _ablation(self, cell: Cell, shown: CellProgress) -> tuple[Ablation | None, dict[str, Any]]:
         if cell.method is None:
             return None, {}
-        values, origin = self._values_of(cell.method, cell.seed, shown)
+        values, origin = self._values_of(cell.method, cell, shown)
         # A seed that draws nothing but the neurons is not needed to draw all of them.
         mask = random_neurons(self.site.shape(self.model.cfg), cell.fraction, cell.seed or 0)
         # Without a source: the values are this model's by their keys, and to compare its weights takes time every time.
         return Ablation(mask, values, site=self.site, center=cell.method.label), origin
 
-    def _values_of(self, method: Method, seed: int | None, shown: CellProgress) -> tuple[Tensor, dict[str, Any]]:
+    def _values_of(self, method: Method, cell: Cell, shown: CellProgress) -> tuple[Tensor, dict[str, Any]]:
         """What the neurons are set to, and where that is from."""
-        drawn = (self.study.seeds[0] if self.study.shared_input else seed) if method.draws else None
+        drawn = (self.study.seeds[0] if self.study.shared_input else cell.seed) if method.draws else None
         # One seed per method is enough, as cells come seed by seed; those of all seeds would only take memory.
-        held = self._values.get(method.label)
+        place = method.label, method.share_at(cell.fraction)
+        held = self._values.get(place)
         if held is None or held[0] != drawn:
             if method.draws:
                 assert drawn is not None
                 values, origin = self._resampled(method, drawn, shown)
+            elif method.learns:
+                values = self._learned(method, cell.fraction, shown)
+                origin = {"learned": resampling.digest_of(values)}
             else:
                 values, origin = self._statistics(method.passes, shown).center(method.name, **method.parameters), {}
-            held = self._values[method.label] = (drawn, values, origin)
+            held = self._values[place] = (drawn, values, origin)
         return held[1], held[2]
 
     def _statistics(self, passes: int, shown: CellProgress) -> ActivationStatistics:
@@ -403,6 +411,36 @@ class ModelRun:
                     statistics.save(path)
         # Read back also by the process that wrote it: all compute from what the file holds.
         return self.folder.read_statistics(self._group_record, passes)
+
+    def _learned(self, method: Method, fraction: float, shown: CellProgress) -> Tensor:
+        """The values that are learned for this share; they are in the folder, for everybody who works there."""
+        facts, share = learned_facts(self.facts, method, fraction), method.share_at(fraction)
+        key = key_of(facts)
+        statistics = self._statistics(method.passes, shown)
+        what = f"{self.name}: learning {method.label}" + ("" if share is None else f" for {100 * share:g} %")
+        with self._working_on(f"learned {key}", what, shown):
+            if not self.folder.has("learned", key):
+                started = time.perf_counter()
+                about = learners.about(method.name)
+                options: dict[str, Any] = {} if share is None else {"share": share}
+                options |= {"keep": self.folder.unfinished(facts)} if about.keeps else {}
+                with shown.paused():
+                    learned = learners.learn(
+                        self.model,
+                        self.collected,
+                        method.name,
+                        statistics,
+                        **{**options, **method.parameters},
+                        progress=shown.visible,
+                    )
+                self._took(started)
+                # As studies write it; the name alone does not say its parameters.
+                self.folder.write_learned(facts, replace(learned, method=method.label))
+        # Read back also by the process that wrote it: all compute from what the file holds.
+        found = self.folder.read_learned(self._group_record, method, fraction)
+        plans = [reading.plan for reading in statistics.provenance.plans]
+        require_unknown(self.model, self.scored, found.rows, plans)
+        return found.values
 
     def _resampled(self, method: Method, seed: int, shown: CellProgress) -> tuple[Tensor, dict[str, Any]]:
         kind = method.name.removeprefix("resample-")

@@ -11,12 +11,12 @@ from typing import Any
 from torch import Tensor
 
 from ablation_lens.errors import FileFormatError, MismatchError
-from ablation_lens.measure import resampling
+from ablation_lens.measure import learners, resampling
 from ablation_lens.measure.score_file import MOST
 from ablation_lens.records import CorpusRecord, ModelRecord, Record, Versions
 from ablation_lens.runs.folder import key_of, plain_name
 from ablation_lens.sites import Site
-from ablation_lens.study.methods import BASELINE, split_label
+from ablation_lens.study.methods import BASELINE, Method, split_label
 
 
 def _require(possible: bool, what: str) -> None:
@@ -43,6 +43,7 @@ class CellRecord(Record):
         input: the digest of the input that was resampled from.
         values: the digest of the values that a center of the user's own gave.
         version: of the numbers that a center of this package gives.
+        learned: the digest of the values, where they were learned.
         generator_weights: of the model that wrote the input.
     """
 
@@ -57,6 +58,7 @@ class CellRecord(Record):
     values: str | None = None
     version: int = 1
     generator_weights: str | None = None
+    learned: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -187,6 +189,17 @@ def statistics_key(facts: Mapping[str, Any], passes: int) -> str:
         return key_of({"passes": passes, **{part: facts[part] for part in (*parts, *further)}})
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"its facts are not complete ({error})") from error
+
+
+def learned_facts(facts: Mapping[str, Any], method: Method, fraction: float) -> dict[str, Any]:
+    """What the values that a method learns for a group follow from.
+
+    Of documents and model as statistics are; what is scored changes none of them.
+    """
+    found = {"statistics": statistics_key(facts, method.passes), "method": method.label}
+    share, version = method.share_at(fraction), learners.about(method.name).version
+    found |= {} if share is None else {"share": share}
+    return found | ({"version": version} if version > 1 else {})
 
 
 @dataclass(frozen=True)

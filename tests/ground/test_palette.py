@@ -1,9 +1,10 @@
 from ablation_lens import centers
+from ablation_lens.measure import learners
 from ablation_lens.palette import METHOD_COLORS, color_of
 
 
 def test_every_center_of_the_package_has_a_colour_of_its_own():
-    assert set(centers.names()) <= set(METHOD_COLORS)
+    assert {*centers.names(), *learners.names()} <= set(METHOD_COLORS)
     assert len(set(METHOD_COLORS.values())) == len(METHOD_COLORS)
 
 
