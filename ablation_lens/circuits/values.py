@@ -16,6 +16,7 @@ from torch import Tensor
 from ablation_lens.ablation.ablation import Ablation, Ablations, Provider
 from ablation_lens.errors import MismatchError
 from ablation_lens.measure.forward import capture
+from ablation_lens.measure.learned import Learned
 from ablation_lens.measure.resampling import Resampled
 from ablation_lens.neurons.centers import about
 from ablation_lens.neurons.statistics import ActivationStatistics
@@ -28,7 +29,7 @@ Statistics = ActivationStatistics | Mapping[Site, ActivationStatistics] | None
 
 _FORMS = (
     "give a number, a center's name with statistics=, a tensor [layer head dim], values by position, what "
-    "al.resampling gives, a function of (model, batch, site), or a dict of these by site"
+    "al.resampling or al.learn gives, a function of (model, batch, site), or a dict of these by site"
 )
 
 
@@ -68,8 +69,8 @@ class Values:
 
         Args:
             given: a number; a center's name, with statistics; a tensor `[layer head dim]`, `[layer pos head dim]` or
-                `[layer batch pos head dim]`; a `Resampled` or several; a function `(model, batch, site)`, such as
-                `counterfactual(prompts)`; or a dict of these by site.
+                `[layer batch pos head dim]`; a `Resampled` or several, or `Learned` values; a function `(model, batch,
+                site)`, such as `counterfactual(prompts)`; or a dict of these by site.
             statistics: what centers are computed from, of one site or by site.
             sites: where units are taken away. What statistics, dicts and `Resampled` say goes before; a number or a
                 function alone is for heads, `z`.
@@ -219,7 +220,10 @@ def _read(given: Any, statistics: Statistics, sites: tuple[Site, ...] | None) ->
         return _of_mapping(given, statistics)
     if isinstance(given, Resampled):
         return Values(f"resample-{given.kind}", {given.site: given.values}, given.model)
-    if isinstance(given, list | tuple) and given and all(isinstance(each, Resampled) for each in given):
+    if isinstance(given, Learned):
+        told = f"what it was learned from ({given.cost.positions:,} positions)"
+        return Values(given.method, {given.site: given.values}, given.model, (), told, given.rows)
+    if isinstance(given, list | tuple) and given and all(isinstance(each, Resampled | Learned) for each in given):
         return _joined([_read(each, None, None) for each in given])
     if isinstance(given, Ablation | Ablations):
         raise MismatchError("values are what units are set to, and an ablation says which, too; give its values.")

@@ -54,7 +54,14 @@ def demo(out: Annotated[Path, typer.Option(help="The run folder.")] = Path("runs
 
 for commands in (
     (models.info, models.evaluate, models.ablate),
-    (statistics.collect, statistics.merge, statistics.neurons, statistics.explore, statistics.centers),
+    (
+        statistics.collect,
+        statistics.learn,
+        statistics.merge,
+        statistics.neurons,
+        statistics.explore,
+        statistics.centers,
+    ),
     (circuits.circuit,),
     (studies.study, studies.status, studies.table, studies.export, studies.report),
 ):

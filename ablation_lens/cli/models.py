@@ -14,6 +14,7 @@ from ablation_lens.errors import AblationLensError
 
 if TYPE_CHECKING:
     from ablation_lens.ablation.ablation import Ablation
+    from ablation_lens.measure.learned import Learned
     from ablation_lens.measure.score import Score
     from ablation_lens.neurons.statistics import ActivationStatistics
     from ablation_lens.sites import Site
@@ -50,13 +51,19 @@ def info(
 
 AblationFile = Annotated[
     Path | None,
-    typer.Option("--ablation", help="A file that `Ablation.save` wrote, instead of the next six options."),
+    typer.Option("--ablation", help="A file that `Ablation.save` wrote, instead of the next seven options."),
 ]
 Center = Annotated[
     str | None,
     typer.Option(
         help="What the neurons are set to, such as peak or 'peak bins=64'; `ablation-lens centers` lists them.",
         autocompletion=options.completing(options.CENTERS),
+    ),
+]
+ValuesFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--values", help="A file that `ablation-lens learn` wrote: what neurons are set to, instead of --center."
     ),
 ]
 Fraction = Annotated[float | None, typer.Option(help="Ablate this share of every layer's neurons, drawn at random.")]
@@ -77,7 +84,7 @@ Site_ = Annotated[
     ),
 ]
 
-_NAMED = ("center", "fraction", "seed", "statistics", "site")
+_NAMED = ("center", "values", "fraction", "seed", "statistics", "site")
 
 
 @dataclass(frozen=True)
@@ -86,6 +93,7 @@ class _Asked:
 
     file: Path | None
     center: str | None
+    values: Path | None
     fraction: float | None
     seed: int | None
     neurons: list[str] | None
@@ -102,8 +110,11 @@ class _Asked:
             raise AblationLensError(
                 "say what to ablate: --ablation FILE, or --center peak with --fraction 0.5 or --neuron L2.H1."
             )
-        elif self.center is None:
+        elif self.center is None and self.values is None:
             raise AblationLensError("say what the neurons are set to, such as --center peak.")
+        elif self.values is not None and (self.center, self.statistics) != (None, None):
+            other = "--center" if self.center is not None else "--statistics"
+            raise AblationLensError(f"--values and {other} both say what the neurons are set to; give one of them.")
         elif (self.fraction is None) == (not self.neurons):
             raise AblationLensError(
                 "say which neurons, and once: --fraction 0.5 draws some, --neuron L2.H1 names some."
@@ -116,6 +127,7 @@ class _Asked:
     def found(self, model: str) -> "_Found":
         """With its files read; what is wrong in what was said shows here, before the model is loaded."""
         from ablation_lens.ablation.ablation import Ablation
+        from ablation_lens.measure.learned import Learned
         from ablation_lens.neurons import centers
         from ablation_lens.neurons.statistics import ActivationStatistics
         from ablation_lens.sites import Site
@@ -124,6 +136,13 @@ class _Asked:
         if self.file is not None:
             ablation = Ablation.load(self.file)
             return _Found(self, ablation, None, "", {}, 0, ablation.site)
+        if self.values is not None:
+            learned = Learned.load(self.values)
+            if self.site is not None and Site.of(self.site) is not learned.site:
+                raise AblationLensError(
+                    f"{self.values} is of site {learned.site.value!r}; leave --site out, or give other values."
+                )
+            return _Found(self, None, None, learned.method, {}, 0, learned.site, learned)
         name, parameters = split_label(str(self.center))
         centers.require_parameters(name, parameters)
         known = None
@@ -149,6 +168,7 @@ class _Found:
     parameters: dict[str, Any]
     passes: int
     site: "Site"
+    learned: "Learned | None" = None
 
     def require_fits(self, model: Any) -> None:
         """Raise where the neurons are not this model's, before a corpus is read for them."""
@@ -159,7 +179,16 @@ class _Found:
             return
         if self.statistics is not None:
             self.statistics.provenance.model.require_same(record_of(model), "these statistics are another model's")
+        if self.learned is not None:
+            self.learned.ablation(self._mask(model)).require_fits(model)
         self._mask(model)
+
+    def require_unknown(self, model: Any, plan: "BatchPlan") -> None:
+        """Refuse to score learned values on what they were learned from."""
+        from ablation_lens.tasks.known_rows import require_unknown
+
+        if self.learned is not None:
+            require_unknown(model, plan, self.learned.rows)
 
     def made(self, model: Any, plan: "Callable[[], BatchPlan]") -> "Ablation":
         """The ablation for a model; `plan` says over what the center is collected, where nobody has done so."""
@@ -170,6 +199,8 @@ class _Found:
 
         if self.ablation is not None:
             return self.ablation
+        if self.learned is not None:
+            return self.learned.ablation(self._mask(model))
         known = self.statistics
         if known is None and self.passes:
             known = collect(model, plan(), site=self.site, passes=self.passes)
@@ -192,6 +223,7 @@ class _Found:
         return {
             "file": asked.file,
             "center": asked.center or ablation.center,
+            "values": asked.values,
             "site": ablation.site.value,
             "neurons": int(ablation.mask.sum()),
             "of": ablation.mask.numel(),
@@ -223,6 +255,7 @@ def evaluate(
     model: options.Model,
     ablation: AblationFile = None,
     center: Center = None,
+    values: ValuesFile = None,
     fraction: Fraction = None,
     seed: Seed = None,
     neurons: Neurons = None,
@@ -253,7 +286,7 @@ def evaluate(
     (--neuron).
     """
     announce(f"loading {model}")
-    asked = _Asked(ablation, center, fraction, seed, neurons, statistics, site)
+    asked = _Asked(ablation, center, values, fraction, seed, neurons, statistics, site)
     from ablation_lens.measure.evaluation import evaluate as score_of
     from ablation_lens.measure.metrics import metrics_of
     from ablation_lens.models.load import load_model
@@ -266,6 +299,7 @@ def evaluate(
     given: dict[str, Any] = {} if labels is None else {"labels": labels}
     task = task_for(loaded, corpus, context=context, **given)
     plan = planned(task, split, tokens, images, batch_size)
+    found.require_unknown(loaded, plan)
     made = found.made(loaded, lambda: planned(task, "collect", tokens, images, batch_size))
     with progress_over("evaluating", 2 * len(plan.items), shown=True, unit="documents") as advance:
         before = score_of(loaded, plan, metrics=further, on_batch=advance)
@@ -325,6 +359,7 @@ def ablate(
     prompt: Annotated[str, typer.Argument(help="A text; a masked model's holds its mask token once.")],
     ablation: AblationFile = None,
     center: Center = None,
+    values: ValuesFile = None,
     fraction: Fraction = None,
     seed: Seed = None,
     neurons: Neurons = None,
@@ -349,7 +384,7 @@ def ablate(
     The ablation is said as for `evaluate`.
     """
     announce(f"loading {model}")
-    asked = _Asked(ablation, center, fraction, seed, neurons, statistics, site)
+    asked = _Asked(ablation, center, values, fraction, seed, neurons, statistics, site)
     from ablation_lens.hooked import task_of
     from ablation_lens.measure.prompting import prompt as predictions_after
     from ablation_lens.models.load import load_model

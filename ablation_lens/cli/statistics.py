@@ -1,4 +1,4 @@
-"""The commands about statistics files: `collect` makes one, `merge`, `neurons`, `explore` and `centers` use them."""
+"""The commands about what neurons are set to: `collect` and `learn` make files, `merge`, `neurons`, … use them."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from ablation_lens.cli import options
+from ablation_lens.cli.models import planned
 from ablation_lens.cli.terminal import INTERRUPTED, announce, cell, complain, has_width, say, say_json, show, width
 from ablation_lens.errors import AblationLensError
 from ablation_lens.names import choose
@@ -63,6 +64,105 @@ def collect(
         raise typer.Exit(INTERRUPTED) from None
     write_result(out, statistics.save)
     _tell_of(statistics, out, as_json)
+
+
+def learn(
+    model: options.Model,
+    out: Annotated[Path, typer.Option(help="Where the values go, such as optimal.safetensors.")],
+    method: Annotated[
+        str,
+        typer.Option(
+            help="Such as optimal or 'optimal rate=0.05'; `ablation-lens centers` lists them.",
+            autocompletion=options.completing(options.LEARNED),
+        ),
+    ] = "optimal",
+    share: Annotated[
+        float | None, typer.Option(help="The share of the neurons that is ablated while learning; 0.5 when left out.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="How long. Left out: as long as is usual.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Draws documents and masks.")] = None,
+    statistics: Annotated[
+        Path | None,
+        typer.Option(help="A statistics file or run folder to begin from. Left out: collected now."),
+    ] = None,
+    corpus: options.Corpus = None,
+    tokens: Annotated[
+        int | None, typer.Option(help="How many tokens to learn from. Left out: 100,000, or all there is.")
+    ] = None,
+    images: Annotated[
+        int | None, typer.Option(help="Likewise, for an image model. Left out: 1,000, or all there is.")
+    ] = None,
+    site: Annotated[
+        str | None,
+        typer.Option(
+            help="Which neurons: z (attention), mlp, … (docs/SITES.md). Left out: those of --statistics, or z.",
+            autocompletion=options.completing(options.SITES),
+        ),
+    ] = None,
+    labels: options.Labels = None,
+    context: options.Context = None,
+    batch_size: options.BatchSize = None,
+    dtype: options.Dtype = None,
+    device: options.Device = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Learn what to set ablated neurons to, from the collect split, and save it for --values.
+
+    Ctrl-C keeps the state beside --out; the same command goes on from there.
+    """
+    announce(f"loading {model}")
+    from ablation_lens.files import require_target, write_result
+    from ablation_lens.measure import learners
+    from ablation_lens.models.load import load_model
+    from ablation_lens.neurons.statistics import ActivationStatistics
+    from ablation_lens.sites import Site
+    from ablation_lens.study.methods import split_label
+    from ablation_lens.tasks.tasks import task_for
+
+    name, parameters = split_label(method)
+    typed = {"share": share, "steps": steps, "seed": seed}
+    given: dict[str, Any] = {option: value for option, value in typed.items() if value is not None}
+    if twice := set(parameters) & set(given):
+        raise AblationLensError(f"--method and --{min(twice)} both say {min(twice)}; give it once.")
+    parameters |= given
+    learner = learners.require_parameters(name, parameters)
+    learner.check(**parameters)
+    where = None if site is None else Site.of(site)
+    require_target(out, *(Path(each).expanduser() for each in (model, corpus, labels) if each is not None))
+    known = None
+    if statistics is not None:
+        known = ActivationStatistics.load(options.statistics_file(statistics, model if statistics.is_dir() else None))
+    loaded = load_model(model, dtype=dtype, device=device)
+    further: dict[str, Any] = {} if labels is None else {"labels": labels}
+    plan = planned(task_for(loaded, corpus, context=context, **further), "collect", tokens, images, batch_size)
+    unfinished = out.with_name(f"{out.name}.unfinished")
+    parameters |= {"keep": unfinished} if learner.keeps else {}
+    try:
+        learned = learners.learn(loaded, plan, name, known, site=where, **parameters)
+    except KeyboardInterrupt as interruption:
+        kept = f" It is in {unfinished}." if unfinished.exists() else ""
+        complain((str(interruption) or "interrupted: nothing is kept.") + kept)
+        raise typer.Exit(INTERRUPTED) from None
+    write_result(out, learned.save)
+    unfinished.unlink(missing_ok=True)
+    if as_json:
+        layers, heads, dims = learned.values.shape
+        say_json(
+            "learned",
+            {
+                "file": out,
+                "model": loaded.record.name,
+                "method": learned.method,
+                "site": learned.site.value,
+                "shape": {"layers": layers, "heads": heads, "dims": dims},
+                "settings": learned.settings,
+                "corpus": plan.corpus.to_dict(),
+                "passes": learned.cost.passes,
+                "told": learned.told,
+            },
+        )
+    else:
+        say(f"{learned!r} → {out}")
 
 
 def merge(

@@ -16,6 +16,7 @@ from ablation_lens.escaping import on_one_line
 from ablation_lens.measure.collection import collect
 from ablation_lens.measure.evaluation import evaluate
 from ablation_lens.measure.intervals import difference
+from ablation_lens.measure.learned import Learned
 from ablation_lens.measure.metrics import Better, Given, metrics_of
 from ablation_lens.measure.score import Score
 from ablation_lens.neurons import centers as known_centers
@@ -99,7 +100,7 @@ def compare_centers(
     metric: Given = "cross_entropy",
     *,
     statistics: ActivationStatistics | None = None,
-    centers: Iterable[str] | Mapping[str, Tensor] | None = None,
+    centers: Iterable[str] | Mapping[str, Tensor | Learned] | None = None,
     mask: Any = None,
     fraction: float = 0.5,
     seeds: Sequence[int] | int = SEEDS,
@@ -114,7 +115,7 @@ def compare_centers(
         batches: what it is judged on, as `evaluate` takes it; not what the statistics are from.
         metric: a name out of `al.metrics`, or a function `(logits, batch) -> [row]`.
         statistics: what the centers are computed from; None collects from the model's default corpus.
-        centers: names, or values of your own by name; None takes every center there is.
+        centers: names, or values of your own by name, learned ones among them; None takes every center there is.
         mask: which neurons, as a mask or by name; None draws a `fraction` of every layer for each of the `seeds`.
         fraction: see `mask`.
         seeds: see `mask`.
@@ -146,6 +147,10 @@ def compare_centers(
         statistics = collect(model, collected, site=site, progress=progress)
     _require_statistics(statistics, site)
     require_unknown(model, listed, statistics.rows, [reading.plan for reading in statistics.provenance.plans])
+    for each in centers.values() if isinstance(centers, Mapping) else ():
+        if isinstance(each, Learned):
+            _require_learned(each, statistics)
+            require_unknown(model, listed, each.rows)
     values, left_out = _values(statistics, centers)
     masks, what = _masks(statistics, mask, fraction, seeds)
     # Once: the checksum of the weights takes time, and none of what follows changes them.
@@ -202,12 +207,23 @@ def _require_statistics(statistics: Any, site: Site | str | None) -> None:
         )
 
 
+def _require_learned(learned: Learned, statistics: ActivationStatistics) -> None:
+    if learned.site is not statistics.site:
+        raise MismatchError(
+            f"these values were learned for {learned.site.value}, and the statistics are of {statistics.site.value!r}; "
+            "give statistics of that site."
+        )
+    if learned.model is not None:
+        learned.model.require_same(statistics.provenance.model, "these values were learned for another model")
+
+
 def _values(
-    statistics: ActivationStatistics, centers: Iterable[str] | Mapping[str, Tensor] | None
+    statistics: ActivationStatistics, centers: Iterable[str] | Mapping[str, Tensor | Learned] | None
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """What the neurons are set to, by name, and which centers cannot be had."""
     if isinstance(centers, Mapping) and centers:
-        return dict(centers), {}
+        given = {name: each.values if isinstance(each, Learned) else each for name, each in centers.items()}
+        return given, {}
     if centers is not None:
         wanted = [centers] if isinstance(centers, str) else list(centers)
         if not wanted:

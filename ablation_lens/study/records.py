@@ -196,7 +196,7 @@ def learned_facts(facts: Mapping[str, Any], method: Method, fraction: float) -> 
 
     Of documents and model as statistics are; what is scored changes none of them.
     """
-    found = {"statistics": statistics_key(facts, method.passes), "method": method.label}
+    found: dict[str, Any] = {"statistics": statistics_key(facts, method.passes), "method": method.label}
     share, version = method.share_at(fraction), learners.about(method.name).version
     found |= {} if share is None else {"share": share}
     return found | ({"version": version} if version > 1 else {})

@@ -8,6 +8,7 @@ import torch
 
 import ablation_lens as al
 from ablation_lens.errors import MismatchError
+from ablation_lens.tasks.known_rows import row_digests
 from ablation_lens.tasks.plans import Batch
 
 
@@ -167,3 +168,24 @@ def test_centers_of_another_model_are_refused(task, statistics):
 def test_what_cannot_be_compared_is_one_sentence(options, said, model, task, statistics):
     with pytest.raises(MismatchError, match=said):
         al.compare_centers(model, task.batches(tokens=300), **{"statistics": statistics, **options}, progress=False)
+
+
+def test_learned_values_are_ranked_beside_centers_and_not_on_what_they_are_from(model, task, statistics):
+    plan = task.batches(tokens=300)
+    learned = al.learn(
+        model, task.batches(split="collect", tokens=1000), statistics=statistics, steps=1, progress=False
+    )
+    options = {"statistics": statistics, "seeds": [1], "progress": False}
+    ranking = al.compare_centers(model, plan, centers={"learned": learned, "same": learned.values}, **options)
+    assert ranking.frame["value"].nunique() == 1
+    with pytest.raises(MismatchError, match="very documents they would be judged on"):
+        al.compare_centers(model, task.batches(split="collect", tokens=300), centers={"learned": learned}, **options)
+    judged = replace(learned, rows=row_digests(next(iter(plan)), "causal-lm").flatten())
+    with pytest.raises(MismatchError, match="very documents they would be judged on"):
+        al.compare_centers(model, plan, centers={"learned": judged}, **options)
+    with pytest.raises(MismatchError, match="learned for another model"):
+        al.compare_centers(
+            model, plan, centers={"learned": replace(learned, model=replace(learned.model, d_head=3))}, **options
+        )
+    with pytest.raises(MismatchError, match="learned for mlp"):
+        al.compare_centers(model, plan, centers={"learned": replace(learned, site=al.Site.MLP)}, **options)
