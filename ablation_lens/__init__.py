@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from ablation_lens.neurons.statistics import ActivationStatistics
     from ablation_lens.records import ModelRecord, record_of
     from ablation_lens.sites import Site
+    from ablation_lens.study.recommendation import recommend
     from ablation_lens.study.results import Results
     from ablation_lens.study.study import Study
     from ablation_lens.tasks.plans import Batch
@@ -59,6 +60,7 @@ __all__ = [
     "plots",
     "prompt",
     "random_neurons",
+    "recommend",
     "record_of",
     "resampling",
     "task_for",
@@ -88,6 +90,7 @@ _HOMES = {
     "named_neurons": "ablation.masks",
     "prompt": "measure.prompting",
     "random_neurons": "ablation.masks",
+    "recommend": "study.recommendation",
     "record_of": "records",
     "task_for": "tasks.tasks",
     "top_neurons": "ablation.masks",

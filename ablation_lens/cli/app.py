@@ -63,7 +63,7 @@ for commands in (
         statistics.centers,
     ),
     (circuits.circuit,),
-    (studies.study, studies.status, studies.table, studies.export, studies.report),
+    (studies.recommend, studies.study, studies.status, studies.table, studies.export, studies.report),
 ):
     for command in commands:
         app.command()(command)

@@ -1,4 +1,4 @@
-"""The commands around studies: `study`, `status`, `table`, `export`, `report`."""
+"""The commands around studies: `recommend`, `study`, `status`, `table`, `export`, `report`."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -142,6 +142,82 @@ def study(
         complain(f"{len(results.failed)} failed{more}; run the same again to retry them.")
         raise typer.Exit(1)
     _exit_1_if_cells_are_missing(results)
+
+
+def recommend(
+    model: options.Model,
+    fractions: Annotated[
+        list[float] | None,
+        typer.Option("--fraction", help="A share of the neurons; repeat. Left out: 0.1, 0.5 and 0.9."),
+    ] = None,
+    centers: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--center",
+            help="What to compare; repeat. Left out: zero, mean, median, peak, peak-kde and optimal.",
+            autocompletion=options.completing(options.METHODS),
+        ),
+    ] = None,
+    learned: Annotated[
+        bool, typer.Option("--learned/--no-learned", help="Whether centers that are learned are among them.")
+    ] = True,
+    seeds: Annotated[int, typer.Option(help="How many masks at every fraction.", min=1)] = 10,
+    metric: Annotated[str, typer.Option(help="What is lost, such as cross_entropy or kl.")] = "cross_entropy",
+    site: options.Site = "z",
+    folder: Annotated[Path | None, typer.Option(help="Where the study is kept, to be gone on with.")] = None,
+    corpus: options.Corpus = None,
+    tokens: Annotated[
+        int | None,
+        typer.Option(help="Tokens of either split. Left out: 20,000 to collect, 10,000 to judge, or all there is."),
+    ] = None,
+    images: Annotated[
+        int | None, typer.Option(help="Likewise, for an image model. Left out: 1,000 and 500, or all there is.")
+    ] = None,
+    labels: options.Labels = None,
+    context: options.Context = None,
+    dtype: options.Dtype = None,
+    device: options.Device = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Say what to set ablated neurons to in a model: which center loses least, at what cost, and how sure that is.
+
+    A small study; with --folder the same command goes on after Ctrl-C.
+    """
+    announce(f"loading {model}")
+    from ablation_lens.models.load import load_model
+    from ablation_lens.study.methods import Method
+    from ablation_lens.study.recommendation import recommend as recommendation_of
+    from ablation_lens.tasks.tasks import task_for
+
+    for each in centers or ():  # before the model is loaded
+        Method.parse(each)
+    loaded = load_model(model, dtype=dtype, device=device)
+    given: dict[str, Any] = {} if labels is None else {"labels": labels}
+    task = task_for(loaded, corpus, context=context, **given)
+    asked: dict[str, Any] = {"fractions": fractions} if fractions else {}
+    try:
+        found = recommendation_of(
+            loaded,
+            task,
+            centers=centers or None,
+            learned=learned,
+            seeds=seeds,
+            metric=metric,
+            site=site,
+            tokens=tokens,
+            images=images,
+            folder=folder,
+            **asked,
+        )
+    except KeyboardInterrupt as interruption:
+        complain(str(interruption) or "interrupted: nothing is kept.")
+        raise typer.Exit(INTERRUPTED) from None
+    if as_json:
+        say_json("recommendation", {"folder": folder, **found.to_dict()})
+    else:
+        say_lines(repr(found))
+    if found.left_out:
+        raise typer.Exit(1)
 
 
 def status(folder: options.Run, as_json: options.AsJson = False) -> None:

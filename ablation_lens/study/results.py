@@ -211,6 +211,7 @@ class Results:
         failed: what went wrong in the run that gave these results.
         left_out: methods of that run that apply to none of its models.
         unreadable: what is left out because a file is damaged, each with the way out.
+        own: the keys of the cells of that run.
     """
 
     def __init__(self, folder: StudyFolder, cells: "_Cells", failed: Sequence[str], left_out: Sequence[str]) -> None:
@@ -218,6 +219,7 @@ class Results:
         self.unreadable, self._scores, self._groups = cells.unreadable, cells.scores, cells.groups
         self.better: dict[str, str | None] = BETTER | {name: told.get("better") for name, told in cells.further.items()}
         self.frame = cells.frame
+        self.own = frozenset(cells.own)
 
     @property
     def metrics(self) -> tuple[str, ...]:

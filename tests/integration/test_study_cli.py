@@ -6,6 +6,7 @@ import sys
 import pandas as pd
 import pytest
 
+import ablation_lens as al
 from ablation_lens.runs.folder import MARKER, key_of
 from ablation_lens.study.results import Results, UnreadableFile
 from ablation_lens.study.study import Study
@@ -430,3 +431,17 @@ def test_a_damaged_file_is_said_and_not_counted(command, run):
     assert code == 1
     assert "4 cells done" in out
     assert place.name in errors
+
+
+def test_recommend_says_as_python_does_what_to_take(command):
+    asked = ("--center", "zero", "--center", "mean", "--fraction", "0.5", "--seeds", "2", "--images", "24")
+    told = answered(command("recommend", "tiny-vit", *asked, "--json"), "recommendation")
+    options = {"centers": ["zero", "mean"], "fractions": 0.5, "seeds": 2, "images": 24, "progress": False}
+    found = al.recommend("tiny-vit", **options)
+    assert (told["recommended"], told["told"]) == (found.best(), found.told())
+    assert told["fractions"][0]["told"] == found.told(0.5)
+    code, out, _ = command("recommend", "tiny-vit", *asked)
+    assert (code, found.told() in out) == (0, True)
+    code, out, errors = command("recommend", "tiny-vit", "--center", "paek")
+    assert (code, out) == (2, "")
+    assert "did you mean 'peak'" in errors
