@@ -155,7 +155,12 @@ def test_interrupted_and_gone_on_with_gives_the_same(tmp_path):
         optimal(model, TOKENS, stats, objective={"far": stopping}, keep=tmp_path / "state", **options)
     assert isinstance(caught.value.found, Learned)
     assert not caught.value.found.settings["finished"]
-    again = optimal(model, TOKENS, stats, objective={"far": QUADRATIC}, keep=tmp_path / "state", **options)
+    # Fewer calls than from the beginning: the first steps are not taken again.
+    counted, afresh = Stopping(at=None), Stopping(at=None)
+    counting, anew = (al.metrics.Metric(each, better="lower") for each in (counted, afresh))
+    again = optimal(model, TOKENS, stats, objective={"far": counting}, keep=tmp_path / "state", **options)
+    optimal(model, TOKENS, stats, objective={"far": anew}, **options)
+    assert counted.calls < afresh.calls - 5
     assert torch.equal(again.values, whole.values)
     assert again.cost == whole.cost
     assert torch.equal(again.further["history"], whole.further["history"])
