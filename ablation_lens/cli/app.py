@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 import typer.main
 
-from ablation_lens.cli import circuits, models, statistics, studies
+from ablation_lens.cli import circuits, experiments, models, statistics, studies
 from ablation_lens.cli.options import name_options
 from ablation_lens.cli.terminal import INTERRUPTED, announce, complain, give_up, prepare, say
 from ablation_lens.errors import AblationLensError
@@ -62,7 +62,7 @@ for commands in (
         statistics.explore,
         statistics.centers,
     ),
-    (circuits.circuit,),
+    (circuits.circuit, experiments.experiment),
     (studies.recommend, studies.study, studies.status, studies.table, studies.export, studies.report),
 ):
     for command in commands:
