@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 # The stamp remembers what was installed: nothing is reinstalled until the lock or the project file changes.
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check types lint lint-js test-js format bench notebooks lock env clean
+.PHONY: demo test check types lint lint-js test-js format bench notebooks findings lock env clean
 
 env: $(STAMP)
 
@@ -58,6 +58,10 @@ bench: $(STAMP)
 # What the notebooks show, as pages; needs a Chrome or Chromium for the figures.
 notebooks: $(STAMP)
 	$(BIN)/python scripts/notebooks.py
+
+# The experiments of docs/FINDINGS.md on the zoo, anew or gone on with; FULL=1 for the full grids, which take hours.
+findings: $(STAMP)
+	$(BIN)/python scripts/findings.py $(if $(FULL),--full)
 
 # Resolve every dependency anew in a throwaway environment and pin what came out.
 lock:

@@ -34,6 +34,9 @@ IMAGES = 1000
 FULL_TOKENS = 10_000
 """That are judged in a full grid."""
 
+IMAGE_SIZES = (15, 30, 60, 120)
+"""Of collections of images."""
+
 OTHERS: Mapping[str, str] = MappingProxyType({"stdlib": "stdlib-code", "digits": "digits-inverted"})
 """Which corpus is the other one, where nobody names one."""
 
@@ -142,6 +145,8 @@ def _stability(given: Materials, options: Options) -> Any:
     from ablation_lens.measure.collection import collect
 
     others = {name: collect(given.model, plan, site=given.site) for name, plan in given.others.items()}
+    if given.judged.task == "image-classification":
+        options = {"sizes": IMAGE_SIZES} | options
     return compare_collections(
         given.model, given.judged, _known(given), given.sample, others=others, folder=given.folder, **options
     )
