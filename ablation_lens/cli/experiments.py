@@ -124,7 +124,7 @@ def experiment(
         say_json("experiment", values | {"text": repr(done.found), "rows": done.found.frame.to_dict("records")})
     else:
         say_lines(repr(done.found))
-        say(f"{' and '.join(path.name for path in done.files.values())} → {out}")
+        say(f"{', '.join(path.name for path in done.files.values())} → {out}")
 
 
 def _read(name: str, file: Path | None, model: str) -> "ActivationStatistics | None":

@@ -120,7 +120,7 @@ class Done:
     site: str
     found: Any
     files: Mapping[str, Path]
-    figures: "Mapping[str, go.Figure]" = field(default_factory=dict)
+    figures: "Mapping[str, go.Figure]" = field(default_factory=dict, repr=False)
 
 
 # ---------------------------------------------------------------------- the experiments

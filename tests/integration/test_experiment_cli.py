@@ -31,7 +31,7 @@ def done(tmp_path_factory):
 
 
 def test_the_table_the_figure_and_the_statistics_are_in_the_folder(done):
-    rows = list(csv.DictReader(done.files["csv"].open(encoding="utf-8")))
+    rows = list(csv.DictReader(done.files["csv"].read_text(encoding="utf-8").splitlines()))
     assert [row["unit"] for row in rows] == done.found.frame["unit"].tolist()
     page = done.files["html"].read_text(encoding="utf-8")
     assert "Plotly.newPlot" in page

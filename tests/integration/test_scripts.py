@@ -42,7 +42,12 @@ def script(monkeypatch, capsys):
 
 def test_every_script_is_run_here():
     assert {path.name for path in (ROOT / "benchmarks").glob("*.py")} == {*BENCHMARKS, "peak_memory.py"}
-    assert {path.name for path in (ROOT / "scripts").glob("*.py")} == {"lock.py", "notebooks.py", "pictures.py"}
+    assert {path.name for path in (ROOT / "scripts").glob("*.py")} == {
+        "findings.py",
+        "lock.py",
+        "notebooks.py",
+        "pictures.py",
+    }
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)
@@ -53,6 +58,18 @@ def test_a_benchmark(script, name):
 def test_what_a_benchmark_does_in_a_process_of_its_own(script, tmp_path):
     assert float(script(ROOT / "benchmarks" / "collection.py", "--child", "2000")) > 0
     assert float(script(ROOT / "benchmarks" / "loading_memory.py", "--child", "imports", str(tmp_path))) > 0
+
+
+def test_findings(script, tmp_path):
+    if shutil.which("chromium") is None:
+        pytest.skip("CHROMIUM IS MISSING: the figures of the findings are not drawn (apt-get install chromium)")
+    places = ("--out", str(tmp_path), "--cache", str(tmp_path / "c"))
+    asked = ("layers", "--models", "tiny-opt", "--tokens", "300", *places)
+    assert script(ROOT / "scripts" / "findings.py", *asked).startswith("Damage by layer and head (tiny-opt, z)")
+    page = (tmp_path / "layers.md").read_text(encoding="utf-8")
+    for name in ("layers", "layers-whole"):
+        assert f"({name}.png)" in page
+        assert 2_000 < (tmp_path / f"{name}.png").stat().st_size <= 60_000
 
 
 def test_pictures(script, tmp_path):
