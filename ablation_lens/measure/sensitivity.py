@@ -134,8 +134,11 @@ class _Sums:
         row = Asked.of(batch).row
         counted = batch.counted(self.include_bos)
         weight, weighted, backward = torch.zeros_like(self.weight), torch.zeros_like(self.weight), 0
-        for said, shares in self._objectives(log_p, row, digests):
-            gradients = torch.autograd.grad(said, seen.additions(), retain_graph=True, allow_unused=True)
+        objectives = list(self._objectives(log_p, row, digests))
+        for number, (said, shares) in enumerate(objectives, start=1):
+            # The last one frees what the run has kept, layer by layer.
+            kept = number < len(objectives)
+            gradients = torch.autograd.grad(said, seen.additions(), retain_graph=kept, allow_unused=True)
             for layer, gradient in enumerate(gradients):
                 # None in a layer on which nothing that is scored depends.
                 if gradient is not None:
