@@ -257,7 +257,7 @@ def recommend(
     study = Study(
         models=[loaded],
         methods=[each.label for each in methods],
-        fractions=[fractions] if isinstance(fractions, int | float) else list(fractions),  # type: ignore[arg-type]
+        fractions=[fractions] if isinstance(fractions, int | float) else list(fractions),
         seeds=list(seeds),  # type: ignore[arg-type]
         batches=_batches(loaded, task, tokens, images),
         metrics={name: measured},
@@ -316,15 +316,16 @@ def _recommended(results: Results, study: Study, metric: str) -> Recommendation:
     record = results.record(group)
     rows = []
     summary = results.summary()
-    for fraction, here in summary.groupby("fraction"):
+    for fraction in sorted(map(float, summary["fraction"].unique())):
+        here = summary[summary["fraction"] == fraction]
         better = str(results.better[metric])
         found = here.sort_values(metric, ascending=better == "lower", kind="stable").to_dict("records")
-        passes = {row["method"]: _passes_of(results, record, row["method"], float(fraction)) for row in found}
+        passes = {row["method"]: _passes_of(results, record, row["method"], fraction) for row in found}
         alike = [row["method"] for row in found if row[f"{metric}_as_best"]]
         taken = min(alike, key=lambda label: _order(label, passes[label]))
         rows += [
             {
-                "fraction": float(fraction),
+                "fraction": fraction,
                 "center": row["method"],
                 "value": row[metric],
                 "sd": row[f"{metric}_sd"],
