@@ -46,8 +46,7 @@ class Predictability:
         """A row per feature."""
         import pandas
 
-        rows = self.explained | ({} if self.repeated is None else {"a second learning": self.repeated})
-        return pandas.DataFrame({"feature": list(rows), "explained": list(rows.values())})
+        return pandas.DataFrame(list(self._rows()), columns=["feature", "explained"])
 
     def __repr__(self) -> str:
         told = [f"  {on_one_line(str(name)):<20} {share:+.3f}" for name, share in self._rows()]

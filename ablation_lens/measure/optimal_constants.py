@@ -17,6 +17,7 @@ from ablation_lens.measure.metrics import Given, metrics_of
 from ablation_lens.measure.resampling import digest_of
 from ablation_lens.neurons.statistics import ActivationStatistics
 from ablation_lens.sites import Hook, Site
+from ablation_lens.tasks.given import batches_of
 from ablation_lens.tasks.inputs import told
 
 METHOD = "optimal"
@@ -113,6 +114,7 @@ def optimal(
         raise MismatchError(
             f"whether more of {name} is better cannot be told; give al.metrics.Metric(function, better='lower')."
         )
+    batches = batches_of(model, batches, keep=True, scored=True)
     statistics = statistics_of(model, batches, statistics, site, progress)
     masking = Masking(share if isinstance(share, tuple) else (float(share), float(share)), unit)
     wanted = steps_of(model) if steps is None else steps
@@ -136,15 +138,9 @@ def optimal(
 
     def made(found: Descended) -> Learned:
         tried = found.checked * len(scores)
-        told = (
-            f"begun from {chosen}, "
-            + (
-                f"best after {found.best} of {schedule.steps} steps"
-                if found.best
-                else "and kept, as no state was better"
-            )
-            + f": {name} {sign(metric) * found.gain.difference:+.4f} on the documents held back"
-        )
+        best = f"best after {found.best} of {schedule.steps} steps" if found.best else "kept, as no state was better"
+        gain = sign(metric) * found.gain.difference
+        told = f"begun from {chosen}, {best}: {name} {gain:+.4f} on the documents held back"
         return Learned(
             METHOD if name == "cross_entropy" else f"{METHOD}-{name}",
             begun[chosen] + scale * found.offsets,

@@ -99,6 +99,12 @@ def test_a_dead_neuron_stays_where_it_is():
     assert not torch.equal(learned.values, stats.mean)
 
 
+def test_an_iterator_is_read_once():
+    model, options = one_head(), {"objective": QUADRATIC, "steps": 2, "progress": False}
+    once = optimal(model, iter([TOKENS[:20], TOKENS[20:]]), **options)
+    assert torch.equal(once.values, optimal(model, [TOKENS[:20], TOKENS[20:]], **options).values)
+
+
 def test_equal_rows_are_on_one_side():
     twice = torch.cat([TOKENS, TOKENS.flip(0)])
     lesson = Lesson.of(one_head(), [twice[:30], twice[30:]], 8, 0.25)
