@@ -78,11 +78,12 @@ def draw(figure: Any, path: Path) -> None:
     """A figure as a small PNG."""
     figure.layout.updatemenus = ()  # buttons do nothing in a picture
     height = figure.layout.height or 450
-    # Few colors first: a picture of lines looks the same with 32 of them.
-    for scale, colors in ((1.5, 256), (1.5, 64), (1.25, 32), (1.0, 32), (1.0, 16)):
+    for scale, colors in ((1.5, 256), (1.25, 128), (1.0, 128), (1.0, 64), (0.8, 64)):
         raw = plotly.io.to_image(figure, "png", width=figure.layout.width or 960, height=height, scale=scale)
         small = io.BytesIO()
-        Image.open(io.BytesIO(raw)).convert("RGB").quantize(colors).save(small, "png", optimize=True)
+        image = Image.open(io.BytesIO(raw)).convert("RGB")
+        # By coverage: few pixels have the color of a center, and these must not become grey.
+        image.quantize(colors, Image.Quantize.MAXCOVERAGE).save(small, "png", optimize=True)
         if len(small.getvalue()) <= LARGEST:
             break
     path.write_bytes(small.getvalue())
