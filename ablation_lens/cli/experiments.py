@@ -50,7 +50,7 @@ def experiment(
         typer.Option(
             "--center",
             help="What neurons are set to; repeat. Left out: the experiment's own choice.",
-            autocompletion=options.completing(options.CENTERS),
+            autocompletion=options.completing((*options.CENTERS, *options.LEARNED)),
         ),
     ] = None,
     fractions: Annotated[

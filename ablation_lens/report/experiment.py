@@ -215,7 +215,8 @@ def _centers(given: Materials, options: Options) -> Any:
 def _draw_centers(found: Any) -> "Iterator[tuple[str, go.Figure]]":
     from ablation_lens import plots
 
-    yield "", plots.better_centers(found)
+    for place, metric in enumerate(found.unablated):
+        yield metric if place else "", plots.better_centers(found, metric)
 
 
 def _known(given: Materials) -> "ActivationStatistics":
