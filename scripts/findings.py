@@ -41,6 +41,7 @@ class Part:
         models: all that it is done with.
         site: where the neurons are.
         options: what is asked otherwise than by default.
+        tokens: how many are judged of a model, where not as by default.
     """
 
     label: str
@@ -49,11 +50,13 @@ class Part:
     models: Sequence[str] = zoo.NAMES
     site: str = "z"
     options: Mapping[str, Any] = field(default_factory=dict)
+    tokens: Mapping[str, int] = field(default_factory=dict)
 
     def command(self, model: str) -> str:
         """What a reader types."""
         words = ["ablation-lens experiment", self.experiment, model, *(["--site mlp"] if self.site == "mlp" else [])]
         words += [f"--{option} {value}" for option, value in self.options.items()]
+        words += [f"--tokens {self.tokens[model]}"] if model in self.tokens else []
         return " ".join([*words, f"--out runs/{self.label}"])
 
 
@@ -61,13 +64,13 @@ PAGES: Mapping[str, Sequence[Part]] = MappingProxyType(
     {
         "curves": (Part("curves", "curves", "tiny-opt"),),
         "stability": (Part("stability", "stability", "tiny-opt"),),
-        "layers": (Part("layers", "layers", "tiny-opt"),),
+        "layers": (Part("layers", "layers", "tiny-opt", tokens={"tiny-opt": 10_000}),),
         "atypical": (Part("atypical", "atypical", "tiny-mistral"),),
         "processing": (Part("processing", "processing", "tiny-opt", ("tiny-opt", "tiny-mistral")),),
         "centers": (Part("centers", "centers", "tiny-opt"),),
         "mlp": (
             Part("mlp-curves", "curves", "tiny-opt", site="mlp"),
-            Part("mlp-layers", "layers", "tiny-opt", site="mlp"),
+            Part("mlp-layers", "layers", "tiny-opt", site="mlp", tokens={"tiny-opt": 10_000}),
             Part("mlp-centers", "centers", "tiny-opt", ("tiny-opt", "tiny-vit"), "mlp", {"steps": 60, "seeds": 3}),
         ),
     }
@@ -106,7 +109,9 @@ def measure(part: Part, model: str, arguments: argparse.Namespace) -> Done:
     """One experiment on one model, or what is there of it already."""
     loaded = al.load_model(model)
     task = al.task_for(loaded)
-    sizes = {} if arguments.tokens is None else {task.unit: arguments.tokens, f"collect_{task.unit}": arguments.tokens}
+    sizes = {"tokens": part.tokens[model]} if model in part.tokens and not arguments.full else {}
+    if arguments.tokens is not None:
+        sizes = {task.unit: arguments.tokens, f"collect_{task.unit}": arguments.tokens}
     return conduct(
         part.experiment,
         loaded,
