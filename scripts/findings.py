@@ -55,10 +55,18 @@ class Part:
     def command(self, model: str) -> str:
         """What a reader types."""
         words = ["ablation-lens experiment", self.experiment, model, *(["--site mlp"] if self.site == "mlp" else [])]
-        words += [f"--{option} {value}" for option, value in self.options.items()]
+        for option, value in self.options.items():
+            several = value if isinstance(value, list) else [value]
+            name = {"centers": "center", "fractions": "fraction"}.get(option, option)
+            words += [f"--{name} {each}" for each in several]
         words += [f"--tokens {self.tokens[model]}"] if model in self.tokens else []
         return " ".join([*words, f"--out runs/{self.label}"])
 
+
+FEW: Mapping[str, Any] = MappingProxyType(
+    {"centers": ["zero", "mean", "median", "peak", "optimal"], "fractions": [0.5], "seeds": 3, "steps": 60}
+)
+"""Learning constants for thousands of MLP neurons takes long; this says roughly what it gives."""
 
 PAGES: Mapping[str, Sequence[Part]] = MappingProxyType(
     {
@@ -71,7 +79,7 @@ PAGES: Mapping[str, Sequence[Part]] = MappingProxyType(
         "mlp": (
             Part("mlp-curves", "curves", "tiny-opt", site="mlp"),
             Part("mlp-layers", "layers", "tiny-opt", site="mlp", tokens={"tiny-opt": 10_000}),
-            Part("mlp-centers", "centers", "tiny-opt", ("tiny-opt", "tiny-vit"), "mlp", {"steps": 60, "seeds": 3}),
+            Part("mlp-centers", "centers", "tiny-opt", ("tiny-opt", "tiny-vit"), "mlp", FEW),
         ),
     }
 )
