@@ -412,7 +412,8 @@ def _planned(task: "Task", split: str, tokens: int | None, images: int | None, u
     with warnings.catch_warnings():
         # Nobody asked for so many: all there is will do.
         warnings.simplefilter("ignore", CorpusSizeWarning)
-        return task.batches(split=split, **{task.unit: IMAGES if task.unit == "images" else usual})
+        size: dict[str, Any] = {task.unit: IMAGES if task.unit == "images" else usual}
+        return task.batches(split=split, **size)
 
 
 def _passes(options: Options) -> int:
