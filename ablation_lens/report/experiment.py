@@ -421,7 +421,7 @@ def _passes(options: Options) -> int:
     from ablation_lens.neurons import centers
 
     asked = [*(options.get("centers") or ()), *(options.get("asked") or ())]
-    return max(1, *(centers.about(name).passes for name in asked if name in centers.names()), 1)
+    return max([1, *(centers.about(name).passes for name in asked if name in centers.names())])
 
 
 def _statistics(model: Any, sample: "BatchPlan", site: "Site", passes: int, out: Path) -> "ActivationStatistics":
