@@ -19,6 +19,7 @@ from torch import Tensor
 from ablation_lens.errors import CorpusError, FileFormatError, MismatchError
 from ablation_lens.files import load_tensors, save_tensors
 from ablation_lens.hooked import task_of
+from ablation_lens.measure.forward import ordinary, require_ordinary
 from ablation_lens.measure.intervals import Interval, difference
 from ablation_lens.measure.metrics import Metric
 from ablation_lens.measure.readout import Readout
@@ -154,7 +155,7 @@ class Lesson:
         """Divide what `collect` takes by content: equal rows are on one side."""
         padding = Padding(model, stacklevel=4)
         task = task_of(model)
-        listed = [padding.marked(each) for each in batches_of(model, batches, keep=True, scored=True)]
+        listed = [ordinary(padding.marked(each)) for each in batches_of(model, batches, keep=True, scored=True)]
         digests = [row_digests(batch, task) for batch in listed]
         # Spread by another digest: of masked models' rows, the first way depends on what is hidden.
         keys = [[_spread(way) for way in digest[:, -1].tolist()] for digest in digests]
@@ -419,6 +420,7 @@ def generator_for(seed: int, what: str) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(drawn[:7], "big"))
 
 
+@torch.inference_mode(False)
 def descend(
     lesson: Lesson,
     repair: Repair,
@@ -448,6 +450,7 @@ def descend(
         title: for the bar.
         progress: show one.
     """
+    require_ordinary(lesson.model)
     about = {**(facts or {}), "schedule": schedule.to_dict(), "masking": masking and masking.to_dict()}
     run = _Descent(lesson, repair, metric, masking, shape, schedule)
     first, weights = run.check(torch.zeros(repair.shape, device=run.device))

@@ -61,6 +61,7 @@ class Constants:
         return replace
 
 
+@torch.inference_mode(False)
 def optimal(
     model: Any,
     batches: Any,

@@ -105,6 +105,13 @@ def test_an_iterator_is_read_once():
     assert torch.equal(once.values, optimal(model, [TOKENS[:20], TOKENS[20:]], **options).values)
 
 
+def test_under_inference_mode_it_learns_the_same():
+    model, options = one_head(), {"objective": QUADRATIC, "steps": 2, "progress": False}
+    with torch.inference_mode():
+        inside = optimal(model, TOKENS.clone(), **options)
+    assert torch.equal(inside.values, optimal(model, TOKENS, **options).values)
+
+
 def test_equal_rows_are_on_one_side():
     twice = torch.cat([TOKENS, TOKENS.flip(0)])
     lesson = Lesson.of(one_head(), [twice[:30], twice[30:]], 8, 0.25)
