@@ -11,6 +11,7 @@ from ablation_lens.errors import MismatchError
 from ablation_lens.escaping import for_plotly
 from ablation_lens.experiments.controls import CONTROLS, Benefit, BetterCenters
 from ablation_lens.experiments.damage import unit_of
+from ablation_lens.plots.metrics import shown_metric
 from ablation_lens.plots.template import FAINT, LENS_TEMPLATE, add_frame, line_of, lines, symbol_of
 
 
@@ -47,7 +48,8 @@ def better_centers(found: BetterCenters, metric: str = "cross_entropy", *, templ
         range=[len(methods) - 0.5, -0.5],
         showgrid=False,
     )
-    note = f"{for_plotly(found.model)} · {found.site} · {found.masks} masks · in brackets: passes over the documents"
+    about = f"{for_plotly(found.model)} · {found.site} · {shown_metric(metric).name} · {found.masks} masks"
+    note = f"{about} · in brackets: passes over the documents"
     height = 190 + 26 * len(methods)
     return add_frame(figure, "Better centers", note, template, height=height, margin={"t": 105, "b": 60, "l": 190})
 
