@@ -15,7 +15,7 @@ only what they change.
 import hashlib
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,9 +30,10 @@ from ablation_lens.circuits.curves import Curves, faithfulness_curve
 from ablation_lens.circuits.discovery import Discovery, discover, require_search
 from ablation_lens.circuits.effects import Effects
 from ablation_lens.circuits.halving import FROM_PROMPTS, Halves
-from ablation_lens.circuits.judging import Faithfulness
+from ablation_lens.circuits.judging import Faithfulness, require_other_inputs
 from ablation_lens.circuits.knockout import knockout_effects
 from ablation_lens.circuits.prompting import Prompts
+from ablation_lens.circuits.setting import Setting
 from ablation_lens.circuits.units import units_of
 from ablation_lens.circuits.values import Values
 from ablation_lens.errors import FileFormatError, MismatchError
@@ -53,6 +54,8 @@ ANALYSIS, REFUSAL, FOUND = "analysis of circuits", "refusal", "circuit that was 
 POSITION_MEAN = "position-mean"
 OF_INPUTS = (POSITION_MEAN, "counterfactual")
 """Values that depend on the input, by the names that are taken beside those of centers."""
+
+_LEARN_FROM_OTHERS = "learn from others, such as a corpus, or the half of the prompts that circuits are found on"
 
 
 # ---------------------------------------------------------------------- what its files say
@@ -79,6 +82,7 @@ class AnalysisSettings(Record):
         corpus: which one; None for the model's own.
         tokens: how much of it; None for as much as usual.
         dtype: what the model computes in; None for what it is loaded in.
+        values: paths of files of learned values, which are tried beside the centers.
     """
 
     model: str
@@ -97,15 +101,23 @@ class AnalysisSettings(Record):
     corpus: str | None = None
     tokens: int | None = None
     dtype: str | None = None
+    values: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values; without learned values as before there were any, so that keys stay as they are."""
+        told = super().to_dict()
+        if not self.values:
+            del told["values"]
+        return told
 
     def differences(self, other: "AnalysisSettings") -> list[str]:
         """In which settings another analysis differs, in words."""
-        mine, theirs = self.to_dict(), other.to_dict()
+        mine, theirs = vars(self), vars(other)
         return [f"{name}: {_told(theirs[name])} before" for name in mine if mine[name] != theirs[name]]
 
 
 def _told(value: Any) -> str:
-    return " and ".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
+    return " and ".join(map(str, value)) or "none" if isinstance(value, tuple | list) else str(value)
 
 
 @dataclass(frozen=True)
@@ -119,10 +131,10 @@ class AnalysisRecord(Record):
         prompts: their digest.
         about_prompts: what they are, in words.
         statistics: site → key, of those that were collected for this.
-        knockouts: center → key of exact effects of heads (or layers).
-        attributions: center → key of attributions of neurons.
+        knockouts: center (or name of learned values) → key of exact effects of heads (or layers).
+        attributions: the same → key of attributions of neurons.
         curves: their key.
-        circuits: center → key of the circuit found with it.
+        circuits: the same → key of the circuit found with it.
     """
 
     settings: AnalysisSettings
@@ -138,16 +150,27 @@ class AnalysisRecord(Record):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("knockouts", "attributions", "circuits"):
-            part = getattr(self, name)
-            if set(part) != set(self.settings.centers):
+        learned = self.knockouts.keys() - set(self.settings.centers)
+        # Files sort what they hold by name.
+        names = (*self.settings.centers, *sorted(learned))
+        for field in ("knockouts", "attributions", "circuits"):
+            part = getattr(self, field)
+            if set(part) != set(names) or bool(learned) != bool(self.settings.values):
                 raise ValueError("its parts are not of its centers")
-            # Files sort what they hold by name.
-            object.__setattr__(self, name, {center: plain_name(part[center]) for center in self.settings.centers})
+            object.__setattr__(self, field, {name: plain_name(part[name]) for name in names})
         for key in self.statistics.values():
             plain_name(key)
         plain_name(self.prompts)
         plain_name(self.curves)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {**super().to_dict(), "settings": self.settings.to_dict()}
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What units are set to: the centers as they were asked for, and then learned values."""
+        return tuple(self.knockouts)
 
     @property
     def key(self) -> str:
@@ -346,6 +369,7 @@ def analyse(
     out: str | Path,
     *,
     statistics: Any = None,
+    learned: Sequence[Values] = (),
     said: Callable[[str], None] = lambda text: None,
     progress: bool = True,
 ) -> tuple[CircuitFolder, AnalysisRecord]:
@@ -361,11 +385,17 @@ def analyse(
         out: the folder; one that is there is gone on with.
         statistics: what centers are computed from: some, or a plan that they are collected over. None collects them
             on the half that circuits are found on.
+        learned: what the files that `settings.values` names hold. What circuits are judged on must not be what these
+            were learned from.
         said: is told what is being done.
         progress: show progress bars.
     """
-    folder = CircuitFolder.create(out)
     halves = Halves.of(model, prompts, settings.seed)
+    for each in learned:
+        if each.name in settings.centers:
+            raise MismatchError(f"learned values are called {each.name!r}, as a center is; leave one of them out.")
+        require_other_inputs(Setting.of(model, halves.second, settings.metric, each), _LEARN_FROM_OTHERS)
+    folder = CircuitFolder.create(out)
     work = _Work(folder, model, said, progress)
     sites = [Site.of(site) for site in settings.sites]
     keys: dict[str, str] = {}
@@ -375,7 +405,8 @@ def analyse(
         statistics = work.collected(statistics, keys, needs)
     given = FROM_PROMPTS if statistics is None else statistics
     said("computing what units are set to")
-    values = halves.values(list(settings.centers), given, sites=sites, progress=progress)
+    tried: dict[str, Any] = {**{name: name for name in settings.centers}, **{each.name: each for each in learned}}
+    values = halves.values(list(tried.values()), given, sites=sites, progress=progress)
     record = work.record(settings, prompts, keys, {name: both.first for name, both in values.items()})
     if not folder.json("prompts", prompts.digest).exists():
         with keeping(folder.path):
@@ -390,10 +421,10 @@ def analyse(
     for name, key in record.circuits.items():
         with work.on("circuits", key, f"looking for a circuit, the rest set to {name}") as missing:
             if missing:
-                work.save_circuit(key, discover(model, prompts, settings.metric, name, **found_by, **options))
+                work.save_circuit(key, discover(model, prompts, settings.metric, tried[name], **found_by, **options))
     with work.on("curves", record.curves, "judging circuits of every size with every center") as missing:
         if missing:
-            curves = faithfulness_curve(model, prompts, settings.metric, list(values), **options)
+            curves = faithfulness_curve(model, prompts, settings.metric, list(tried.values()), **options)
             if len(curves.areas) < len(values) ** 2:
                 raise KeyboardInterrupt
             with keeping(folder.path):

@@ -94,8 +94,10 @@ class Halves:
             statistics = self._collected(listed, sites, progress)
         first, second = (self._on(half, given, statistics, sites) for half in (self.first, self.second))
         if own:
+            # Only centers are computed from that half; values that were made before say themselves what they are from.
+            computed = {name for name, each in zip(first, listed, strict=True) if any(_centers_in(each))}
             first, second = (
-                {name: each if each.collected_on is None else _told_where(each) for name, each in half.items()}
+                {name: _told_where(each) if name in computed else each for name, each in half.items()}
                 for half in (first, second)
             )
         return {name: Both(each, second[name]) for name, each in first.items()}
@@ -128,7 +130,9 @@ class Halves:
 
 
 def _told_where(values: Values) -> Values:
-    positions = (values.collected_on or "").rpartition("(")[2]
+    if values.collected_on is None:
+        return values
+    positions = values.collected_on.rpartition("(")[2]
     return replace(values, collected_on=f"the half of the prompts that circuits are found on ({positions}")
 
 

@@ -14,6 +14,7 @@ from ablation_lens.errors import AblationLensError
 if TYPE_CHECKING:
     from ablation_lens.circuits.analysis import AnalysisRecord, CircuitFolder
     from ablation_lens.circuits.curves import Curves
+    from ablation_lens.circuits.values import Values
 
 CENTERS = ("zero", "mean", "peak")
 """What units are set to where nobody says otherwise."""
@@ -79,6 +80,13 @@ def circuit(
             "--corpus."
         ),
     ] = None,
+    values: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="A file that `ablation-lens learn` wrote, for each site: values that are tried beside every --center; "
+            "repeat."
+        ),
+    ] = None,
     corpus: options.Corpus = None,
     tokens: Annotated[
         int | None, typer.Option(help="How many of its tokens. Left out: 100,000, or all there is.")
@@ -107,10 +115,11 @@ def circuit(
 
     settings = analysis.AnalysisSettings(
         model, task, None if prompts is None else str(prompts), count or 64, seed, metric, names, where, level, method,
-        target, steps, tuple(statistics or ()), corpus, tokens, dtype,
+        target, steps, tuple(statistics or ()), corpus, tokens, dtype, tuple(map(str, values or ())),
     )  # fmt: skip
     analysis.require_possible(settings)
     given: Any = _read_statistics(statistics or [], where)
+    learned = _read_values(values or [], where)
     require_target_folder(out)
     _compare(out, settings)
     loaded = load_model(model, dtype=dtype, device=device)
@@ -120,7 +129,9 @@ def circuit(
 
         given = planned(task_for(loaded, corpus), "collect", tokens, None, None)
     try:
-        folder, record = analysis.analyse(loaded, asked, settings, out, statistics=given, said=announce)
+        folder, record = analysis.analyse(
+            loaded, asked, settings, out, statistics=given, learned=learned, said=announce
+        )
     except KeyboardInterrupt:
         complain(f"interrupted: what is finished is in {out}. Run the same again to go on.")
         raise typer.Exit(INTERRUPTED) from None
@@ -165,6 +176,34 @@ def _read_statistics(given: list[str], sites: tuple[str, ...]) -> Any:
     return loaded
 
 
+def _read_values(given: list[Path], sites: tuple[str, ...]) -> "list[Values]":
+    """By method; files of one method, for a site each, are together what units are set to."""
+    from ablation_lens.circuits.values import Values
+    from ablation_lens.measure.learned import Learned
+
+    by_method: dict[str, dict[str, Learned]] = {}
+    for path in given:
+        learned = Learned.load(path)
+        by_site, site = by_method.setdefault(learned.method, {}), learned.site.value
+        if site not in sites:
+            raise AblationLensError(
+                f"{path} holds values of {site}, and circuits are of {' and '.join(sites)}; leave it out, or say "
+                f"--site {site}."
+            )
+        if site in by_site:
+            raise AblationLensError(
+                f"two of the --values are {learned.method} of {site}; give one file for each method and site."
+            )
+        by_site[site] = learned
+    for method, by_site in by_method.items():
+        if missing := [site for site in sites if site not in by_site]:
+            raise AblationLensError(
+                f"the --values {method} are of {' and '.join(by_site)}, and none are of {missing[0]}; give a file for "
+                "each site, or say --site."
+            )
+    return [Values.of(list(by_site.values())) for by_site in by_method.values()]
+
+
 def _compare(out: Path, settings: Any) -> None:
     """Say what is asked for otherwise than what is there."""
     from ablation_lens.circuits.analysis import CircuitFolder
@@ -193,7 +232,7 @@ def _prompts(model: Any, settings: Any, file: Path | None, batch_size: int | Non
 def _values_of(folder: "CircuitFolder", record: "AnalysisRecord") -> dict[str, Any]:
     """What `--json` says."""
     centers = []
-    for name in record.settings.centers:
+    for name in record.names:
         knockouts, attributions, key = (part[name] for part in (record.knockouts, record.attributions, record.circuits))
         made: dict[str, Any] = {"center": name, "knockouts": folder.file("effects", knockouts)}
         refused = folder.refusal(attributions)
@@ -228,7 +267,7 @@ def _show(folder: "CircuitFolder", record: "AnalysisRecord") -> None:
     for title in ("set to", "m(M)", "m(∅)", "kept", "f", "95 % interval", "random"):
         table.add_column(title, justify="left" if title == "set to" else "right", overflow="fold")
     refused = []
-    for name in record.settings.centers:
+    for name in record.names:
         if (told := folder.refusal(record.circuits[name])) is not None:
             refused.append(f"{name}: {told}")
             continue

@@ -55,6 +55,7 @@ def command_for_circuit(settings: AnalysisSettings, out: str = "runs/again") -> 
         ("target", settings.target, 0.9),
         ("steps", settings.steps, 8),
         *(("statistics", place, None) for place in settings.statistics),
+        *(("values", path, None) for path in settings.values),
         ("corpus", settings.corpus, None),
         ("tokens", settings.tokens, None),
         ("dtype", settings.dtype, None),

@@ -1,6 +1,7 @@
 """An analysis of circuits as one page: what was asked, what every unit is worth, what was found, and how good it is."""
 
 import math
+import re
 import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -119,7 +120,7 @@ class _Report:
 
     def _asked(self) -> str:
         settings, model = self.settings, self.record.model
-        centers = ", ".join(settings.centers)
+        centers = ", ".join(self.record.names)
         shape = f"{model.architecture}, {model.n_layers} layers × {model.n_heads} heads"
         return (
             f"Prompts of {self.record.about_prompts}, asked of {model.name} ({shape}). What counts is "
@@ -298,9 +299,10 @@ class _Report:
         """How to see every neuron with its attribution."""
         commands = []
         for name in attributions:
+            file = re.sub(r"[^\w-]+", "-", name)  # a file of learned values may call them anything
             effects = self.folder.file("effects", self.record.attributions[name])
             for site, key in self.record.statistics.items():
-                page = self.folder.path / f"explorer-{site}-{name}.html"
+                page = self.folder.path / f"explorer-{site}-{file}.html"
                 parts = (self.folder.file("statistics", key), "--effects", effects, "--html", page)
                 commands.append(" ".join(["ablation-lens explore", *(shlex.quote(str(part)) for part in parts)]))
         if commands:

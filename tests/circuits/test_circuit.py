@@ -11,11 +11,14 @@ from hypothesis import strategies as st
 
 import ablation_lens as al
 from ablation_lens.circuits import Circuit, Effects, Values, counterfactual, position_mean
+from ablation_lens.circuits.halving import Halves
 from ablation_lens.circuits.values import named_values
 from ablation_lens.errors import FileFormatError, MismatchError, NonFiniteError
 from ablation_lens.files import load_tensors, save_tensors
 from ablation_lens.measure.forward import capture
+from ablation_lens.measure.learned import Cost, Learned
 from ablation_lens.measure.score import Sums
+from ablation_lens.records import record_of
 from ablation_lens.sites import Site
 from tests.circuits.models import linear_batch, linear_model
 from tests.forging import Forger
@@ -363,6 +366,25 @@ def test_resampled_values_are_for_their_site():
     torch.testing.assert_close(values.by_site["mlp"], resampled[1].values)
     with pytest.raises(MismatchError, match="two values for z"):
         Values.of([resampled[0], resampled[0]])
+
+
+def test_learned_values_keep_their_name_model_and_rows():
+    model = al.load_model("tiny-opt")
+    known = [torch.tensor([1, 2]), torch.tensor([2, 3])]
+    learned = [
+        Learned("optimal", torch.ones(site.shape(model.cfg)).double(), site, record_of(model), {}, rows, Cost(9, 9), "")
+        for site, rows in zip((Site.Z, Site.MLP), known, strict=True)
+    ]
+    alone, both = Values.of(learned[0]), Values.of(learned)
+    assert (alone.name, both.name, both.sites) == ("optimal", "optimal", (Site.Z, Site.MLP))
+    assert both.source == record_of(model)
+    assert (alone.rows.tolist(), both.rows.tolist()) == ([1, 2], [1, 2, 3])
+    assert torch.equal(alone.by_site[Site.Z], learned[0].values)
+    # Of a half that centers are collected on, too, these say what they were learned from.
+    texts = al.task_for(model).batches(split="evaluate", tokens=300)
+    tried = Halves.of(model, texts).values(["mean", alone], progress=False)
+    assert "9 positions" in tried["optimal"].first.collected_on
+    assert "half of the prompts" in tried["mean"].first.collected_on
 
 
 def test_means_by_position_are_those_of_the_statistics(model, statistics):

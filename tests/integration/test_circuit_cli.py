@@ -5,14 +5,19 @@ import re
 import shutil
 
 import pytest
+import torch
 
 import ablation_lens as al
 from ablation_lens.circuits import Circuit, Effects, Prompts, analysis
 from ablation_lens.circuits.analysis import AnalysisSettings, CircuitFolder
 from ablation_lens.cli.circuits import TASKS
 from ablation_lens.files import save_json
+from ablation_lens.measure.learned import Cost, Learned
+from ablation_lens.records import record_of
 from ablation_lens.report.circuit import write_circuit_report
+from ablation_lens.sites import Site
 from ablation_lens.study.cells import StudyFolder
+from ablation_lens.tasks.known_rows import row_digests
 from tests.answers import answered
 
 ASKED = ("circuit", "tiny-opt", "--task", "induction", "--count", "12", "--tokens", "2000", "--steps", "3")
@@ -247,6 +252,74 @@ def test_statistics_of_files_are_taken_by_site(command, tmp_path):
         code, out, errors = command(*asked, *given)
         assert (code, out) == (2, ""), given
         assert re.search(words, errors), errors
+
+
+def learned_file(path, site, model, rows=(1, 2), method="optimal"):
+    """A file as `ablation-lens learn` writes it."""
+    values = torch.full(Site(site).shape(model.cfg), 0.01).double()
+    Learned(method, values, Site(site), record_of(model), {}, torch.tensor(rows), Cost(70, 90), "").save(path)
+    return "--values", path
+
+
+def test_learned_values_are_tried_beside_centers(command, tmp_path):
+    model, asked = (
+        al.load_model("tiny-opt"),
+        (*ASKED, "--center", "zero", "--level", "layer", "--out", tmp_path / "run"),
+    )
+    assert command(*asked)[0] == 0
+    before = parts_of(tmp_path / "run")
+    both = [word for site in ("z", "mlp") for word in learned_file(tmp_path / site, site, model)]
+    code, out, errors = command(*asked, *both, "--json")
+    assert "other settings (values: none before)" in errors
+    values = answered((code, out, ""), "circuit")
+    assert [each["center"] for each in values["centers"]] == ["zero", "optimal"]
+    assert len(values["pairs"]) == 4
+    text = (tmp_path / "run" / "report.md").read_text(encoding="utf-8")
+    assert "set to: zero, optimal." in text
+    assert "what it was learned from (70 positions)" in text
+    assert f"--values {tmp_path / 'mlp'}" in text
+    after = parts_of(tmp_path / "run")
+    assert {name: after[name] for name in before} == before
+    # Whatever a file calls its values, they are text, and name no file.
+    hostile = learned_file(tmp_path / "hostile", "z", model, method="../../x" + HOSTILE)
+    code, out, errors = command(*asked, "--site", "z", *hostile)
+    assert code in (0, 1)
+    assert "\x1b" not in out + errors
+    assert "<img" not in (tmp_path / "run" / "report.html").read_text(encoding="utf-8").split("<script>")[0]
+
+
+def test_learned_values_that_cannot_be_used_are_refused_in_one_sentence(command, tmp_path):
+    model = al.load_model("tiny-opt")
+    prompts = al.circuits.prompts_for("induction", model, count=12)
+    seen = torch.cat([row_digests(batch, "causal").flatten() for batch in prompts]).unique()
+    z, mlp = (learned_file(tmp_path / site, site, model) for site in ("z", "mlp"))
+    other = learned_file(tmp_path / "other", "z", al.load_model("tiny-mistral"))
+    judged = learned_file(tmp_path / "judged", "z", model, seen.tolist())
+    called = learned_file(tmp_path / "called", "z", model, method="zero")
+    asked = (*ASKED, "--center", "zero", "--out", tmp_path / "run")
+    for given, words in (
+        ((*mlp, "--site", "z"), "holds values of mlp"),
+        (z, "none are of mlp"),
+        ((*z, *mlp, *z), "two of the --values are optimal of z"),
+        ((*other, "--site", "z"), "model"),
+        ((*judged, "--site", "z"), "were computed from the inputs that are to be judged on"),
+        ((*called, "--site", "z"), "as a center is"),
+        (("--values", tmp_path / "nowhere"), "nowhere"),
+    ):
+        code, out, errors = command(*asked, *given)
+        assert (code, out) == (2, ""), given
+        assert words in errors
+        assert errors.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("values", [(), ("a", "b")])
+def test_settings_of_before_there_were_learned_values_keep_their_key(run, values):
+    held = CircuitFolder(run).latest()
+    settings = AnalysisSettings(**{**held.settings.to_dict(), "values": values})
+    assert ("values" in settings.to_dict()) == bool(values)
+    assert AnalysisSettings.from_dict(settings.to_dict()) == settings
+    assert "values" not in held.to_dict()["settings"]
 
 
 def test_what_cannot_be_said_stands_there_as_a_sentence(command, tmp_path):
