@@ -18,7 +18,7 @@ from torch import Tensor
 from ablation_lens.ablation.masks import random_neurons
 from ablation_lens.errors import MismatchError
 from ablation_lens.escaping import on_one_line
-from ablation_lens.experiments.damage import Damage, require_seeds
+from ablation_lens.experiments.damage import Damage, require_seeds, unit_of
 from ablation_lens.experiments.scores import Biased, Scores, added
 from ablation_lens.measure.collection import collect
 from ablation_lens.measure.descent import Lesson, Masking, Schedule, descend
@@ -34,6 +34,7 @@ from ablation_lens.neurons.statistics import ActivationStatistics
 from ablation_lens.progress import progress_over
 from ablation_lens.runs.folder import key_of
 from ablation_lens.sites import Hook, Site
+from ablation_lens.tasks.freezing import freeze
 from ablation_lens.tasks.known_rows import require_unknown
 
 if TYPE_CHECKING:
@@ -151,20 +152,21 @@ class BetterCenters:
     def in_words(self) -> Iterator[str]:
         """What can be said, and what cannot."""
         for (share, metric, method, control), interval in self.pairs.items():
-            if metric != "cross_entropy":
-                continue
             row = next(r for r in self.rows if (r.share, r.method, r.metric) == (share, method, metric))
-            told = _against(row.to_best, row.to_best_low, row.to_best_high, "the best center that is not learned")
-            beside = _against(interval.difference, interval.low, interval.high, control)
-            yield f"At {100 * share:g} % {method} {told}, and {beside}."
+            told = [_against(interval.difference, interval.low, interval.high, control, unit_of(metric))]
+            if self.plain:
+                best = "the best center that is not learned"
+                told.insert(0, _against(row.to_best, row.to_best_low, row.to_best_high, best, unit_of(metric)))
+            by = "" if metric == "cross_entropy" else f" by {metric}"
+            yield f"At {100 * share:g} % {on_one_line(method)} {', and '.join(told)}{by}."
         if self.masks < ENOUGH_SEEDS:
             yield f"Intervals hold for the masks drawn ({self.masks}); {ENOUGH_SEEDS} say something of others."
 
 
-def _against(gap: float, low: float, high: float, other: str) -> str:
+def _against(gap: float, low: float, high: float, other: str, unit: str = "nats") -> str:
     if low <= 0 <= high or math.isnan(low):
-        return f"cannot be told from {other} ({gap:+.3f} nats)"
-    return f"costs {abs(gap):.3f} nats {'less' if gap < 0 else 'more'} than {other}"
+        return f"cannot be told from {other} ({gap:+.3f} {unit})"
+    return f"costs {abs(gap):.3f} {unit} {'less' if gap < 0 else 'more'} than {other}"
 
 
 def better_centers(
@@ -322,7 +324,12 @@ class _School:
         if sample is not None:
             options["site"] = self.statistics.site
         found = self._once(
-            {"label": label, "options": {k: str(v) for k, v in options.items()}, "of": _digest(documents)},
+            {
+                "label": label,
+                "version": learner.version,
+                "options": {key: str(value) for key, value in options.items()},
+                "of": self._digest(documents),
+            },
             lambda keep: learn(
                 self.model,
                 documents,
@@ -337,13 +344,14 @@ class _School:
     def bias(self, share: float | None) -> Learned:
         """A vector per layer that is learned beside mean ablation of a share, or in the model as it is."""
         steps = steps_of(self.model) if self.steps is None else self.steps
-        facts = {"label": "bias", "share": share, "steps": steps, "of": _digest(self.sample)}
+        facts = {"label": "bias", "share": share, "steps": steps, "of": self._digest(self.sample)}
         return self._once(facts, lambda keep: self._learned_bias(share, steps, keep))
 
     def _learned_bias(self, share: float | None, steps: int, keep: Path | None) -> Learned:
         statistics, device = self.statistics, self.model.cfg.device
         site = OUTPUTS.get(statistics.site, Site.RESID_POST)
-        scale = collect(self.model, self.sample, site=site, progress=self.progress).std
+        varies = collect(self.model, self.sample, site=site, progress=self.progress)
+        scale = varies.std
         schedule = Schedule(steps, rows_per_step(self.model), RATE)
         lesson = Lesson.of(self.model, self.sample, schedule.rows, schedule.held_back)
         constants = None
@@ -369,12 +377,18 @@ class _School:
             statistics.provenance.model,
             schedule.to_dict(),
             lesson.rows,
-            Cost(lesson.positions, found.forward + statistics.provenance.tokens, found.backward),
+            Cost(lesson.positions, found.forward + 2 * varies.provenance.tokens, found.backward),
             f"best after {found.best} of {steps} steps",
         )
 
+    def _digest(self, documents: Any) -> str:
+        return str(freeze(self.model, documents, scored=True).digest)
+
     def _once(self, facts: dict[str, Any], make: Any) -> Learned:
-        key = key_of({**facts, "model": self.scores.about["model"], "statistics": digest_of(self.statistics.mean)})
+        shared = {name: self.scores.about[name] for name in ("model", "device", "versions")}
+        # What is learned begins at these, and is measured in them.
+        of = [digest_of(each) for each in (self.statistics.mean, self.statistics.std)]
+        key = key_of({**facts, **shared, "site": self.statistics.site.value, "statistics": of})
         folder = self.scores.folder
         if key not in self._held:
             if folder is None:
@@ -396,9 +410,3 @@ def _number(text: str) -> float:
         return int(text) if text.lstrip("+-").isdigit() else float(text)
     except ValueError:
         raise MismatchError(f"{text!r} is not a number; write for example 'optimal steps=100'.") from None
-
-
-def _digest(documents: Any) -> str:
-    """Of a plan; other documents are told apart while the program runs only."""
-    digest = getattr(documents, "digest", None)
-    return str(digest) if isinstance(digest, str) else f"object {id(documents)}"

@@ -113,10 +113,9 @@ class LayerDamage:
             alone = sum(sum(row.as_best for row in rows) == 1 for rows in units.values())
             hardest = max(units.values(), key=lambda rows: _best(rows).damage)
             told = ", ".join(f"{name} in {count}" for name, count in best.items() if count)
-            yield (
-                f"Of {len(units)} {level}s the best center is {told}; in {alone} of them no other comes near it. Most "
-                f"is lost without {hardest[0].unit}: {_best(hardest).damage:+.4f} at best."
-            )
+            alike = f"Of {len(units)} {level}s the best center is {told}; in {alone} of them no other comes near it."
+            lost = f"Most is lost without {hardest[0].unit}: {_best(hardest).damage:+.4f} at best."
+            yield f"{alike} {lost}" if len(self.centers) > 1 else lost
         yield "Intervals are over documents, one unit at a time: of so many, some exclude zero by chance."
 
 

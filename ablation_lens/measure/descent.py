@@ -17,15 +17,16 @@ from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
 from ablation_lens.errors import CorpusError, FileFormatError, MismatchError
-from ablation_lens.files import load_tensors, save_tensors
+from ablation_lens.files import load_tensors, require_target, save_tensors
 from ablation_lens.hooked import task_of
 from ablation_lens.measure.forward import ordinary, require_ordinary
 from ablation_lens.measure.intervals import Interval, difference
 from ablation_lens.measure.metrics import Metric
 from ablation_lens.measure.readout import Readout
+from ablation_lens.measure.resampling import digest_of
 from ablation_lens.measure.score import Sums
 from ablation_lens.progress import progress_over
-from ablation_lens.records import Record
+from ablation_lens.records import Record, record_of
 from ablation_lens.sites import Hook
 from ablation_lens.tasks.given import batches_of
 from ablation_lens.tasks.known_rows import row_digests
@@ -70,7 +71,8 @@ class Masking(Record):
         super().__post_init__()
         low, high = self.share
         if not 0 < low <= high <= 1:
-            raise MismatchError(f"share={self.share} is not possible; give a number above 0 and up to 1, or two.")
+            told = f"{low:g}" if low == high else f"({low:g}, {high:g})"
+            raise MismatchError(f"share={told} is not possible; give a number above 0 and up to 1, or two.")
         if self.unit not in UNITS:
             raise MismatchError(f"unit={self.unit!r} is not possible; give {' or '.join(UNITS)}.")
 
@@ -115,10 +117,11 @@ class Schedule(Record):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.steps < 0 or self.rows < 1 or not 0 < self.rate < math.inf or not 0 < self.held_back < 1:
+        whole = all(type(number) is int for number in (self.steps, self.rows, self.seed))
+        if not whole or self.steps < 0 or self.rows < 1 or not 0 < self.rate < math.inf or not 0 < self.held_back < 1:
             raise MismatchError(
                 f"steps={self.steps}, rows={self.rows}, rate={self.rate} and held_back={self.held_back} are not "
-                "possible; give at least 0 steps and one row, a rate above 0, and a share held back."
+                "possible; give whole numbers of at least 0 steps and one row, a rate above 0, and a share held back."
             )
 
 
@@ -165,16 +168,23 @@ class Lesson:
                 f"there {'is one document' if order else 'are no documents'} to learn from, and at least two are "
                 "needed: one is held back to tell when to stop."
             )
-        held = set(order[: max(1, round(held_back * len(order)))])
+        # One document says nothing of others, so two are held back where there are as many.
+        held = set(order[: max(min(2, len(order) - 1), round(held_back * len(order)))])
         learned, kept = [], []
         for batch, each in zip(listed, keys, strict=True):
             sides = [[row for row, key in enumerate(each) if (key in held) is side] for side in (False, True)]
             learned += [_trimmed(batch.take(some)) for some in _cut(sides[0], rows)]
             kept += [_trimmed(batch.take(sides[1]))] if sides[1] else []
+        groups, looked = tuple(_grouped(learned, rows)), tuple(_first_rows(kept))
+        if not groups or not looked:
+            raise CorpusError(
+                "there is nothing to learn from: of the documents learned from, or of those held back, none has a "
+                "scored position. Give more documents."
+            )
         return cls(
             model,
-            tuple(_grouped(learned, rows)),
-            tuple(_first_rows(kept)),
+            groups,
+            looked,
             torch.cat([each.flatten() for each in digests]).unique(),
             sum(batch.size for batch in listed),
         )
@@ -292,7 +302,9 @@ class _State:
         save_tensors(path, UNFINISHED, {"of": facts, "loss": self.best_loss, **numbers}, tensors)
 
     @classmethod
-    def load(cls, path: Path, facts: dict[str, Any], shape: tuple[int, ...], device: torch.device) -> "_State | None":
+    def load(
+        cls, path: Path, facts: dict[str, Any], shape: tuple[int, ...], device: torch.device, most: int
+    ) -> "_State | None":
         """What `save` kept of this very learning; None where the file is of another one."""
         header, tensors = load_tensors(path, UNFINISHED)
         # As a file holds them: a tuple comes back as a list.
@@ -306,7 +318,12 @@ class _State:
         possible = (
             {name: tuple(each.shape) for name, each in tensors.items()} == shapes
             and all(bool(each.isfinite().all()) for each in tensors.values())
+            and all(
+                each.dtype == (torch.float64 if name == "history" else torch.float32) for name, each in tensors.items()
+            )
             and all(type(number) is int and 0 <= number < 2**62 for number in numbers.values())
+            and header["best"] <= header["step"] <= most
+            and bool((tensors["square"] >= 0).all())
             and isinstance(header.get("loss"), float)
         )
         if not possible:
@@ -380,6 +397,11 @@ class _Descent:
             readout = Readout(self.lesson.model, batch.to(self.device), self.metric)
             with torch.enable_grad():
                 sums = self._under(readout, offsets, masks)
+                if not sums.values.requires_grad:
+                    raise MismatchError(
+                        f"{self.metric.name} has no slope, so nothing can be learned by it; give one such as "
+                        "cross_entropy or kl."
+                    )
                 (gradient,) = torch.autograd.grad(sums.values.sum(), offsets)
         except torch.OutOfMemoryError:
             if len(batch.inputs) == 1:
@@ -451,13 +473,22 @@ def descend(
         progress: show one.
     """
     require_ordinary(lesson.model)
-    about = {**(facts or {}), "schedule": schedule.to_dict(), "masking": masking and masking.to_dict()}
+    if keep is not None:
+        require_target(keep)
+    about = {
+        **(facts or {}),
+        "schedule": schedule.to_dict(),
+        "masking": masking and masking.to_dict(),
+        # Of which model and documents: on what was learned from is not judged.
+        "model": record_of(lesson.model).identity,
+        "rows": digest_of(lesson.rows),
+    }
     run = _Descent(lesson, repair, metric, masking, shape, schedule)
     first, weights = run.check(torch.zeros(repair.shape, device=run.device))
     total = float(weights.sum())
     state = None
     if keep is not None and keep.exists():
-        state = _State.load(keep, about, repair.shape, run.device)
+        state = _State.load(keep, about, repair.shape, run.device, schedule.steps)
     state = state or _State.at_the_start(repair.shape, run.device, float(first.sum()) / total)
     every = max(1, schedule.steps // _CHECKS)
     saved = state.step
@@ -465,8 +496,11 @@ def descend(
     def told(finished: bool) -> Descended:
         values, _ = run.check(state.best_offsets) if state.best else (first, weights)
         gain = difference(values[None].numpy(), first[None].numpy(), weights.numpy())
-        # Of many states the luckiest was chosen: what is within a standard error of the start is not better.
+        # Of many states the luckiest was chosen: what is within a standard error of the start is not better. (One
+        # document has no error to look at, and so nothing is known to be better.)
         better = gain.difference + (gain.high - gain.low) / (2 * 1.959964) < 0
+        if not better:
+            gain = Interval(0.0, 0.0, 0.0, gain.conditional)
         offsets = state.best_offsets if better else torch.zeros_like(state.best_offsets)
         return Descended(
             offsets.double().cpu(),

@@ -12,6 +12,7 @@ from torch import Tensor
 from ablation_lens.ablation.ablation import Ablation
 from ablation_lens.ablation.masks import as_mask
 from ablation_lens.errors import FileFormatError, MismatchError
+from ablation_lens.escaping import on_one_line
 from ablation_lens.files import load_tensors, save_tensors
 from ablation_lens.measure.collection import collect
 from ablation_lens.neurons.statistics import ActivationStatistics
@@ -79,7 +80,7 @@ class Learned:
         model: which they are of; other models are refused.
         settings: of the method, as plain values.
         rows: digests of the documents that were learned from, and that their statistics are of
-            (`tasks.known_rows`): nothing is judged on these. None where not all are known.
+            (`tasks.known_rows`): nothing is judged on these. None where none are known.
         cost: what it took.
         told: what came out, in a few words.
         further: other tensors of a method, such as the losses on the way.
@@ -144,9 +145,9 @@ class Learned:
 
     def __repr__(self) -> str:
         layers, heads, dims = self.values.shape
-        told = f"; {self.told}" if self.told else ""
+        told = f"; {on_one_line(self.told)}" if self.told else ""
         return (
-            f"Learned({self.method}: {layers} × {heads} × {dims} {self.site.value} neurons, "
+            f"Learned({on_one_line(self.method)}: {layers} × {heads} × {dims} {self.site.value} neurons, "
             f"{self.cost.passes:,.1f} passes{told})"
         )
 
@@ -179,9 +180,9 @@ def statistics_of(
     return given
 
 
-def all_rows(statistics: ActivationStatistics, rows: Int64[Tensor, " digest"]) -> Int64[Tensor, " digest"] | None:
-    """Digests of what statistics are of, and of what was read besides; None where not all are known."""
-    return None if statistics.rows is None else torch.cat([statistics.rows, rows]).unique()
+def all_rows(statistics: ActivationStatistics, rows: Int64[Tensor, " digest"]) -> Int64[Tensor, " digest"]:
+    """Digests of what statistics are of, as far as they know (older files do not), and of what was read besides."""
+    return rows if statistics.rows is None else torch.cat([statistics.rows, rows]).unique()
 
 
 def distance_told(values: Float64[Tensor, "layer head dim"], statistics: ActivationStatistics) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 from ablation_lens.errors import MismatchError
 from ablation_lens.measure.learned import Learned
 from ablation_lens.measure.optimal_constants import optimal, require_possible
-from ablation_lens.measure.sensitivity import sensitivity_mean
+from ablation_lens.measure.sensitivity import require_share, sensitivity_mean
 from ablation_lens.measure.sequential import sequential_mean
 from ablation_lens.names import require_known
 from ablation_lens.neurons.statistics import ActivationStatistics
@@ -78,6 +78,7 @@ _LEARNERS = {
             sensitivity_mean,
             "The mean of a neuron, its values weighted by how much they matter to what the model says",
             "one forward and one backward pass, and statistics",
+            check=require_share,
         ),
         Learner(
             "sequential-mean",
@@ -146,6 +147,8 @@ def learn(
     Ablation(128 of 512 neurons in 1 layer → optimal)
     """
     learner = about(method)
+    if both := sorted(set(options) & set(learner.fixed)):
+        raise MismatchError(f"{method} has its own {both[0]}; leave {both[0]}= out, or choose another method.")
     function, options = learner.function, {**options, **learner.fixed}
     try:
         inspect.signature(function).bind(model, batches, statistics, **options)

@@ -117,7 +117,7 @@ def optimal(
         )
     batches = batches_of(model, batches, keep=True, scored=True)
     statistics = statistics_of(model, batches, statistics, site, progress)
-    masking = Masking(share if isinstance(share, tuple) else (float(share), float(share)), unit)
+    masking = _masking(share, unit, statistics)
     wanted = steps_of(model) if steps is None else steps
     schedule = Schedule(wanted, rows_per_step(model) if rows is None else rows, rate, seed)
     lesson = Lesson.of(model, batches, schedule.rows, schedule.held_back)
@@ -141,6 +141,8 @@ def optimal(
         tried = found.checked * len(scores)
         best = f"best after {found.best} of {schedule.steps} steps" if found.best else "kept, as no state was better"
         gain = sign(metric) * found.gain.difference
+        # Statistics may be of more documents than were learned from.
+        once = min(statistics.provenance.tokens, lesson.positions)
         told = f"begun from {chosen}, {best}: {name} {gain:+.4f} on the documents held back"
         return Learned(
             METHOD if name == "cross_entropy" else f"{METHOD}-{name}",
@@ -157,7 +159,7 @@ def optimal(
                 "finished": found.finished,
             },
             all_rows(statistics, lesson.rows),
-            Cost(lesson.positions, found.forward + tried + statistics.provenance.tokens, found.backward),
+            Cost(lesson.positions, found.forward + tried + once, found.backward),
             told,
             {"history": found.history},
         )
@@ -167,6 +169,15 @@ def optimal(
     except LearningInterrupted as interrupted:
         interrupted.found = made(interrupted.found)
         raise
+
+
+def _masking(share: Any, unit: str, statistics: ActivationStatistics) -> Masking:
+    ends = tuple(share) if isinstance(share, tuple | list) else (share, share)
+    if len(ends) != 2 or not all(isinstance(end, int | float) for end in ends):
+        raise MismatchError(f"share={share!r:.60} is not possible; give a number above 0 and up to 1, or two.")
+    if unit == "head" and not statistics.site.has_heads:
+        raise MismatchError(f"{statistics.site.value} neurons have no heads, so unit='head' would ablate whole layers.")
+    return Masking((float(ends[0]), float(ends[1])), unit)
 
 
 def steps_of(model: Any) -> int:

@@ -34,6 +34,17 @@ _MOST_ANSWERS = 2**12
 """Backward passes of a batch that an exact expectation may take."""
 
 
+def require_share(*, ablated: float = 0.0, draws: int | None = 1, seed: int = 0) -> None:
+    """Refuse settings that no model could be asked with.
+
+    >>> require_share(ablated=7)
+    Traceback (most recent call last):
+    ablation_lens.errors.MismatchError: ablated=7 is not possible; give a share from 0 to 1.
+    """
+    if isinstance(ablated, bool) or not isinstance(ablated, int | float) or not 0 <= ablated <= 1:
+        raise MismatchError(f"ablated={ablated!r} is not possible; give a share from 0 to 1.")
+
+
 def sensitivity_mean(
     model: Any,
     batches: Any,
@@ -73,8 +84,7 @@ def sensitivity_mean(
     >>> sensitivity_mean(model, batches, ablated=0.5, progress=False).method
     'sensitivity-mean ablated=0.5'
     """
-    if not isinstance(ablated, int | float) or not 0 <= ablated <= 1:
-        raise MismatchError(f"ablated={ablated!r} is not possible; give a share from 0 to 1.")
+    require_share(ablated=ablated)
     if draws is not None and (isinstance(draws, bool) or not isinstance(draws, int) or draws < 1):
         raise MismatchError(f"draws={draws!r} is not possible; give a whole number from 1, or None for every label.")
     require_ordinary(model)

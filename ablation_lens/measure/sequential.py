@@ -96,6 +96,7 @@ class _Mean:
     def add(self, batch: Any) -> None:
         """Add a batch."""
         counted = batch.counted(self.include_bos)
+        seen: list[Tensor] = []
 
         def see(layer: int, activation: Tensor) -> None:
             require_positions(self.site, layer, activation, counted)
@@ -106,10 +107,12 @@ class _Mean:
                     f"{neuron_name(layer, head, dim, self.site)} is not finite where the layers below are set to their "
                     "means; the model's dtype overflows. Try bfloat16 or float32."
                 )
-            self.total += total.to(self.total.device)
-            self.count += int(counted.sum())
+            seen.append(total)
 
         watch(self.model, batch, self.site, see, [self.layer], self.hooks)
+        # Only now: memory may run out after the site, and the halves then come again.
+        self.total += seen[0].to(self.total.device)
+        self.count += int(counted.sum())
 
     def found(self) -> Float64[Tensor, "head dim"]:
         """The mean of what was added."""

@@ -76,7 +76,7 @@ _DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 # As many as `palette` has methods: without colours each still has a symbol of its own.
 _SYMBOLS = (
     "circle", "square", "diamond", "triangle-up", "cross", "x", "star", "triangle-down", "pentagon", "hexagram",
-    "bowtie", "hourglass",
+    "bowtie", "hourglass", "hexagon", "octagon", "star-square", "star-diamond",
 )  # fmt: skip
 _THICK = {"peak"}
 

@@ -8,7 +8,8 @@ import torch
 
 import ablation_lens as al
 from ablation_lens.errors import CorpusError, FileFormatError, MismatchError
-from ablation_lens.measure.descent import LearningInterrupted, Lesson, Masking
+from ablation_lens.files import load_tensors, save_tensors
+from ablation_lens.measure.descent import UNFINISHED, LearningInterrupted, Lesson, Masking
 from ablation_lens.measure.learned import Learned
 from ablation_lens.measure.learners import learn
 from ablation_lens.measure.optimal_constants import optimal
@@ -190,6 +191,92 @@ def test_the_state_of_another_learning_is_not_gone_on_from(tmp_path):
     )
 
 
+def test_the_state_of_other_documents_is_not_gone_on_from(tmp_path):
+    # Or values would be given as those of documents that they are not from, and judged on the ones that they are from.
+    model, stats = one_head(), al.collect(one_head(), TOKENS, progress=False)
+    options = {"share": 0.5, "objective": QUADRATIC, "start": "mean", "steps": 6, "progress": False}
+    optimal(model, TOKENS, stats, keep=tmp_path / "state", **options)
+    others = (TOKENS + 1) % 7
+    kept = optimal(model, others, stats, keep=tmp_path / "state", **options)
+    assert torch.equal(kept.values, optimal(model, others, stats, **options).values)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda header, tensors: header.update(step=99),
+        lambda header, tensors: tensors.update(offsets=torch.zeros(1, 2, 3, dtype=torch.int64)),
+        lambda header, tensors: tensors.update(square=-torch.ones(1, 2, 3)),
+        lambda header, tensors: tensors.pop("mean"),
+    ],
+    ids=["step", "dtype", "square", "missing"],
+)
+def test_a_state_that_cannot_be_is_refused(tmp_path, change):
+    model, stats, path = one_head(), al.collect(one_head(), TOKENS, progress=False), tmp_path / "state"
+    options = {"objective": QUADRATIC, "start": "mean", "steps": 6, "progress": False, "keep": path}
+    optimal(model, TOKENS, stats, **options)
+    header, tensors = load_tensors(path, UNFINISHED)
+    change(header, tensors)
+    save_tensors(path, UNFINISHED, header, tensors)
+    with pytest.raises(FileFormatError, match="delete it"):
+        optimal(model, TOKENS, stats, **options)
+
+
+def test_few_documents_are_learned_from_and_say_no_gain_that_is_not_kept():
+    options = {"objective": QUADRATIC, "start": "zero", "steps": 40, "share": 1.0, "progress": False}
+    learned = optimal(one_head(), TOKENS[:8], **options)
+    assert learned.settings["best"] > 0
+    kept = optimal(one_head(), TOKENS[:2], **options)
+    assert "kept, as no state was better: from_three +0.0000" in kept.told
+
+
+def test_documents_without_a_scored_position_are_refused():
+    with pytest.raises(CorpusError, match="scored"):
+        optimal(one_head(), [torch.tensor([[token]]) for token in range(7)], progress=False)
+
+
+def test_what_has_no_slope_is_refused():
+    with pytest.raises(MismatchError, match="no slope"):
+        optimal(one_head(), TOKENS, objective="top1", progress=False)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"share": (0.1,)}, "share"),
+        ({"share": "half"}, "share"),
+        ({"rows": 2.5}, "whole"),
+        ({"steps": -1}, "whole"),
+        ({"site": "attn_out", "unit": "head"}, "no heads"),
+    ],
+)
+def test_impossible_settings_are_one_sentence(options, told):
+    with pytest.raises(MismatchError, match=told):
+        optimal(one_head(), TOKENS, progress=False, **options)
+
+
+def test_two_shares_may_be_a_list():
+    learned = optimal(one_head(), TOKENS, share=[0.2, 0.8], objective=QUADRATIC, steps=1, progress=False)
+    assert learned.settings["share"] == [0.2, 0.8]
+
+
+def test_a_place_that_cannot_be_written_is_told_before_the_work(tmp_path):
+    with pytest.raises(al.AblationLensError, match="folder"):
+        optimal(one_head(), TOKENS, keep=tmp_path / "nowhere" / "state", progress=False)
+
+
+def test_rows_are_known_where_the_statistics_know_none():
+    stats = al.collect(one_head(), TOKENS[:20], progress=False)
+    learned = optimal(one_head(), TOKENS[20:], replace(stats, rows=None), steps=0, progress=False)
+    with pytest.raises(MismatchError, match="very documents"):
+        al.compare_centers(one_head(), TOKENS[20:], centers={"optimal": learned}, statistics=stats, progress=False)
+
+
+def test_names_out_of_a_file_do_not_reach_the_terminal():
+    learned = replace(learn(one_head(), TOKENS, steps=0, progress=False), method="op\x1b[2J", told="\x1b]0;x\x07")
+    assert "\x1b" not in repr(learned)
+
+
 def test_a_file_gives_back_what_was_saved(tmp_path):
     model = one_head()
     learned = learn(model, TOKENS, "optimal", steps=3, progress=False)
@@ -217,6 +304,8 @@ def test_another_models_statistics_are_refused():
 
 
 def test_a_mistyped_option_is_told():
+    with pytest.raises(MismatchError, match="own objective"):
+        learn(one_head(), TOKENS, "optimal-kl", objective="cross_entropy")
     with pytest.raises(MismatchError, match="stepz"):
         learn(one_head(), TOKENS, "optimal", stepz=3)
     with pytest.raises(MismatchError, match="optimal"):

@@ -70,6 +70,22 @@ def test_where_memory_runs_out_batches_are_halved():
     assert torch.allclose(sequential_mean(model, TOKENS, stats, progress=False).values, expected.values, atol=1e-12)
 
 
+def test_a_batch_for_which_memory_runs_out_after_the_site_counts_once():
+    model = one_head(layers=2)
+    expected = sequential_mean(model, TOKENS, progress=False)
+    stats = al.collect(model, TOKENS, progress=False)
+
+    def run_out(value, hook):
+        if len(value) > 12:
+            raise torch.OutOfMemoryError
+
+    # What attention gives comes after z, and before the end of the last block that is run.
+    run, later = model.run_with_hooks, ("blocks.1.hook_attn_out", run_out)
+    model.run_with_hooks = lambda tokens, fwd_hooks, **options: run(tokens, fwd_hooks=[*fwd_hooks, later], **options)
+    found = sequential_mean(model, TOKENS, stats, progress=False)
+    assert torch.allclose(found.values, expected.values, atol=1e-12)
+
+
 def test_it_has_a_name_and_rows_that_nothing_is_judged_on():
     model = one_head(layers=2)
     stats = al.collect(model, TOKENS[:10], progress=False)
