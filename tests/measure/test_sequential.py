@@ -82,7 +82,7 @@ def test_a_batch_for_which_memory_runs_out_after_the_site_counts_once():
     # What attention gives comes after z, and before the end of the last block that is run.
     run, later = model.run_with_hooks, ("blocks.1.hook_attn_out", run_out)
     model.run_with_hooks = lambda tokens, fwd_hooks, **options: run(tokens, fwd_hooks=[*fwd_hooks, later], **options)
-    found = sequential_mean(model, TOKENS, stats, progress=False)
+    found = sequential_mean(model, [TOKENS[:30], TOKENS[30:]], stats, progress=False)
     assert torch.allclose(found.values, expected.values, atol=1e-12)
 
 
