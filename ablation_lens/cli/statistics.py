@@ -128,7 +128,8 @@ def learn(
     learner = learners.require_parameters(name, parameters)
     learner.check(**parameters)
     where = None if site is None else Site.of(site)
-    require_target(out, *(Path(each).expanduser() for each in (model, corpus, labels) if each is not None))
+    read = (model, corpus, labels, statistics)
+    require_target(out, *(Path(each).expanduser() for each in read if each is not None))
     known = None
     if statistics is not None:
         known = ActivationStatistics.load(options.statistics_file(statistics, model if statistics.is_dir() else None))

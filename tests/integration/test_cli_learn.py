@@ -56,6 +56,15 @@ def test_after_ctrl_c_the_same_command_goes_on(command, tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["v.safetensors"]
 
 
+def test_the_statistics_it_begins_from_are_not_replaced(command, tmp_path):
+    path = tmp_path / "s.safetensors"
+    path.write_bytes(b"statistics")
+    code, printed, errors = command("learn", "tiny-opt", "--statistics", path, "--out", path, *SIZE)
+    assert (code, printed) == (2, "")
+    assert "is what is read; give another file to write" in errors
+    assert path.read_bytes() == b"statistics"
+
+
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
