@@ -115,6 +115,7 @@ def learn(
     from ablation_lens.measure import learners
     from ablation_lens.models.load import load_model
     from ablation_lens.neurons.statistics import ActivationStatistics
+    from ablation_lens.runs.folder import key_of
     from ablation_lens.sites import Site
     from ablation_lens.study.methods import split_label
     from ablation_lens.tasks.tasks import task_for
@@ -136,13 +137,22 @@ def learn(
     loaded = load_model(model, dtype=dtype, device=device)
     further: dict[str, Any] = {} if labels is None else {"labels": labels}
     plan = planned(task_for(loaded, corpus, context=context, **further), "collect", tokens, images, batch_size)
-    unfinished = out.with_name(f"{out.name}.unfinished")
+    facts = {
+        "model": loaded.record.identity,
+        "method": name,
+        "parameters": parameters,
+        "plan": plan.digest,
+        "site": None if where is None else where.value,
+        "statistics": None if known is None else known.provenance.to_dict(),
+    }
+    # Of its settings: with others, the same --out begins anew, and what was learned before is not replaced.
+    unfinished = out.with_name(f"{out.name}.{key_of(facts)[:8]}.unfinished")
     parameters |= {"keep": unfinished} if learner.keeps else {}
     try:
         learned = learners.learn(loaded, plan, name, known, site=where, **parameters)
     except KeyboardInterrupt as interruption:
-        kept = f" It is in {unfinished}." if unfinished.exists() else ""
-        complain((str(interruption) or "interrupted: nothing is kept.") + kept)
+        kept = f"What is kept is in {unfinished}." if unfinished.exists() else "Nothing is kept."
+        complain(f"{(str(interruption) or 'interrupted').removesuffix('.')}. {kept}")
         raise typer.Exit(INTERRUPTED) from None
     write_result(out, learned.save)
     unfinished.unlink(missing_ok=True)

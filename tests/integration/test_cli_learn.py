@@ -32,28 +32,58 @@ def test_a_file_is_learned_as_by_python(command, learned, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["v.safetensors"]
 
 
-def test_after_ctrl_c_the_same_command_goes_on(command, tmp_path, monkeypatch):
-    out, taken, most = tmp_path / "v.safetensors", [], [3]
+@pytest.fixture
+def stopped(monkeypatch):
+    """Ctrl-C at this step; and the steps that were taken."""
+    taken, stop_at = [], [3]
     before = descent._Descent.take_step
 
     def note(self, state):
-        if len(taken) == most[0]:
+        if state.step == stop_at[0]:
             raise KeyboardInterrupt
         taken.append(state.step)
         before(self, state)
 
     monkeypatch.setattr(descent._Descent, "take_step", note)
+    return taken, stop_at
+
+
+def test_after_ctrl_c_the_same_command_goes_on(command, tmp_path, stopped):
+    out, (taken, stop_at) = tmp_path / "v.safetensors", stopped
     asked = ("learn", "tiny-opt", "--steps", "4", "--out", out, *SIZE)
     code, printed, errors = command(*asked)
     assert (code, printed) == (130, "")
     assert "interrupted after 3 of 4 steps" in errors
-    assert f"{out}.unfinished" in errors
-    assert not out.exists()
-    most[0] = 4
+    (state,) = tmp_path.iterdir()
+    assert state.name.startswith("v.safetensors.")
+    assert errors.endswith(f"What is kept is in {state}.\n")
+    assert "othing is kept" not in errors
+    stop_at[0] = None
     code, printed, _ = command(*asked)
     assert (code, taken) == (0, [0, 1, 2, 3])
     assert printed.startswith("Learned(optimal")
     assert [path.name for path in tmp_path.iterdir()] == ["v.safetensors"]
+
+
+def test_what_other_settings_have_learned_stays(command, tmp_path, stopped):
+    out, (_, stop_at) = tmp_path / "v.safetensors", stopped
+    asked = ("learn", "tiny-opt", "--out", out, *SIZE)
+    assert command(*asked, "--steps", "4")[0] == 130
+    (state,) = tmp_path.iterdir()
+    before, stop_at[0] = state.read_bytes(), None
+    for others in (("--steps", "2"), ("--method", "sensitivity-mean")):
+        assert command(*asked, *others)[0] == 0
+        assert sorted(tmp_path.iterdir()) == [out, state]
+        assert state.read_bytes() == before
+
+
+def test_nothing_is_said_to_be_kept_where_nothing_is(command, tmp_path, stopped):
+    out, (_, stop_at) = tmp_path / "v.safetensors", stopped
+    stop_at[0] = 0
+    code, _, errors = command("learn", "tiny-opt", "--steps", "4", "--out", out, *SIZE)
+    assert code == 130
+    assert errors.endswith("interrupted after 0 of 4 steps. Nothing is kept.\n")
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_statistics_it_begins_from_are_not_replaced(command, tmp_path):
