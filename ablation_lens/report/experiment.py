@@ -1,6 +1,6 @@
 """The experiments by name, and what one leaves in a folder: a table, figures, and what they were measured with.
 
-statistics.safetensors     what centers were computed from
+statistics.safetensors     what centers were computed from; of further documents, statistics-….safetensors
 NAME.csv                   the experiment's table
 NAME.html                  its figure; a further one is NAME-….html
 curves.safetensors         of curves: what `explore --curves` shows
@@ -367,11 +367,12 @@ def conduct(
         told: _planned(each, "collect", collect_tokens, collect_images, experiment.elsewhere)
         for told, each in (others or {}).items()
     }
+    place = None
     if statistics is None and not experiment.collects:
         assert sample is not None
-        statistics = _statistics(model, sample, where, _passes(chosen), out)
+        statistics, place = _statistics(model, sample, where, _passes(chosen), out)
     found = experiment.run(Materials(model, where, judged, sample, statistics, plans, out), chosen)
-    return _write(name, found, model.record.name, where, out)
+    return _write(name, found, model.record.name, where, out, place)
 
 
 def arguments(name: str, options: Mapping[str, Any]) -> Options:
@@ -424,25 +425,32 @@ def _passes(options: Options) -> int:
     return max([1, *(centers.about(name).passes for name in asked if name in centers.names())])
 
 
-def _statistics(model: Any, sample: "BatchPlan", site: "Site", passes: int, out: Path) -> "ActivationStatistics":
-    """Those of the folder, where they are of these documents; collected and kept otherwise."""
+def _statistics(
+    model: Any, sample: "BatchPlan", site: "Site", passes: int, out: Path
+) -> "tuple[ActivationStatistics, Path]":
+    """Those of the folder, where they are of these documents; collected and kept otherwise. And their file."""
     from ablation_lens.measure.collection import collect
     from ablation_lens.neurons.statistics import ActivationStatistics
+    from ablation_lens.runs.folder import key_of
 
-    place = out / "statistics.safetensors"
-    if place.exists():
+    key = key_of({"plan": sample.digest, "site": site.value})[:8]
+    # Those of other documents stay: the table of an experiment before was made with them.
+    for place in (out / "statistics.safetensors", out / f"statistics-{key}.safetensors"):
+        if not place.exists():
+            break
         there = ActivationStatistics.load(place)
+        there.provenance.model.require_same(model.record, f"{out} is of another model; give another folder")
         plans = [reading.plan for reading in there.provenance.plans if reading.is_whole]
-        enough = passes == 1 or there.trimmed is not None
-        if plans == [sample.digest] and there.site is site and enough:
-            there.provenance.model.require_same(model.record, f"{out} is of another model; give another folder")
-            return there
+        if plans == [sample.digest] and there.site is site:
+            if passes == 1 or there.trimmed is not None:
+                return there, place
+            break
     statistics = collect(model, sample, site=site, passes=passes)
     write_result(place, statistics.save)
-    return statistics
+    return statistics, place
 
 
-def _write(name: str, found: Any, model: str, site: "Site", out: Path) -> Done:
+def _write(name: str, found: Any, model: str, site: "Site", out: Path, statistics: Path | None) -> Done:
     from ablation_lens.study.results import csv_of
 
     files = {"csv": out / f"{name}.csv"}
@@ -459,8 +467,8 @@ def _write(name: str, found: Any, model: str, site: "Site", out: Path) -> Done:
         if hasattr(found, "save"):
             files["curves"] = out / "curves.safetensors"
             found.save(files["curves"])
-    if (out / "statistics.safetensors").exists():
-        files["statistics"] = out / "statistics.safetensors"
+    if statistics is not None:
+        files["statistics"] = statistics
     return Done(name, model, site.value, found, files, figures)
 
 

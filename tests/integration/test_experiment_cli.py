@@ -1,6 +1,8 @@
 """`ablation-lens experiment`, as typed: a folder that is gone on with, its table, figure and files."""
 
 import csv
+import shutil
+from pathlib import Path
 
 import pytest
 
@@ -59,6 +61,27 @@ def test_statistics_may_be_given_and_say_the_site(done, command, tmp_path):
     assert code == 0
     assert out.startswith(repr(done.found))
     assert not (tmp_path / "run" / "statistics.safetensors").exists()
+
+
+def test_statistics_of_other_documents_replace_none(done, command, tmp_path):
+    folder = shutil.copytree(done.files["csv"].parent, tmp_path / "run")
+    before = (folder / "statistics.safetensors").read_bytes()
+    fewer = (*SMALL[:-1], "1000", *TWO, "--out", folder, "--json")
+    first, again = (answered(command("experiment", "layers", *fewer), "experiment") for _ in range(2))
+    assert first["files"] == again["files"]
+    assert Path(first["files"]["statistics"]).name.startswith("statistics-")
+    assert al.ActivationStatistics.load(first["files"]["statistics"]).provenance.tokens < 2000
+    assert len(list(folder.glob("statistics*"))) == 2
+    assert (folder / "statistics.safetensors").read_bytes() == before
+
+
+def test_a_folder_of_another_model_is_refused(done, command):
+    folder = done.files["csv"].parent
+    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    code, out, errors = command("experiment", "layers", "tiny-mistral", *SMALL[1:], *TWO, "--out", folder)
+    assert (code, out) == (2, "")
+    assert "is of another model; give another folder" in errors
+    assert {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
 
 
 def test_curves_leave_what_the_explorer_shows(tmp_path):
