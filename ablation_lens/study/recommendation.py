@@ -15,6 +15,7 @@ from ablation_lens.escaping import for_html, on_one_line
 from ablation_lens.measure.metrics import Given, metrics_of
 from ablation_lens.models.load import load_model
 from ablation_lens.sites import Site
+from ablation_lens.study.cells import Cell
 from ablation_lens.study.methods import BASELINE, Method, names, split_label
 from ablation_lens.study.results import Results
 from ablation_lens.study.study import Study
@@ -27,6 +28,7 @@ CENTERS = ("zero", "mean", "median", "peak", "peak-kde", "optimal")
 """What is compared where nobody says otherwise."""
 SIZES = {"tokens": {"collect": 20_000, "evaluate": 10_000}, "images": {"collect": 1000, "evaluate": 500}}
 """How much is read of either split, or all there is."""
+_NONE_IN_FULL = "no center was measured at every fraction with every seed"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -44,7 +46,8 @@ class Recommendation:
             `as_best` (cannot be told from the best), `passes` over the collected documents that the values took, and
             which one is `recommended`.
         conditional: whether the intervals hold for the masks that were drawn only.
-        left_out: centers that could not be measured, and why.
+        left_out: centers that were not measured at every fraction with every seed: where, and the first reason. What
+            has a gap at a fraction is not compared there, as its masks are not those of the others.
     """
 
     model: str
@@ -65,15 +68,18 @@ class Recommendation:
         """The center to take: the cheapest of those that cannot be told from the best.
 
         Of all fractions together, where none is said: one that this holds for at every fraction. Where there is none,
-        the one that is furthest from the best least.
+        the one that is furthest from the best least. What was not measured at every fraction is never taken for all.
         """
         if fraction is not None:
             here = self._at(fraction)
             return str(here.loc[here["recommended"], "center"].iloc[0])
+        full = self._full()
+        if full.empty:
+            raise MismatchError(f"{_NONE_IN_FULL}; ask for the best at one of {self._measured()}.")
         everywhere = self._as_best_everywhere()
         if everywhere:
             return min(everywhere, key=self._cost)
-        worst = self.frame.assign(far=self.frame["to_best"].abs()).groupby("center", sort=False)["far"].max()
+        worst = full.assign(far=full["to_best"].abs()).groupby("center", sort=False)["far"].max()
         return str(worst.idxmin())
 
     def told(self, fraction: float | None = None) -> str:
@@ -89,7 +95,7 @@ class Recommendation:
             "metric": self.metric,
             "better": self.better,
             "unablated": self.unablated,
-            "recommended": self.best(),
+            "recommended": None if self._full().empty else self.best(),
             "told": self.told(),
             "conditional": self.conditional,
             "fractions": [
@@ -136,19 +142,30 @@ class Recommendation:
     def _at(self, fraction: float) -> "pandas.DataFrame":
         here = self.frame[self.frame["fraction"] == round(float(fraction), 12)]
         if here.empty:
-            measured = ", ".join(f"{each:g}" for each in self.fractions)
-            raise MismatchError(f"nothing was measured at fraction={fraction:g}; there are {measured}.")
+            raise MismatchError(f"nothing was measured at fraction={fraction:g}; there are {self._measured()}.")
         return here
+
+    def _measured(self) -> str:
+        return ", ".join(f"{each:g}" for each in self.fractions)
+
+    def _full(self) -> "pandas.DataFrame":
+        """The rows of centers that were measured at every fraction with every seed."""
+        return self.frame[~self.frame["center"].isin(list(self.left_out))]
 
     def _cost(self, center: str) -> tuple[Any, ...]:
         return _order(center, float(self.frame.loc[self.frame["center"] == center, "passes"].max()))
 
     def _as_best_everywhere(self) -> list[str]:
-        held = self.frame[self.frame["as_best"]].groupby("center", sort=False)["fraction"].nunique()
+        full = self._full()
+        held = full[full["as_best"]].groupby("center", sort=False)["fraction"].nunique()
         return [str(center) for center, number in held.items() if number == len(self.fractions)]
 
     def _sentence(self, fraction: float) -> str:
         here = self._at(fraction)
+        absent = [on_one_line(name) for name in self.left_out if name not in set(here["center"])]
+        return self._compared(fraction, here) + (f" Left out here: {_joined(absent)}." if absent else "")
+
+    def _compared(self, fraction: float, here: "pandas.DataFrame") -> str:
         alike = [on_one_line(str(each)) for each in here.loc[here["as_best"], "center"]]
         taken = here[here["recommended"]].iloc[0]
         name = on_one_line(str(taken["center"]))
@@ -160,7 +177,7 @@ class Recommendation:
             others = "" if len(alike) == len(here) else ", and the others are worse"
             return f"{ablated} {which}{others}: {cheapest}"
         if len(here) == 1:
-            return f"{ablated} only {name} was measured ({cost})."
+            return f"{ablated} there is only {name} to take ({cost})."
         second = here.iloc[1]
         return (
             f"{ablated} {name} does best ({cost}; {_passes(taken['passes'])}): the next, "
@@ -169,20 +186,24 @@ class Recommendation:
         )
 
     def _overall(self) -> str:
-        overall = on_one_line(self.best())
-        everywhere = self._as_best_everywhere()
-        if bool(self.frame["as_best"].all()) and self.frame["center"].nunique() > 1:
-            return f"These centers cannot be told apart here: take {overall}, the cheapest."
         chosen = {fraction: on_one_line(self.best(fraction)) for fraction in self.fractions}
-        if set(chosen.values()) == {overall}:
-            return f"Take {overall}."
-        if everywhere:
-            return f"Take {overall}: at no fraction can it be told from the best."
         by_center: dict[str, list[str]] = {}
         for fraction, name in chosen.items():
             by_center.setdefault(name, []).append(f"{100 * fraction:g} %")
         told = "; ".join(f"{name} at {_joined(where)}" for name, where in by_center.items())
-        return f"No center is as good as the best at every fraction: take {told}. If it must be one, take {overall}."
+        full = self._full()
+        if full.empty:
+            return f"{_NONE_IN_FULL[0].upper()}{_NONE_IN_FULL[1:]}: take {told}."
+        overall = on_one_line(self.best())
+        gaps = len(full) < len(self.frame)
+        if bool(self.frame["as_best"].all()) and self.frame["center"].nunique() > 1 and not gaps:
+            return f"These centers cannot be told apart here: take {overall}, the cheapest."
+        if set(chosen.values()) == {overall}:
+            return f"Take {overall}."
+        if self._as_best_everywhere():
+            return f"Take {overall}: at no fraction can it be told from the best."
+        none = "No center that was measured at every fraction" if gaps else "No center"
+        return f"{none} is as good as the best at every fraction: take {told}. If it must be one, take {overall}."
 
 
 def _joined(parts: Sequence[str]) -> str:
@@ -312,8 +333,16 @@ def _recommended(results: Results, study: Study, metric: str) -> Recommendation:
     cells = results.frame[results.frame["method"] != BASELINE]
     if cells.empty or results.frame[f"baseline_{metric}"].isna().all():
         raise AblationLensError(results.failed[0] if results.failed else "nothing could be measured.")
-    group = str(cells["group"].iloc[0])
-    record = results.record(group)
+    record = results.record(str(cells["group"].iloc[0]))
+    gaps = _gaps(cells, study.cells(record.task))
+    # Over other masks than the others' a center is not compared, and is not to be the best that others are held to.
+    holes = {(label, cell.fraction) for label, missing in gaps.items() for cell in missing}
+    pairs = zip(cells["method"], cells["fraction"], strict=True)
+    cells = cells[[pair not in holes for pair in pairs]]
+    if cells.empty:
+        first = f": {results.failed[0]}" if results.failed else "."
+        raise AblationLensError(f"no center was measured with every seed at any fraction{first}")
+    results.frame = cells
     rows = []
     summary = results.summary()
     for fraction in sorted(map(float, summary["fraction"].unique())):
@@ -339,8 +368,12 @@ def _recommended(results: Results, study: Study, metric: str) -> Recommendation:
             }
             for row in found
         ]
-    missing = [label for label in study.methods if label not in set(summary["method"])]
-    left_out = {label: _why(results, label) for label in missing}
+    left_out = {}
+    for label in study.methods:
+        if not Method.parse(label).suits(record.task):
+            left_out[label] = "it applies to no model of this task"
+        elif label in gaps:
+            left_out[label] = _why(results, study, record.task, label, gaps[label])
     return Recommendation(
         record.model.name,
         record.evaluate.name,
@@ -362,8 +395,34 @@ def _passes_of(results: Results, record: Any, label: str, fraction: float) -> fl
     return 0.0 if method.draws else float(centers.about(method.name).passes)
 
 
-def _why(results: Results, label: str) -> str:
-    told = [each.partition(f": {label}, ")[2] for each in results.failed if f": {label}, " in each]
-    if told:
-        return told[0].partition(": ")[2] or told[0]
-    return "it applies to no model of this task" if label in results.left_out else "not measured"
+def _gaps(cells: "pandas.DataFrame", wanted: Sequence[Cell]) -> dict[str, list[Cell]]:
+    """The cells that are not there, by center."""
+    import pandas
+
+    seeds = [None if pandas.isna(seed) else int(seed) for seed in cells["seed"]]
+    there = set(zip(cells["method"], cells["fraction"], seeds, strict=True))
+    gaps: dict[str, list[Cell]] = {}
+    for cell in wanted:
+        if cell.method is not None and (cell.method.label, cell.fraction, cell.seed) not in there:
+            gaps.setdefault(cell.method.label, []).append(cell)
+    return gaps
+
+
+def _why(results: Results, study: Study, task: str, label: str, missing: Sequence[Cell]) -> str:
+    """Where a center was not measured, unless that is everywhere, and the first reason."""
+    name = next(iter(study.named_models))
+    starts = tuple(f"{name}: {cell}: " for cell in missing)
+    told = [text[len(start) :] for text in results.failed for start in starts if text.startswith(start)]
+    reason = told[0] if told else "not measured"
+    wanted: dict[float, int] = {}
+    for cell in study.cells(task):
+        if cell.method is not None and cell.method.label == label:
+            wanted[cell.fraction] = wanted.get(cell.fraction, 0) + 1
+    if len(missing) == sum(wanted.values()):
+        return reason
+    where = []
+    for fraction in sorted({cell.fraction for cell in missing}):
+        seeds = [str(cell.seed) for cell in missing if cell.fraction == fraction]
+        which = "" if len(seeds) == wanted[fraction] else f" with seed{'s' * (len(seeds) > 1)} {_joined(seeds)}"
+        where.append(f"{100 * fraction:g} %{which}")
+    return f"at {'; '.join(where)}: {reason}"

@@ -7,7 +7,9 @@ import pandas as pd
 import pytest
 
 import ablation_lens as al
+from ablation_lens.errors import CorpusError
 from ablation_lens.runs.folder import MARKER, key_of
+from ablation_lens.study.model_run import ModelRun
 from ablation_lens.study.results import Results, UnreadableFile
 from ablation_lens.study.study import Study
 from tests.answers import answered
@@ -445,3 +447,18 @@ def test_recommend_says_as_python_does_what_to_take(command):
     code, out, errors = command("recommend", "tiny-vit", "--center", "paek")
     assert (code, out) == (2, "")
     assert "did you mean 'peak'" in errors
+
+
+def test_recommend_fails_where_a_center_was_not_measured_everywhere(command, monkeypatch):
+    before = ModelRun._measure
+
+    def measure(self, cell, *given):
+        if str(cell) == "mean, 50 %, seed 1":
+            raise CorpusError("the memory is full")
+        before(self, cell, *given)
+
+    monkeypatch.setattr(ModelRun, "_measure", measure)
+    asked = ("--center", "zero", "--center", "mean", "--fraction", "0.5", "--seeds", "2", "--images", "24")
+    code, out, _ = command("recommend", "tiny-vit", *asked)
+    assert code == 1
+    assert "left out: mean (at 50 % with seed 1: the memory is full)" in out

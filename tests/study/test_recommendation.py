@@ -10,8 +10,9 @@ import torch
 
 import ablation_lens as al
 from ablation_lens import zoo
-from ablation_lens.errors import CorpusError, MismatchError
+from ablation_lens.errors import AblationLensError, CorpusError, MismatchError
 from ablation_lens.measure import learners
+from ablation_lens.study.model_run import ModelRun
 from ablation_lens.study.recommendation import recommend
 from ablation_lens.study.run import StudyInterrupted
 from tests.circuits.models import Handmade, _weights
@@ -163,6 +164,61 @@ def test_a_center_that_cannot_be_had_is_left_out_and_says_why(planted, monkeypat
     assert found.best() == "mean"
     assert "one document to learn from" in found.left_out["optimal"]
     assert "left out: optimal" in repr(found)
+
+
+@pytest.fixture
+def failing(monkeypatch):
+    """Makes cells fail that a function of them picks."""
+
+    def make(fails):
+        before = ModelRun._measure
+
+        def measure(self, cell, *given):
+            if cell.method is not None and fails(cell.method.label, cell.fraction, cell.seed):
+                raise CorpusError("the memory is full")
+            before(self, cell, *given)
+
+        monkeypatch.setattr(ModelRun, "_measure", measure)
+
+    return make
+
+
+def test_a_center_that_failed_at_one_fraction_is_compared_at_the_others_only(planted, doubled, failing):
+    failing(lambda label, fraction, seed: (label, fraction) == ("doubled", 0.7))
+    found = asked(planted, "zero", "mean", "doubled", fractions=(0.5, 0.7))
+    assert found.left_out == {"doubled": "at 70 %: the memory is full"}
+    assert [found.best(0.5), found.best(0.7), found.best()] == ["doubled", "mean", "mean"]
+    assert "Left out" not in found.told(0.5)
+    assert found.told(0.7).endswith("Left out here: doubled.")
+    assert found.told() == (
+        "No center that was measured at every fraction is as good as the best at every fraction: take doubled at 50 %; "
+        "mean at 70 %. If it must be one, take mean."
+    )
+    assert "left out: doubled (at 70 %: the memory is full)" in repr(found)
+
+
+def test_a_center_that_failed_with_some_masks_is_not_compared_over_the_others(planted, doubled, failing):
+    failing(lambda label, fraction, seed: label == "doubled" and fraction == 0.5 and seed in (1, 3))
+    found = asked(planted, "zero", "mean", "doubled", fractions=(0.5, 0.7))
+    assert found.left_out == {"doubled": "at 50 % with seeds 1 and 3: the memory is full"}
+    assert found.best() == found.best(0.5) == "mean"
+    assert "doubled" not in set(found.frame.loc[found.frame["fraction"] == 0.5, "center"])
+    assert found.told(0.5).endswith("Left out here: doubled.")
+
+
+def test_where_nothing_was_measured_everywhere_no_center_is_taken_for_all(planted, failing):
+    failing(lambda label, fraction, seed: fraction == 0.7)
+    found = asked(planted, "zero", "mean", fractions=(0.5, 0.7))
+    assert found.best(0.5) == "mean"
+    assert found.told() == "No center was measured at every fraction with every seed: take mean at 50 %."
+    assert found.to_dict()["recommended"] is None
+    assert set(found.left_out) == {"zero", "mean"}
+    with pytest.raises(MismatchError, match=r"ask for the best at one of 0\.5"):
+        found.best()
+    assert "take mean" in repr(found)
+    failing(lambda label, fraction, seed: seed == 1)
+    with pytest.raises(AblationLensError, match=r"at any fraction: .*the memory is full"):
+        asked(planted, "zero", "mean", fractions=(0.5, 0.7))
 
 
 @pytest.mark.parametrize(
