@@ -5,17 +5,17 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from numbers import Integral
+from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ablation_lens.corpora import CorpusSizeWarning
 from ablation_lens.errors import AblationLensError, MismatchError
-from ablation_lens.escaping import for_html, on_one_line
+from ablation_lens.escaping import for_html, on_one_line, shorten
 from ablation_lens.measure.metrics import Given, metrics_of
 from ablation_lens.models.load import load_model
 from ablation_lens.sites import Site
-from ablation_lens.study.cells import Cell
+from ablation_lens.study.cells import Cell, plain_share
 from ablation_lens.study.methods import BASELINE, Method, names, split_label
 from ablation_lens.study.results import Results
 from ablation_lens.study.study import Study
@@ -270,16 +270,13 @@ def recommend(
     methods = [each for each in methods if learned or not each.learns]
     if not methods:
         raise MismatchError("there is no center to recommend; name some, or leave centers= out.")
-    if isinstance(seeds, Integral) and not isinstance(seeds, bool):
-        if seeds < 1:
-            raise MismatchError(f"seeds={seeds} draw no mask; give at least 1.")
-        seeds = range(int(seeds))
+    shares, drawn = _shares(fractions), _seeds(seeds)
     loaded = load_model(str(model), dtype=dtype, device=device) if isinstance(model, str | Path) else model
     study = Study(
         models=[loaded],
         methods=[each.label for each in methods],
-        fractions=[fractions] if isinstance(fractions, int | float) else list(fractions),
-        seeds=list(seeds),  # type: ignore[arg-type]
+        fractions=shares,
+        seeds=drawn,
         batches=_batches(loaded, task, tokens, images),
         metrics={name: measured},
         site=Site.of(site).value,
@@ -294,6 +291,40 @@ def recommend(
         else:
             results = study.run(folder, progress=progress)
         return _recommended(results, study, name)
+
+
+def _shares(fractions: Any) -> list[float]:
+    """The fractions as a list. At 0 nothing is ablated, and there is no center to choose."""
+    given = _listed(fractions)
+    possible = all(
+        isinstance(each, Real) and not isinstance(each, bool) and 0 < plain_share(float(each)) <= 1 for each in given
+    )
+    if not given or not possible:
+        raise MismatchError(f"fractions={_shown(fractions)} is not possible; give numbers above 0 and up to 1.")
+    return given
+
+
+def _seeds(seeds: Any) -> list[int]:
+    """The seeds as a list. For Python True is a whole number, too."""
+    if isinstance(seeds, Integral) and not isinstance(seeds, bool) and int(seeds) > 0:
+        return list(range(int(seeds)))
+    given = [] if isinstance(seeds, Real) else _listed(seeds)
+    if not given or not all(isinstance(each, Integral) and not isinstance(each, bool) for each in given):
+        raise MismatchError(
+            f"seeds={_shown(seeds)} is not possible; give how many masks, at least 1, or a list of whole numbers."
+        )
+    return given
+
+
+def _listed(value: Any) -> list[Any]:
+    try:
+        return list(value)
+    except TypeError:  # as of an array without dimensions, too
+        return [value]
+
+
+def _shown(value: Any) -> str:
+    return shorten(on_one_line(repr(value)), 60)
 
 
 def _one_metric(metric: Given) -> tuple[str, Any]:
