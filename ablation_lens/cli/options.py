@@ -82,6 +82,8 @@ _VALUE = r"""…|'[^']*'|"[^"]*"|[^\s,;:()]*[^\s,;:().]"""
 _MENTIONED = re.compile(
     # What is quoted is what was typed or what a file says, and stays; an apostrophe within a word quotes nothing.
     rf"""(?<!\w)'[^']*'(?!\w)|\b(?P<function>\w+)\(\.\.\., (?P<keywords>\w+=[^)]*)\)"""
+    # So does any other call, and a tuple: half of them would be Python's.
+    rf"""|(?<![\w.])[\w.]+\([^()]*\)|\b\w+=\([^()]*\)"""
     rf"""|\b(?P<name>[a-z_]+)=(?P<value>{_VALUE})?|\b[a-z]+_[a-z_]+\b"""
 )
 

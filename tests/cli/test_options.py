@@ -41,6 +41,9 @@ def told(message, command, *typed):
         ("give epsilon=1.", "collect", (), "give epsilon=1."),
         ("write 'peak bins=64' in the model's file.", "study", (), "write 'peak bins=64' in the model's file."),
         ("call gather(..., examples=3).", "explore", (), "call gather(..., examples=3)."),
+        ("share=(2.0, 2.0) is not possible.", "learn", (), "share=(2.0, 2.0) is not possible."),
+        ('use it.batches(split="evaluate").', "collect", (), 'use it.batches(split="evaluate").'),
+        ("use it (images=5).", "collect", (), "use it (--images 5)."),
         ("collect(..., positions=True) does.", "evaluate", (), "collect(..., positions=True) does."),
     ],
 )
