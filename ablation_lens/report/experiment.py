@@ -8,7 +8,7 @@ scores/, learned/          as `experiments/scores.py` says
 """
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -79,6 +79,7 @@ class Experiment:
         about: what it asks, in a few words.
         run: gives its result, which has a `frame` and prints itself.
         draw: its figures, by what is put after its name ("" for the first).
+        further: what may be put there, so that no figure of before stays beside a new table.
         takes: an option → the argument that it is, such as `fractions` → `fraction`.
         tokens: how many are judged in the reduced grid.
         collected: how many centers are computed from.
@@ -100,6 +101,7 @@ class Experiment:
     elsewhere: int = 0
     needs_sample: bool = False
     collects: bool = False
+    further: Callable[[], Iterable[str]] = tuple
 
 
 @dataclass(frozen=True)
@@ -219,6 +221,12 @@ def _draw_centers(found: Any) -> "Iterator[tuple[str, go.Figure]]":
         yield metric if place else "", plots.better_centers(found, metric)
 
 
+def _metrics() -> Iterable[str]:
+    from ablation_lens.measure.metrics import BUILT_IN
+
+    return BUILT_IN
+
+
 def _known(given: Materials) -> "ActivationStatistics":
     assert given.statistics is not None
     return given.statistics
@@ -243,6 +251,7 @@ EXPERIMENTS: Mapping[str, Experiment] = MappingProxyType(
                 {} if site.has_heads else {"neurons": 2, "heads": 0, "shares": (0.5,), "seeds": range(2)}
             ),
             full=lambda site: {"neurons": 16, "heads": 4, "seeds": range(10)},
+            further=lambda: ("minima",),
         ),
         "stability": Experiment(
             about="how far centers move between collections",
@@ -275,6 +284,7 @@ EXPERIMENTS: Mapping[str, Experiment] = MappingProxyType(
             collected=30_000,
             reduced=lambda site: {"centers": CENTERS},
             full=_all_centers,
+            further=lambda: ("whole",),
         ),
         "processing": Experiment(
             about="what TransformerLens' processing of weights changes",
@@ -306,6 +316,7 @@ EXPERIMENTS: Mapping[str, Experiment] = MappingProxyType(
             full=lambda site: {"shares": [tenth / 10 for tenth in range(1, 11)]},
             elsewhere=100_000,
             needs_sample=True,
+            further=_metrics,
         ),
     }
 )
@@ -455,21 +466,26 @@ def _write(name: str, found: Any, model: str, site: "Site", out: Path, statistic
 
     files = {"csv": out / f"{name}.csv"}
     with writing(out):
+        for part in ("", *EXPERIMENTS[name].further()):
+            _page(out, name, part).unlink(missing_ok=True)
         write_text(files["csv"], csv_of(found.frame.reset_index(drop=True), index=False))
         try:
             figures = dict(EXPERIMENTS[name].draw(found))
         except MismatchError:  # there is too little to show, and the result says so in words
             figures = {}
         for part, figure in figures.items():
-            label = f"{name}-{part}" if part else name
-            files[f"html {part}".strip()] = out / f"{label}.html"
-            write_text(out / f"{label}.html", page_of(figure))
+            files[f"html {part}".strip()] = place = _page(out, name, part)
+            write_text(place, page_of(figure))
         if hasattr(found, "save"):
             files["curves"] = out / "curves.safetensors"
             found.save(files["curves"])
     if statistics is not None:
         files["statistics"] = statistics
     return Done(name, model, site.value, found, files, figures)
+
+
+def _page(out: Path, name: str, part: str) -> Path:
+    return out / (f"{name}-{part}.html" if part else f"{name}.html")
 
 
 def page_of(figure: "go.Figure") -> str:

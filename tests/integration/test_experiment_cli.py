@@ -84,6 +84,25 @@ def test_a_folder_of_another_model_is_refused(done, command):
     assert {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
 
 
+def test_no_figure_of_before_stays_beside_a_new_table(tmp_path):
+    folder = tmp_path / "run"
+    model = al.load_model("tiny-opt")
+    options = {"centers": ["zero", "mean"], "fractions": [0.5], "seeds": 1, "steps": 1}
+
+    def pages(**further):
+        made = conduct(
+            "centers", model, al.task_for(model), folder, tokens=100, collect_tokens=500, options=options | further
+        )
+        written = {path.name for part, path in made.files.items() if part.startswith("html")}
+        assert written == {path.name for path in folder.glob("centers*.html")} - {"centers-mine.html"}
+        return written
+
+    assert len(pages()) > 1
+    (folder / "centers-mine.html").write_text("of a user")
+    assert pages(metric="kl") == {"centers.html"}
+    assert (folder / "centers-mine.html").exists()
+
+
 def test_curves_leave_what_the_explorer_shows(tmp_path):
     model = al.load_model("tiny-opt")
     options = {"centers": ["mean"], "fractions": [0.5], "seeds": 1}
