@@ -146,7 +146,8 @@ def _stability(given: Materials, options: Options) -> Any:
     from ablation_lens.experiments.stability import compare_collections
     from ablation_lens.measure.collection import collect
 
-    others = {name: collect(given.model, plan, site=given.site) for name, plan in given.others.items()}
+    passes = 1 if _known(given).trimmed is None else _passes(options)
+    others = {name: collect(given.model, plan, site=given.site, passes=passes) for name, plan in given.others.items()}
     if given.judged.task == "image-classification":
         options = {"sizes": IMAGE_SIZES} | options
     return compare_collections(
@@ -429,10 +430,11 @@ def _planned(task: "Task", split: str, tokens: int | None, images: int | None, u
 
 
 def _passes(options: Options) -> int:
-    """How often documents are read for the centers that were asked for."""
+    """How often documents are read for the centers that were asked for; None asks for all."""
     from ablation_lens.neurons import centers
 
-    asked = [*(options.get("centers") or ()), *(options.get("asked") or ())]
+    chosen = options.get("centers", ())
+    asked = [*(centers.names() if chosen is None else chosen), *options.get("asked", ())]
     return max([1, *(centers.about(name).passes for name in asked if name in centers.names())])
 
 

@@ -9,6 +9,7 @@ import pytest
 import ablation_lens as al
 from ablation_lens.experiments import layers
 from ablation_lens.experiments.constants import LossCurves
+from ablation_lens.neurons import centers as registry
 from ablation_lens.report.experiment import EXPERIMENTS, conduct
 from tests.answers import answered
 
@@ -101,6 +102,15 @@ def test_no_figure_of_before_stays_beside_a_new_table(tmp_path):
     (folder / "centers-mine.html").write_text("of a user")
     assert pages(metric="kl") == {"centers.html"}
     assert (folder / "centers-mine.html").exists()
+
+
+def test_all_centers_of_the_full_grid_are_all_that_move(tmp_path):
+    model = al.load_model("tiny-opt")
+    made = conduct(
+        "stability", model, al.task_for(model), tmp_path / "run", tokens=100, collect_tokens=400, full=True,
+        others={"stdlib-code": al.task_for(model, "stdlib-code")}, options={"seeds": 1},
+    )  # fmt: skip
+    assert set(made.found.frame["center"]) == {name for name in registry.names() if registry.about(name).passes}
 
 
 def test_curves_leave_what_the_explorer_shows(tmp_path):
