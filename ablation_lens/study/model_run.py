@@ -46,6 +46,10 @@ if TYPE_CHECKING:
     from ablation_lens.study.study import Study
 
 
+_LEARNING = 3600.0
+"""Seconds that learning may well take, in which nobody begins the same."""
+
+
 def load_model_run(study: "Study", name: str, folder: StudyFolder, *, patience: float | None = None) -> "ModelRun":
     """Load a model of the study, unless it was given, and fix what it reads."""
     given = study.named_models[name]
@@ -335,9 +339,16 @@ class ModelRun:
         return seconds
 
     @contextmanager
-    def _working_on(self, key: str, what: str, shown: CellProgress, waits: bool = True) -> Iterator[bool]:
-        """Whether nobody else is at it, after waiting for who is; a process that was stopped is not waited for."""
+    def _working_on(
+        self, key: str, what: str, shown: CellProgress, waits: bool = True, usually: float = 0.0
+    ) -> Iterator[bool]:
+        """Whether nobody else is at it, after waiting for who is; a process that was stopped is not waited for.
+
+        `usually` is how many seconds it may well take.
+        """
         patience, who = self._patience if waits else 0.0, ""
+        if waits and self.patience is None:
+            patience = max(patience, usually)
 
         def waiting(holder: str) -> None:
             nonlocal who
@@ -418,7 +429,7 @@ class ModelRun:
         key = key_of(facts)
         statistics = self._statistics(method.passes, shown)
         what = f"{self.name}: learning {method.label}" + ("" if share is None else f" for {100 * share:g} %")
-        with self._working_on(f"learned {key}", what, shown):
+        with self._working_on(f"learned {key}", what, shown, usually=_LEARNING):
             if not self.folder.has("learned", key):
                 started = time.perf_counter()
                 about = learners.about(method.name)
