@@ -107,8 +107,8 @@ def test_no_figure_of_before_stays_beside_a_new_table(tmp_path):
 def test_all_centers_of_the_full_grid_are_all_that_move(tmp_path):
     model = al.load_model("tiny-opt")
     made = conduct(
-        "stability", model, al.task_for(model), tmp_path / "run", tokens=100, collect_tokens=400, full=True,
-        others={"stdlib-code": al.task_for(model, "stdlib-code")}, options={"seeds": 1},
+        "stability", model, al.task_for(model), tmp_path / "run", tokens=50, collect_tokens=100, full=True,
+        others={"again": al.task_for(model)}, options={"seeds": 1},
     )  # fmt: skip
     assert set(made.found.frame["center"]) == {name for name in registry.names() if registry.about(name).passes}
 
