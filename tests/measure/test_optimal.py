@@ -113,6 +113,22 @@ def test_under_inference_mode_it_learns_the_same():
     assert torch.equal(inside.values, optimal(model, TOKENS, **options).values)
 
 
+def test_where_memory_runs_out_halves_are_learned_from():
+    model, options = one_head(), {"objective": QUADRATIC, "share": 0.5, "steps": 4, "rows": 16, "progress": False}
+    stats = al.collect(model, TOKENS, progress=False)
+    expected, run, refused = optimal(model, TOKENS, stats, **options), model.run_with_hooks, []
+
+    def limited(tokens, **hooks):
+        if len(tokens) > 10 and torch.is_grad_enabled():
+            refused.append(len(tokens))
+            raise torch.OutOfMemoryError
+        return run(tokens, **hooks)
+
+    model.run_with_hooks = limited
+    assert torch.allclose(optimal(model, TOKENS, stats, **options).values, expected.values, atol=1e-6)
+    assert refused
+
+
 def test_equal_rows_are_on_one_side():
     twice = torch.cat([TOKENS, TOKENS.flip(0)])
     lesson = Lesson.of(one_head(), [twice[:30], twice[30:]], 8, 0.25)
