@@ -195,7 +195,7 @@ def require_possible(*, share: float = 0.5, steps: int = 0, rows: int = 1, rate:
 
     >>> require_possible(share=2)
     Traceback (most recent call last):
-    ablation_lens.errors.MismatchError: share=(2.0, 2.0) is not possible; give a number above 0 and up to 1, or two.
+    ablation_lens.errors.MismatchError: share=2 is not possible; give a number above 0 and up to 1, or two.
     """
     for name, value in (("steps", steps), ("rows", rows), ("seed", seed)):
         if not isinstance(value, int):
