@@ -335,7 +335,7 @@ class _School:
                 documents,
                 name,
                 of,
-                **({**options, "keep": keep} if learner.by_share else options),
+                **({**options, "keep": keep} if learner.keeps else options),
                 progress=self.progress,
             ),
         )
