@@ -380,10 +380,10 @@ def _require_kind(path: Path, outer: Mapping[str, Any], kind: str, newest: int) 
 
 
 def _checksum(text: str, tensors: Mapping[str, "Tensor"]) -> str:
-    import torch
-
     digest = hashlib.sha256(text.encode())
     for name, tensor in sorted(tensors.items()):
+        import torch  # here, as JSON has no tensors
+
         # The bytes alone do not tell a [2, 3] from a [3, 2], or one dtype from another.
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         # As bytes, because NumPy has no bfloat16; flat first, because a 0-d tensor cannot be viewed as bytes.
@@ -434,17 +434,18 @@ def save_json(path: str | Path, kind: str, values: Mapping[str, Any], *, version
     write_text(path, json.dumps({_KEY: outer, "content": content}, indent=1, sort_keys=True) + "\n")
 
 
-def load_json(path: str | Path, kind: str, *, newest: int = 2) -> dict[str, Any]:
+def load_json(path: str | Path, kind: str, *, newest: int = 2, oldest: int = 1) -> dict[str, Any]:
     """Read what `save_json` wrote; anything else is a `FileFormatError`.
 
-    The first version was the bare values, without a checksum: they are given as they are, for the caller to check.
+    The first version was the bare values, without a checksum: they are given as they are, for the caller to check,
+    unless the `oldest` that may be read is 2.
     """
     path = Path(path)
     try:
         values = parse_json(read_text(path, HEADER_BYTES))
         if not isinstance(values, dict):
             raise TypeError
-        if _KEY not in values:
+        if _KEY not in values and oldest == 1:
             return values
         outer, content = values[_KEY], values["content"]
         if not isinstance(content, dict) or len(values) != 2:

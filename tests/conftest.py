@@ -3,12 +3,16 @@ import os
 import shutil
 import signal
 import sys
+import tempfile
 import warnings
 
 # No test may reach a hub; set before transformers is imported anywhere.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    # Of this run alone, for its workers and what they start: nothing of the user's is read or left behind.
+    os.environ["ABLATION_LENS_CACHE"] = tempfile.mkdtemp(prefix="ablation-lens-tests-")
 if "PYTEST_XDIST_WORKER" in os.environ:
     # A worker per core: more threads would wait for each other. torch reads it when imported, as in what tests start.
     os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"
@@ -29,6 +33,11 @@ LONGEST = (
     "browser/test_explorer_notebook.py",
 )
 """Files that come first, so that no worker is left with one of them at the end."""
+
+
+def pytest_unconfigure():
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        shutil.rmtree(os.environ["ABLATION_LENS_CACHE"], ignore_errors=True)
 
 
 def pytest_collection_modifyitems(items):

@@ -5,7 +5,8 @@ hands out `TextDocument`s or `ImageDocument`s one at a time and can say what it 
 Nothing is copied, and nothing is downloaded that is not read.
 
 - `documents`: `open_corpus`, `Corpus`, `Reading`; `options`: what may be asked for; `splits`: which document is where.
-- `named`: corpora with a name, a function each; `embedded`: the texts of those that need no network; `hub`: data sets.
+- `named`: corpora with a name, a function each; `embedded`: the texts of those that need no network,
+  which `keeping` keeps in the user's cache folder; `hub`: data sets.
 - `local`: what a path is, and who reads it: `text_files`, `tables` (columns), `images`; `files`: finding and opening;
   `pipes`: what a shell hands over.
 - `own`: lists of texts and data sets that somebody holds.

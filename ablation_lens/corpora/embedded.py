@@ -2,13 +2,17 @@
 
 `stdlib` is the language reference in `pydoc_data.topics` and the docstrings of the standard library's
 modules. Every Python carries them, so nothing is downloaded or copied; they differ a little from one
-Python version to the next, which is why `digest` exists.
+Python version to the next, which is why `digest` exists. Reading a whole library takes seconds, so what came of it
+is `kept` for the next process.
 """
 
 import ast
+import contextlib
 import functools
 import hashlib
 import inspect
+import os
+import sys
 import sysconfig
 import warnings
 from collections.abc import Iterable, Iterator
@@ -16,6 +20,8 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
+
+from ablation_lens.corpora.keeping import kept
 
 DOCUMENT_CHARACTERS = 780
 """A document is closed before it grows past this: about 256 of the zoo's tokens, its models' context.
@@ -40,12 +46,27 @@ Image = UInt8[np.ndarray, "8 8"]
 
 @functools.lru_cache(maxsize=1)
 def _prose() -> tuple[str, ...]:
-    return _documents(_sources())
+    return kept("stdlib", _state, lambda: _documents(_sources()))
 
 
 @functools.lru_cache(maxsize=1)
 def _code() -> tuple[str, ...]:
-    return _documents(code for path in _files() if (code := code_of(path)))
+    return kept("stdlib-code", _state, lambda: _documents(code for path in _files() if (code := code_of(path))))
+
+
+def _state() -> str:
+    """A digest of all that the documents depend on: what is read, which Python reads it, and the rules in this file."""
+    library = Path(sysconfig.get_path("stdlib"))
+    told = hashlib.sha256(f"{sys.version} {sys.implementation.cache_tag}".encode())
+    parts = [Path(__file__).read_bytes(), repr(sorted(_topics().items())).encode()]
+    for path in _files():
+        parts.append(os.fsencode(path.relative_to(library).as_posix()))
+        # Their bytes, which take 20 ms: the time of a file says little where libraries are copied or unpacked.
+        with contextlib.suppress(OSError):
+            parts.append(path.read_bytes())
+    for part in parts:
+        told.update(len(part).to_bytes(8, "big") + hashlib.sha256(part).digest())
+    return told.hexdigest()
 
 
 def _documents(sources: Iterable[str]) -> tuple[str, ...]:
@@ -125,9 +146,14 @@ def _parts(paragraph: str) -> Iterator[str]:
         yield part
 
 
-def _sources() -> Iterator[str]:
+def _topics() -> dict[str, str]:
     from pydoc_data.topics import topics  # the one module that is imported: it holds nothing but the texts
 
+    return topics
+
+
+def _sources() -> Iterator[str]:
+    topics = _topics()
     for name in sorted(topics):
         yield clean(topics[name])
     for path in _files():
@@ -135,10 +161,13 @@ def _sources() -> Iterator[str]:
 
 
 def _files() -> Iterator[Path]:
-    folder = Path(sysconfig.get_path("stdlib"))
-    for path in sorted(folder.rglob("*.py"), key=lambda path: path.relative_to(folder).parts):
-        if _LEFT_OUT.isdisjoint(path.relative_to(folder).parts):
-            yield path
+    library = sysconfig.get_path("stdlib")
+    found: list[tuple[str, ...]] = []
+    for folder, inside, names in os.walk(library):
+        inside[:] = set(inside) - _LEFT_OUT  # not entered: the packages that are installed are ten times the library
+        above = () if folder == library else Path(folder).relative_to(library).parts
+        found += ((*above, name) for name in names if name.endswith(".py"))
+    yield from (Path(library, *parts) for parts in sorted(found))
 
 
 _KINDS = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
