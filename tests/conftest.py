@@ -1,4 +1,5 @@
 import functools
+import gc
 import os
 import shutil
 import signal
@@ -87,7 +88,8 @@ def command(monkeypatch, capsys):
         except SystemExit as end:
             code = end.code
         finally:
-            # The command leaves them as suits a program that ends.
+            # The command leaves these, and all objects, as suits a program that ends.
+            gc.unfreeze()
             for number, handler in handlers.items():
                 signal.signal(number, handler)
         return code, *capsys.readouterr()

@@ -7,6 +7,7 @@
 - `terminal`: what is printed, and how.
 """
 
+import gc
 import signal
 import sys
 from typing import Any
@@ -38,6 +39,9 @@ def main() -> None:
         finally:
             # All is done or said in a moment, and Python takes a while to end: a traceback now would be about nothing.
             signal.signal(signal.SIGINT, signal.SIG_IGN)
+            # What is alive ends with the process: to look for garbage among the million objects that torch and
+            # TransformerLens are made of would take a second more.
+            gc.freeze()
     except KeyboardInterrupt:
         complain("interrupted; run the same command again.")
         code = INTERRUPTED
