@@ -80,9 +80,9 @@ def load_model(
     """
     if attention not in ATTENTION:
         raise ModelError(f"attention={attention!r} is not known; use 'fast' or 'stock'.")
-    from ablation_lens import adapters
-
     checkpoint = find_checkpoint(name_or_folder, revision)
+    from ablation_lens import adapters  # imports TransformerLens, which a wrong name need not wait for
+
     family = adapters.families().get(checkpoint.model_type)
     with _one_sentence(checkpoint):
         if family is not None:
