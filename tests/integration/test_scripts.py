@@ -17,6 +17,7 @@ BENCHMARKS = {
     "attention_speed.py": ("--toy", "--rounds", "0", "--threads", "1", "--run-with-hooks"),
     "circuits.py": ("--toy", "--rounds", "1"),
     "collection.py": ("--toy", "--rounds", "1"),
+    "first_number.py": ("--toy", "--rounds", "1"),
     "loading_memory.py": ("--toy", "--rounds", "1"),
 }
 
