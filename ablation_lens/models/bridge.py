@@ -30,6 +30,13 @@ def load_bridge(
     return _bridge(checkpoint, architecture, hf_model, attention), digest, unread
 
 
+def bridge_in_memory(checkpoint: Checkpoint, architecture: str, hf_model: Any, attention: str) -> Any:
+    """A model that is there already, with the bridge built into it."""
+    _refuse_unsupported(checkpoint)
+    hf_model.set_attn_implementation("eager")  # as above
+    return _bridge(checkpoint, architecture, hf_model, attention)
+
+
 def _refuse_unsupported(checkpoint: Checkpoint) -> None:
     """Variants that the bridge would get wrong without a word."""
     config = checkpoint.config

@@ -44,11 +44,15 @@ _OFFLINE_HINT = (
 )
 
 
+NOWHERE = ""
+"""The source of a model that is in memory already: it has no files."""
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """A checkpoint that was found and whose config could be read; its weights are still on disk.
 
-    `name` is what the user asked for and records show, `source` the folder or hub id it is read from.
+    `name` is what the user asked for and records show, `source` the folder or hub id it is read from, or `NOWHERE`.
     """
 
     name: str
@@ -294,6 +298,8 @@ def load_tokenizer(checkpoint: Checkpoint) -> Any:
     from transformers import AutoTokenizer
 
     names = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
+    if checkpoint.source == NOWHERE:  # as a path it would be the current folder
+        return None
     # By the files, as transformers' errors do not tell a missing tokenizer from a broken one.
     if checkpoint.local and not any((Path(checkpoint.source) / name).is_file() for name in names):
         return None

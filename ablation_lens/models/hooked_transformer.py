@@ -33,6 +33,15 @@ def load_hooked_transformer(
     return model, digest, unread
 
 
+def hook_in_memory(checkpoint: Checkpoint, architecture: str, hf_model: Any, attention: str) -> Any:
+    """A model that is there already, around its own tensors."""
+    _refuse_unsupported(checkpoint)
+    cfg = _transformer_lens_config(checkpoint, architecture, hf_model.device, hf_model.dtype)
+    model = _hooked_transformer(checkpoint, cfg, hf_model, attention)
+    _require_all_read(checkpoint, hf_model, model)
+    return model
+
+
 def _refuse_unsupported(checkpoint: Checkpoint) -> None:
     """Variants that TransformerLens would get wrong without a word."""
     config = checkpoint.config

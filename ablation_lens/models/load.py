@@ -17,8 +17,9 @@ from torch import Tensor
 
 from ablation_lens.errors import ModelError
 from ablation_lens.hooked import task_of
-from ablation_lens.models.bridge import load_bridge
+from ablation_lens.models.bridge import bridge_in_memory, load_bridge
 from ablation_lens.models.checkpoints import (
+    NOWHERE,
     Checkpoint,
     find_checkpoint,
     load_image_processor,
@@ -30,7 +31,7 @@ from ablation_lens.models.checkpoints import (
     unsupported,
     weights_digest,
 )
-from ablation_lens.models.hooked_transformer import load_hooked_transformer
+from ablation_lens.models.hooked_transformer import hook_in_memory, load_hooked_transformer
 from ablation_lens.records import ModelRecord
 from ablation_lens.weights import checksum
 
@@ -89,6 +90,63 @@ def load_model(
             return _load_family(family, checkpoint, device=device, dtype=dtype)
         target = resolve_device(device)
         return _load_causal(checkpoint, target, resolve_dtype(dtype, checkpoint, target), attention)
+
+
+def hook_model(hf_model: Any, *, name: str | None = None, attention: str = "fast") -> Any:
+    """Hook a Hugging Face model that is in memory, as `load_model` hooks one that it has read.
+
+    The weights are shared, not copied, and stay on their device and in their dtype; `hf_model` is frozen and put in
+    eval mode. With transformer-lens 4 the result is built into a causal `hf_model`, which is then of no use by itself.
+    The result has no tokenizer: give it token ids, or set `model.hf_tokenizer`.
+
+    Args:
+        hf_model: a causal model, or one of a family of `ablation_lens.adapters`.
+        name: what records call it; None for the name of its class.
+        attention: as for `load_model`.
+
+    >>> import torch, transformers
+    >>> config = transformers.OPTConfig(vocab_size=40, hidden_size=12, num_hidden_layers=2, ffn_dim=16,
+    ...     num_attention_heads=3, max_position_embeddings=16, word_embed_proj_dim=12)
+    >>> model = hook_model(transformers.OPTForCausalLM(config), name="mine")
+    >>> _, cache = model.run_with_cache(torch.tensor([[2, 5, 7]]))
+    >>> tuple(cache["blocks.1.attn.hook_z"].shape), model.record.name
+    ((1, 3, 3, 4), 'mine')
+    """
+    if attention not in ATTENTION:
+        raise ModelError(f"attention={attention!r} is not known; use 'fast' or 'stock'.")
+    if not isinstance(hf_model, torch.nn.Module) or not hasattr(hf_model, "config"):
+        raise ModelError(
+            f"got a {type(hf_model).__name__}, expected a model of transformers such as OPTForCausalLM(config); "
+            "load_model takes names and folders."
+        )
+    from ablation_lens import adapters
+
+    architecture = type(hf_model).__name__
+    checkpoint = Checkpoint(name or architecture, NOWHERE, None, hf_model.config, local=True)
+    family = adapters.families().get(checkpoint.model_type)
+    with refusing(lambda reason: ModelError(f"{checkpoint.name} cannot be hooked ({reason}).")):
+        if family is None and not architecture.endswith(("ForCausalLM", "LMHeadModel")):
+            raise unsupported(checkpoint, f"{architecture} is not a causal language model")
+        hf_model.requires_grad_(False)
+        hf_model.eval()
+        digest = weights_digest(hf_model)
+        if family is not None:
+            model = family.wrap(hf_model)
+            model.cfg.model_name = checkpoint.name
+        else:
+            hook = bridge_in_memory if transformer_lens_major() >= 4 else hook_in_memory
+            model = hook(checkpoint, architecture, hf_model, attention)
+        model.hf_tokenizer = model.image_processor = None
+        model.hf_config = checkpoint.config
+        model.record = ModelRecord.of_cfg(
+            model.cfg,
+            name=checkpoint.name,
+            revision=None,
+            architecture=architecture,
+            weights=digest,
+            checksum=checksum(model),
+        )
+    return model
 
 
 def task_of_checkpoint(checkpoint: Checkpoint) -> str:

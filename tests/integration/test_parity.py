@@ -8,9 +8,9 @@ import transformers
 
 from ablation_lens import load_model
 from ablation_lens.errors import ModelError
-from ablation_lens.models.load import transformer_lens_major
+from ablation_lens.models.load import hook_model, transformer_lens_major
 from ablation_lens.sites import Site
-from tests.tiny_models import BY_NAME, FAMILIES, TEXT, VARIANTS, Tiny, gpt2, llama, mistral, reference, run
+from tests.tiny_models import BY_NAME, FAMILIES, TEXT, VARIANTS, Tiny, gpt2, llama, mistral, opt, reference, run
 
 LOGITS, Z = 1e-4, 1e-5
 
@@ -47,6 +47,33 @@ def test_logits_and_z_equal_hugging_faces(tiny, attention, saved):
     assert len(z) == len(reference_z) == model.cfg.n_layers
     for ours_at_layer, theirs in zip(z, reference_z, strict=True):
         assert gap(ours_at_layer, theirs, mask) <= Z
+
+
+def stored(model):
+    return {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+
+
+@pytest.mark.parametrize("tiny", FAMILIES, ids=lambda tiny: tiny.name)
+def test_a_hugging_face_model_in_memory_is_hooked_as_its_files_would_be(tiny, saved, tmp_path, monkeypatch):
+    shutil.copytree(saved("opt"), tmp_path / "here")
+    (tmp_path / "here" / "tokenizer.json").write_text("not read", encoding="utf-8")
+    monkeypatch.chdir(tmp_path / "here")  # it has no files, not even those of the current folder
+    loaded, inputs, mask, logits, _ = loaded_beside_reference(tiny, saved)
+    hf_model = tiny.model()
+    before = stored(hf_model)
+    model = hook_model(hf_model, name="mine")
+    assert gap(run(model, inputs, mask), logits, mask if logits.ndim == 3 else None) <= LOGITS
+    same = ("checksum", "weights", "architecture", "n_ctx", "dtype")
+    assert [getattr(model.record, name) for name in same] == [getattr(loaded.record, name) for name in same]
+    assert model.record.name == "mine"
+    assert before <= stored(model)  # shared, not copied
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("given", ["tiny-opt", torch.nn.Linear(2, 2), transformers.OPTModel(opt().config)])
+def test_what_cannot_be_hooked_in_memory_is_refused(given):
+    with pytest.raises(ModelError, match=r"expected a model of transformers|cannot be hooked"):
+        hook_model(given)
 
 
 def test_the_comparison_notices_a_planted_error(saved):
