@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 # The stamp remembers what was installed: nothing is reinstalled until the lock or the project file changes.
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check types lint lint-js test-js format bench notebooks findings lock env clean
+.PHONY: demo test check types lint lint-js test-js format bench bench-all bench-gpu notebooks findings lock env clean
 
 env: $(STAMP)
 
@@ -52,8 +52,13 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(STAMP)
-	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+bench bench-all: $(STAMP)
+	@for script in $(filter-out benchmarks/gpu.py,$(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+# Within 6 minutes on an H100; needs a CUDA GPU, and no network once the environment is there.
+bench-gpu: $(STAMP)
+	@mkdir -p build
+	$(BIN)/python benchmarks/gpu.py --out build/gpu.json
 
 # What the notebooks show, as pages; needs a Chrome or Chromium for the figures.
 notebooks: $(STAMP)

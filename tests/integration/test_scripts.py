@@ -1,5 +1,6 @@
 """Every script runs, at toy size: what it prints is not looked at closely, as toys say nothing about speed."""
 
+import json
 import runpy
 import shutil
 import sys
@@ -18,6 +19,7 @@ BENCHMARKS = {
     "circuits.py": ("--toy", "--rounds", "1"),
     "collection.py": ("--toy", "--rounds", "1"),
     "first_number.py": ("--toy", "--rounds", "1"),
+    "gpu.py": ("--toy", "--models", "mistral", "roberta-fp16", "vit"),
     "loading_memory.py": ("--toy", "--rounds", "1"),
 }
 
@@ -54,6 +56,22 @@ def test_every_script_is_run_here():
 @pytest.mark.parametrize("name", BENCHMARKS)
 def test_a_benchmark(script, name):
     assert "torch" in script(ROOT / "benchmarks" / name, *BENCHMARKS[name])
+
+
+def test_the_gpu_benchmark_says_what_it_measured_and_what_it_left_out(script, tmp_path, monkeypatch):
+    path = ROOT / "benchmarks" / "gpu.py"
+    asked = ("--toy", "--models", "opt", "vit", "--budget", "11", "--out", str(tmp_path / "gpu.json"))
+    assert "left out: OPT-1.3B (float16), for want of time" in script(path, *asked)
+    report = json.loads((tmp_path / "gpu.json").read_text(encoding="utf-8"))
+    assert list(report["models"]) == ["vit"]
+    assert report["models"]["vit"]["counts_equal_the_cpus"]
+    assert report["models"]["vit"]["ways"]["ours, collecting"]["per_second"] > 0
+    assert report["check"]["seconds"] > 0
+    assert report["check"]["predicted_seconds"] > 0
+    assert not report["failed"]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit, match="need one"):
+        script(path)
 
 
 def test_what_a_benchmark_does_in_a_process_of_its_own(script, tmp_path):
