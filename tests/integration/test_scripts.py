@@ -19,8 +19,9 @@ BENCHMARKS = {
     "circuits.py": ("--toy", "--rounds", "1"),
     "collection.py": ("--toy", "--rounds", "1"),
     "first_number.py": ("--toy", "--rounds", "1"),
-    "gpu.py": ("--toy", "--models", "mistral", "roberta-fp16", "vit"),
+    "gpu.py": ("--toy", "--models", "mistral", "roberta-fp16"),
     "loading_memory.py": ("--toy", "--rounds", "1"),
+    "ratios.py": ("--toy", "--rounds", "0"),
 }
 
 
