@@ -4,7 +4,7 @@
 activations kept and binned afterwards, logits everywhere. *stock* is TransformerLens' own attention and forward with
 hook functions. nnsight and pyvene do the ablated forward where they are installed; neither is needed. Rows:
 
-- load: a random OPT of 12 layers, 768 wide, from disk;
+- load: a random OPT of 12 layers, 768 wide, from disk, and one forward of 4×8 tokens, or some only map the file;
 - collect: z of three batches of 4×512 tokens, and the fullest of 100 bins for every neuron;
 - ablated forward: half of the neurons set to given values, logits everywhere, at 4×512 and at 4×8 tokens;
 - ablated evaluation: the same, and top-1 and cross-entropy of every prediction;
@@ -154,12 +154,24 @@ class Row:
 # ---------------------------------------------------------------------- load
 
 
+def used_once(load: Callable[[], Any], models: Models) -> Callable[[], Any]:
+    """Loading, and a forward that needs every weight."""
+    tokens = models.tokens(models.size.short)
+
+    def run() -> None:
+        model = load()
+        with torch.inference_mode():
+            model(tokens)
+
+    return run
+
+
 def plain_load(models: Models) -> Callable[[], Any]:
-    return models.fresh
+    return used_once(models.fresh, models)
 
 
 def our_load(models: Models) -> Callable[[], Any]:
-    return lambda: al.load_model(models.folder, device="cpu")
+    return used_once(lambda: al.load_model(models.folder, device="cpu"), models)
 
 
 def stock_load(models: Models) -> Callable[[], Any]:
@@ -179,7 +191,7 @@ def stock_load(models: Models) -> Callable[[], Any]:
         model.load_and_process_state_dict(state, **off)
         return model
 
-    return run
+    return used_once(run, models)
 
 
 # ---------------------------------------------------------------------- collect
@@ -396,7 +408,11 @@ def rows(size: Size) -> list[Row]:
         return "×".join(map(str, shape))
 
     return [
-        Row("load", 5, {"plain": plain_load, "ours": our_load} | ({"stock": stock_load} if stock_is_there else {})),
+        Row(
+            "load, and run once",
+            5,
+            {"plain": plain_load, "ours": our_load} | ({"stock": stock_load} if stock_is_there else {}),
+        ),
         Row(
             f"collect, {size.batches} × {told(size.long)}",
             3,
