@@ -11,7 +11,7 @@ import os
 import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -176,18 +176,21 @@ def load_weights(
     # Safetensors, OS, hub and shape errors all mean: these weights cannot be used.
     with refusing(lambda reason: _weights_error(checkpoint, reason)), quiet():
         stored = stored_weights(checkpoint.source, checkpoint.revision)
-        if stored is not None:
-            _require_size(checkpoint, loader, stored)
-        model, info = loader.from_pretrained(
-            checkpoint.source,
-            config=checkpoint.config,
-            revision=checkpoint.revision,
-            dtype=dtype,
-            use_safetensors=True,
-            attn_implementation=attention,
-            output_loading_info=True,
-            trust_remote_code=False,
-        )
+        if stored is None:
+            raise FileNotFoundError("it has no model.safetensors")
+        model_class = _class_of_size(checkpoint, loader, stored)
+        with stored.opened(dtype, device) as weights:
+            model, info = model_class.from_pretrained(
+                None,  # where the files are was found already; transformers would map them, whatever their dtype
+                state_dict=weights,
+                config=checkpoint.config,
+                dtype=dtype,
+                attn_implementation=attention,
+                output_loading_info=True,
+                trust_remote_code=False,
+            )
+        model.config.name_or_path = checkpoint.source
+        _read_generation_config(checkpoint, model)
     missing = sorted(info["missing_keys"]) + [str(key) for key in info.get("mismatched_keys", [])]
     if missing:
         raise ModelError(
@@ -200,8 +203,8 @@ def load_weights(
     return model.eval().to(device), unread
 
 
-def _require_size(checkpoint: Checkpoint, loader: Any, stored: StoredWeights) -> None:
-    """Raise before anything is built where the config asks for far more than is there."""
+def _class_of_size(checkpoint: Checkpoint, loader: Any, stored: StoredWeights) -> "type[PreTrainedModel]":
+    """The class of the model; raises before anything is built where the config asks for far more than is there."""
     config = checkpoint.config.get_text_config()
     blocks = getattr(config, "num_hidden_layers", 0)
     if blocks > len(stored.names):
@@ -223,6 +226,18 @@ def _require_size(checkpoint: Checkpoint, loader: Any, stored: StoredWeights) ->
             f"the config of {checkpoint.name} asks for {asked:,} numbers, and its files hold {stored.bytes:,} bytes; "
             "use the config that the weights were saved with."
         )
+    return type(empty)
+
+
+def _read_generation_config(checkpoint: Checkpoint, model: "PreTrainedModel") -> None:
+    from transformers import GenerationConfig
+
+    if model.can_generate():
+        # Without such a file, what the config says about it stays.
+        with suppress(OSError):
+            model.generation_config = GenerationConfig.from_pretrained(
+                checkpoint.source, revision=checkpoint.revision, local_files_only=checkpoint.local
+            )
 
 
 # Causal masks and rotary frequencies, which older checkpoints keep in every block, are computed, not learned.

@@ -4,11 +4,14 @@ A config.json can ask for any model; the headers of the weights say how much of 
 """
 
 import stat
+import sys
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import safe_open
 
 from ablation_lens.errors import ModelError
@@ -83,10 +86,42 @@ def _sizes(values: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
 
 @dataclass(frozen=True)
 class StoredWeights:
-    """The names of a checkpoint's weights, and the bytes of their files."""
+    """A checkpoint's files of weights, and the names in them."""
 
+    files: tuple[Path, ...]
     names: tuple[str, ...]
-    bytes: int
+
+    @property
+    def bytes(self) -> int:
+        """The size of the files."""
+        return sum(path.stat().st_size for path in self.files)
+
+    @contextmanager
+    def opened(self, dtype: torch.dtype, device: torch.device) -> Iterator[dict[str, Any]]:
+        """Every weight by its name, as what reads it from the disk when it is sliced: `weights[name][...]`.
+
+        One that is in `dtype` already is a view of the file. Any other is read into memory of its own, which goes when
+        it was converted: pages of a file that is mapped would stay, beside what they were converted to.
+        """
+        own = _STORED.get(dtype) if _maps_files(device) else None
+        with ExitStack() as stack:
+            weights = {}
+            for path in self.files:
+                mapped = stack.enter_context(safe_open(path, framework="pt"))
+                read = stack.enter_context(safe_open(path, framework="pt", backend="pread"))
+                for name in mapped.keys():  # noqa: SIM118 - a file of weights is no dictionary
+                    view = mapped.get_slice(name)
+                    weights[name] = view if view.get_dtype() == own else read.get_slice(name)
+            yield weights
+
+
+_STORED = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32", torch.float64: "F64"}
+"""What a header of safetensors calls each dtype of weights."""
+
+
+def _maps_files(device: torch.device) -> bool:
+    """Metal does not take mapped memory, and Windows reserves as much again for a mapped file."""
+    return device.type != "mps" and sys.platform != "win32"
 
 
 def stored_weights(source: str, revision: str | None) -> StoredWeights | None:
@@ -100,7 +135,7 @@ def stored_weights(source: str, revision: str | None) -> StoredWeights | None:
             raise ModelError(f"the header of {path} claims {length:,} bytes; copy the model folder again.")
         with safe_open(path, framework="pt") as file:
             names += file.keys()
-    return StoredWeights(tuple(names), sum(path.stat().st_size for path in files)) if files else None
+    return StoredWeights(tuple(files), tuple(names)) if files else None
 
 
 def _weight_files(source: str, revision: str | None) -> list[Path]:
