@@ -135,12 +135,12 @@ def _reason(problem: Exception) -> str:
     return getattr(problem, "strerror", None) or str(problem)
 
 
-def write_atomically(path: str | Path, write: Callable[[Path], Any]) -> None:
+def write_atomically(path: str | Path, write: Callable[[Path], Any], *, first: bool = False) -> None:
     """Run `write(temporary)` and move the result to `path` only when it is whole and on disk.
 
     The temporary file lies beside the target (a rename across file systems is not atomic), is
     fsynced before the rename and removed when anything fails, so a reader sees the old file, the new
-    one, or none — never half of one.
+    one, or none — never half of one. With `first`, a file that is there already stays, and ours is dropped.
     """
     path = Path(path)
     temporary = _new_temporary(path.parent)
@@ -149,15 +149,26 @@ def write_atomically(path: str | Path, write: Callable[[Path], Any]) -> None:
         # fsync is about the file, not the handle: what `write` wrote and closed is flushed, too.
         with temporary.open("rb+") as handle:
             os.fsync(handle.fileno())
-        temporary.replace(path)
+        (_link if first else Path.replace)(temporary, path)
         _sync_folder(path.parent)  # the rename itself lives in the folder
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def write_text(path: str | Path, text: str) -> None:
+def _link(temporary: Path, path: Path) -> None:
+    """Give a whole file its name, unless another has it: of several writers, the first one's stays."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        pass
+    except OSError:  # disks without links; there two that come at the same moment may still replace each other's
+        if not path.exists():
+            temporary.replace(path)
+
+
+def write_text(path: str | Path, text: str, *, first: bool = False) -> None:
     """Write text as UTF-8, atomically, with line feeds as they are on every system."""
-    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8", newline="\n"))
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8", newline="\n"), first=first)
 
 
 class CannotWrite(AblationLensError):  # noqa: N818  (what happened, as the disk sees it)
@@ -420,7 +431,7 @@ def _finite(digits: str) -> float:
     return number
 
 
-def save_json(path: str | Path, kind: str, values: Mapping[str, Any], *, version: int = 2) -> None:
+def save_json(path: str | Path, kind: str, values: Mapping[str, Any], *, version: int = 2, first: bool = False) -> None:
     """Write plain values, atomically, with what kind of file it is and a checksum; versions begin with 2.
 
     >>> import tempfile
@@ -431,7 +442,7 @@ def save_json(path: str | Path, kind: str, values: Mapping[str, Any], *, version
     """
     content = json.loads(json.dumps(dict(values), allow_nan=False))
     outer = {"kind": kind, "version": version, "checksum": _checksum(_canonical(content), {})}
-    write_text(path, json.dumps({_KEY: outer, "content": content}, indent=1, sort_keys=True) + "\n")
+    write_text(path, json.dumps({_KEY: outer, "content": content}, indent=1, sort_keys=True) + "\n", first=first)
 
 
 def load_json(path: str | Path, kind: str, *, newest: int = 2, oldest: int = 1) -> dict[str, Any]:

@@ -127,7 +127,7 @@ def circuit(
     if not statistics and analysis.needs_statistics(settings):
         from ablation_lens.tasks.tasks import task_for
 
-        given = planned(task_for(loaded, corpus), "collect", tokens, None, None)
+        given = planned(task_for(loaded, corpus), "collect", tokens, None)
     try:
         folder, record = analysis.analyse(
             loaded, asked, settings, out, statistics=given, learned=learned, said=announce

@@ -234,18 +234,25 @@ class _Found:
         }
 
 
-def planned(task: "Task", split: str, tokens: int | None, images: int | None, batch_size: int | None) -> "BatchPlan":
+def planned(
+    task: "Task",
+    split: str,
+    tokens: int | None,
+    images: int | None,
+    batch_size: int | str | None = None,
+    model: Any = None,
+) -> "BatchPlan":
     """The plan of so many tokens or images; as many as the paper's where nobody says, or all there is."""
     from ablation_lens.corpora import CorpusSizeWarning
     from ablation_lens.study.paper import SIZES
 
     announce(f"reading {task.corpus.name} ({split})")
     if tokens is not None or images is not None:
-        return task.batches(split=split, tokens=tokens, images=images, batch_size=batch_size)
+        return task.batches(split=split, tokens=tokens, images=images, batch_size=batch_size, model=model)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", CorpusSizeWarning)
         sizes: dict[str, Any] = {task.unit: SIZES[task.unit]}
-        return task.batches(split=split, batch_size=batch_size, **sizes)
+        return task.batches(split=split, batch_size=batch_size, model=model, **sizes)
 
 
 # ---------------------------------------------------------------------- what it does
@@ -298,9 +305,9 @@ def evaluate(
     found.require_fits(loaded)
     given: dict[str, Any] = {} if labels is None else {"labels": labels}
     task = task_for(loaded, corpus, context=context, **given)
-    plan = planned(task, split, tokens, images, batch_size)
+    plan = planned(task, split, tokens, images, batch_size, loaded)
     found.require_unknown(loaded, plan)
-    made = found.made(loaded, lambda: planned(task, "collect", tokens, images, batch_size))
+    made = found.made(loaded, lambda: planned(task, "collect", tokens, images, batch_size, loaded))
     with progress_over("evaluating", 2 * len(plan.items), shown=True, unit="documents") as advance:
         before = score_of(loaded, plan, metrics=further, on_batch=advance)
         after = score_of(loaded, plan, made, metrics=further, on_batch=advance)
@@ -396,7 +403,7 @@ def ablate(
         raise AblationLensError(f"{model} reads images, and a prompt is a text; use ablation-lens evaluate.")
     found.require_fits(loaded)
     predictions_after(loaded, prompt, answer=answer, top=top)  # refused before a center is collected for it
-    made = found.made(loaded, lambda: planned(task_for(loaded, corpus), "collect", tokens, None, None))
+    made = found.made(loaded, lambda: planned(task_for(loaded, corpus), "collect", tokens, None))
     result = predictions_after(loaded, prompt, answer=answer, ablation=made, top=top)
     if not as_json:
         say_lines("\n".join(result.lines()))

@@ -53,7 +53,23 @@ Site = Annotated[
 ]
 Labels = Annotated[Path | None, typer.Option(help="A CSV file,label for a folder of images.")]
 Context = Annotated[int | None, typer.Option(help="Positions that a document is cut to.", min=1)]
-BatchSize = Annotated[int | None, typer.Option(help="Documents per batch.")]
+
+
+def _batch_size(text: str) -> int | str:
+    if text != "auto" and not text.removeprefix("-").isdecimal():
+        raise typer.BadParameter(f"{text!r} is neither a whole number nor 'auto'.")
+    return text if text == "auto" else int(text)
+
+
+BatchSize = Annotated[
+    Any,
+    typer.Option(
+        parser=_batch_size,
+        metavar="INTEGER|auto",
+        help="Documents per batch; auto chooses by the memory that is free.",
+        autocompletion=completing(("auto",)),
+    ),
+]
 Dtype = Annotated[
     str | None,
     typer.Option(help="Such as float32 or bfloat16.", autocompletion=completing(("float32", "bfloat16", "float16"))),

@@ -51,7 +51,7 @@ def collect(
     further: dict[str, Any] = {} if labels is None else {"labels": labels}
     task = task_for(loaded, corpus, context=context, **further)
     announce(f"reading {task.corpus.name}")
-    plan = task.batches(split=split, tokens=tokens, images=images, batch_size=batch_size)
+    plan = task.batches(split=split, tokens=tokens, images=images, batch_size=batch_size, model=loaded)
     try:
         statistics = collection.collect(loaded, plan, site=where, bins=bins, passes=passes, include_bos=include_bos)
     except collection.CollectionInterrupted as interruption:
@@ -136,7 +136,7 @@ def learn(
         known = ActivationStatistics.load(options.statistics_file(statistics, model if statistics.is_dir() else None))
     loaded = load_model(model, dtype=dtype, device=device)
     further: dict[str, Any] = {} if labels is None else {"labels": labels}
-    plan = planned(task_for(loaded, corpus, context=context, **further), "collect", tokens, images, batch_size)
+    plan = planned(task_for(loaded, corpus, context=context, **further), "collect", tokens, images, batch_size, loaded)
     facts = {
         "model": loaded.record.identity,
         "method": name,

@@ -4,6 +4,7 @@
     failures/<key>.json            a piece that failed, and why; gone once it has succeeded
     statistics/, inputs/, learned/ what pieces are made from, under keys of their own
     groups/<group>.json            what a group of comparable pieces shares
+    batch_sizes/<key>.json         what was chosen once, for everybody who works here
     studies/<digest>.json          the settings of everything that ran here
     locks, holders/                who works on what at this moment
 
@@ -203,6 +204,17 @@ class RunFolder:
         if not path.exists():
             with keeping(self.path):
                 save_json(path, kind, values)
+
+    def settle(self, part: str, name: str, kind: str, choose: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
+        """What the first who came chose under a name, for everybody who works here; chosen now, if nobody has."""
+        path = self.json(part, name)
+        if not path.exists():
+            values = choose()
+            with keeping(self.path):
+                path.parent.mkdir(exist_ok=True)
+                save_json(path, kind, values, first=True)
+        # Read back also by who has just written it: another may have been first.
+        return self.read_once(part, name, kind)
 
     def read_once(self, part: str, name: Any, kind: str) -> dict[str, Any]:
         """What `write_once` kept."""

@@ -1,6 +1,6 @@
 """A cell: one evaluation of a study, what it is called, and how it lies in a run folder."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,6 +17,7 @@ from ablation_lens.runs.folder import FAILURE, RunFolder, checking, keeping, key
 from ablation_lens.study.group_labels import label_groups
 from ablation_lens.study.methods import BASELINE, Method
 from ablation_lens.study.records import (
+    BatchSizeRecord,
     CellRecord,
     FailureRecord,
     GroupRecord,
@@ -29,6 +30,7 @@ KIND = "study cell"
 INPUT_KIND = "resampling input"
 GROUP_KIND = "run group"
 STUDY_KIND = "study settings"
+BATCH_SIZE_KIND = "batch size"
 
 
 def plain_share(share: float) -> float:
@@ -68,7 +70,7 @@ class StudyFolder(RunFolder):
     What it reads is possible, and lies under the name that it must have; all else is a `FileFormatError`.
     """
 
-    gained: ClassVar[tuple[str, ...]] = ("learned",)
+    gained: ClassVar[tuple[str, ...]] = ("learned", "batch_sizes")
 
     def write_cell(self, record: CellRecord, score: Score) -> None:
         """Keep a finished cell, and forget that it failed before."""
@@ -123,6 +125,15 @@ class StudyFolder(RunFolder):
             record = StudyRecord.from_dict(settings)
             _require_name(key_of(settings), key)
             return record
+
+    def batch_size(self, facts: Mapping[str, Any], choose: Callable[[], int]) -> int:
+        """The documents per batch that were chosen here once for these facts; `choose` says how many, if nobody has."""
+        key = key_of(facts)
+        made = self.settle("batch_sizes", key, BATCH_SIZE_KIND, lambda: {"facts": facts, "batch_size": choose()})
+        with checking(self.json("batch_sizes", key)):
+            record = BatchSizeRecord.from_dict(made)
+            _require_name(key_of(record.facts), key)
+            return record.batch_size
 
     def write_input(self, record: InputRecord, inputs: Tensor) -> None:
         """Keep a random input."""

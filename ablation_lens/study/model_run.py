@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -37,6 +37,7 @@ from ablation_lens.study.cells import Cell, StudyFolder
 from ablation_lens.study.methods import Method
 from ablation_lens.study.own import SIDES
 from ablation_lens.study.records import CellRecord, GroupRecord, InputRecord, learned_facts, statistics_key
+from ablation_lens.tasks.batch_sizes import AUTO, fitting_batch_size
 from ablation_lens.tasks.freezing import FrozenPlan, freeze, require_disjoint
 from ablation_lens.tasks.known_rows import require_unknown
 from ablation_lens.tasks.plans import BatchPlan, TextItem
@@ -57,10 +58,25 @@ def load_model_run(study: "Study", name: str, folder: StudyFolder, *, patience: 
     model = load_model(given, device=study.device, dtype=study.dtype_of(given)) if loaded else given
     record = model.record if loaded else _record_of_ones_own(model, name)
     collected, scored = _plans(study, given, model)
+    if study.batch_size == AUTO:
+        # By what they would be otherwise: nothing of the machine is in it but the kind of device.
+        known = {
+            "model": _identity(record, given),
+            "collect": collected.digest,
+            "evaluate": scored.digest,
+            "device": torch.device(model.cfg.device).type,
+        }
+        size = folder.batch_size(known, partial(fitting_batch_size, model, collected, scored))
+        collected, scored = collected.cut(size), scored.cut(size)
     # run.py asks this before anything is loaded, but cannot for models on the hub: their task is known only now.
     if not any(Method.parse(method).suits(scored.task) for method in study.methods):
         raise MismatchError(f"{', '.join(study.methods)} cannot be applied to {name}, a model for {scored.task}.")
     return ModelRun(study, name, folder, model, record, collected, scored, patience)
+
+
+def _identity(record: ModelRecord, given: Any) -> dict[str, Any]:
+    # What a model of one's own is called may depend on the others that it stands beside: it is its weights.
+    return record.identity | ({} if isinstance(given, str) else {"name": None, "revision": None})
 
 
 def _record_of_ones_own(model: Any, name: str) -> ModelRecord:
@@ -95,7 +111,11 @@ def _plan(study: "Study", task: Task, split: str, size: int | None, count: str) 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", CorpusSizeWarning)
         plan = task.batches(
-            split=split, **{unit: wanted}, batch_size=study.batch_size, seed=study.mask_seed, count=count
+            split=split,
+            **{unit: wanted},
+            batch_size=None if study.batch_size == AUTO else study.batch_size,
+            seed=study.mask_seed,
+            count=count,
         )
     if size is not None and wanted - plan.size >= 2:  # a single token left over cannot be scored
         raise CorpusError(
@@ -166,7 +186,7 @@ class ModelRun:
     def _first_facts(self) -> dict[str, Any]:
         study = self.study
         facts = {
-            "model": self._identity,
+            "model": _identity(self.record, self.study.named_models[self.name]),
             "evaluate": self.scored.digest,
             "collect": self.collected.digest,
             "bins": study.bins,
@@ -199,12 +219,6 @@ class ModelRun:
             | ({"layout": layout} if layout and not metric.is_ours else {})
             for name, metric in self.metrics.items()
         }
-
-    @property
-    def _identity(self) -> dict[str, Any]:
-        named = isinstance(self.study.named_models[self.name], str)
-        # What a model of one's own is called may depend on the others that it stands beside: it is its weights.
-        return self.record.identity | ({} if named else {"name": None, "revision": None})
 
     @property
     def _further_facts(self) -> dict[str, Any]:

@@ -218,7 +218,7 @@ class StudyRecord(Record):
     metrics: tuple[str, ...] = ()
     count: str = "all"
     context: int | None = None
-    batch_size: int | None = None
+    batch_size: int | str | None = None
     bins: int = 256
     include_bos: bool = True
     site: str = Site.Z.value
@@ -238,6 +238,18 @@ class StudyRecord(Record):
                 f"this study was given in Python what no settings file can name ({', '.join(self.given)}); run it from "
                 "Python again."
             )
+
+
+@dataclass(frozen=True)
+class BatchSizeRecord(Record):
+    """How many documents a batch of a model has here; `facts` are what the key of its file was made from."""
+
+    facts: dict[str, Any]
+    batch_size: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(0 < self.batch_size < 2**31, f"a batch has {self.batch_size} documents")
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from ablation_lens.sites import Site
 from ablation_lens.study import own, paper
 from ablation_lens.study.cells import Cell, plain_share
 from ablation_lens.study.methods import Method
+from ablation_lens.tasks.batch_sizes import AUTO
 from ablation_lens.tasks.inputs import told
 from ablation_lens.tasks.tasks import COUNTS
 
@@ -47,7 +48,8 @@ class Study:
             functions by name. A function's cells are found again as long as it gives the same values.
         count: "all" predictions, or "skip-common".
         context: positions a document is truncated to; None for the paper's.
-        batch_size: documents per batch; None chooses.
+        batch_size: documents per batch; None chooses about 8192 positions. "auto" chooses by the memory that is free
+            beside each model, once per folder: who goes on with it, here or elsewhere, takes the same.
         bins: most bins per neuron.
         include_bos: whether BOS, CLS and EOS positions count in the statistics.
         site: "z", or "mlp".
@@ -83,7 +85,7 @@ class Study:
     metrics: Given = ()
     count: str = "all"
     context: int | None = None
-    batch_size: int | None = None
+    batch_size: int | str | None = None
     bins: int = 256
     include_bos: bool = True
     site: str = Site.Z.value
@@ -364,7 +366,8 @@ _LISTS: dict[str, _Check] = {
 _PLAIN: dict[str, Callable[[Any], Any]] = {"models": _same, "fractions": plain_share, "seeds": int}
 _SIZES = ("collect_tokens", "evaluate_tokens", "collect_images", "evaluate_images", "context", "batch_size")
 _VALUES: dict[str, _Check] = {
-    **dict.fromkeys(_SIZES, (_is_size, "a positive whole number")),
+    **dict.fromkeys(_SIZES[:-1], (_is_size, "a positive whole number")),
+    "batch_size": (lambda value: _is_size(value) or value == AUTO, "a positive whole number, or 'auto'"),
     **dict.fromkeys(("include_bos", "shared_input"), (_is_flag, "true or false")),
     **dict.fromkeys(("labels", "device"), (lambda value: value is None or _is_text(value), "text in UTF-8")),
     "corpora": (_are_corpora, 'a table such as {text = "stdlib"}, in UTF-8, or lists of texts and Datasets'),

@@ -425,6 +425,16 @@ class BatchPlan:
         # Every cell's key holds this digest: spelled otherwise, nothing measured before would be found again.
         return hashlib.sha256(json.dumps(facts, separators=(",", ":"), sort_keys=True).encode()).hexdigest()[:16]
 
+    def cut(self, batch_size: int) -> "BatchPlan":
+        """The same documents in batches of so many.
+
+        >>> from ablation_lens import load_model, task_for
+        >>> task = task_for(load_model("tiny-opt"))
+        >>> task.batches(tokens=1000).cut(3).digest == task.batches(tokens=1000, batch_size=3).digest
+        True
+        """
+        return replace(self, batches=cut_batches([item.length for item in self.items], batch_size))
+
     def part(self, start: int, stop: int | None = None) -> "PlanPart":
         """Some of the batches, `[start, stop)`: a shard, or what an interrupted collection left.
 

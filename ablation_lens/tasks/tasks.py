@@ -18,6 +18,7 @@ from ablation_lens.corpora import Corpus, ImageDocument, TextDocument, open_corp
 from ablation_lens.errors import CorpusError, ModelError
 from ablation_lens.hooked import task_of, tokenizer_of
 from ablation_lens.names import require_known
+from ablation_lens.tasks.batch_sizes import AUTO, USUAL_POSITIONS, checked_batch_size, fitting_batch_size
 from ablation_lens.tasks.inputs import told, whole
 from ablation_lens.tasks.plans import Batch, BatchPlan, ImageItem, Item, TextItem, cut_batches
 
@@ -61,9 +62,10 @@ class Task(ABC):
         split: str = "evaluate",
         tokens: int | None = None,
         images: int | None = None,
-        batch_size: int | None = None,
+        batch_size: int | str | None = None,
         seed: int = 42,
         count: str = "all",
+        model: Any = None,
     ) -> BatchPlan:
         """Plan the batches of a split: fixed before anything runs, the same on every run and machine.
 
@@ -71,10 +73,12 @@ class Task(ABC):
             split: "collect" or "evaluate" (embedded corpora also "train").
             tokens: how many tokens, special ones included; None for the whole split. Images: `images`.
             images: how many images.
-            batch_size: documents per batch; None chooses about 8192 positions.
+            batch_size: documents per batch; None chooses about 8192 positions, "auto" by the memory that is free now
+                beside `model`, so that another day the plan may be another.
             seed: draws the masks of a masked model.
             count: "all" predictions, or "skip-common": those of special and of the 50 commonest other tokens are not
                 scored.
+            model: who will read them; needed for "auto".
 
         >>> from ablation_lens import load_model
         >>> plan = task_for(load_model("tiny-opt")).batches(split="evaluate", tokens=1000)
@@ -84,15 +88,18 @@ class Task(ABC):
         size = self._size(tokens, images)
         if count not in COUNTS:
             raise CorpusError(f"count={count!r} is not known; use 'all' or 'skip-common'.")
-        batch_size = None if batch_size is None else whole(batch_size, "batch_size")
-        if batch_size is not None and batch_size < 1:
-            raise CorpusError(f"batch_size={batch_size} is not possible; use 1 or more.")
+        chosen = checked_batch_size(batch_size)
+        if chosen == AUTO and model is None:
+            raise CorpusError(
+                "batch_size='auto' depends on the model; give it, too: batches(batch_size='auto', model=model)."
+            )
         items, reading = self._items(self.corpus.restricted_to(split), size, seed, count)
-        return self._batched(items, reading, size, batch_size, count=count, seed=seed)
+        plan = self._batched(items, reading, size, count=count, seed=seed)
+        if chosen == AUTO:
+            chosen = fitting_batch_size(model, plan)
+        return plan if chosen is None else plan.cut(int(chosen))
 
-    def _batched(
-        self, items: list[Item], reading: Any, size: int | None, batch_size: int | None, *, count: str, seed: int
-    ) -> BatchPlan:
+    def _batched(self, items: list[Item], reading: Any, size: int | None, *, count: str, seed: int) -> BatchPlan:
         obtained = len(items) if self.unit == "images" else sum(item.length for item in items)
         record = reading.record(size_requested=size, size_obtained=obtained, unit=self.unit)
         if not items:
@@ -107,7 +114,7 @@ class Task(ABC):
             count=count,
             seed=seed if self._draws else None,
             items=tuple(items),
-            batches=cut_batches(lengths, batch_size or max(1, 8192 // max(lengths))),
+            batches=cut_batches(lengths, max(1, USUAL_POSITIONS // max(lengths))),
             pad_token=self.pad_token,
         )
 
@@ -174,7 +181,7 @@ class TextTask(Task):
                 )
             item = self._plan(text_id, tokens, special, seed, frozenset())
             items.append(item or TextItem(text_id, tokens, tokens, (), _places(special)))
-        return self._batched(items, reading, None, None, count="all", seed=seed)
+        return self._batched(items, reading, None, count="all", seed=seed)
 
     def _tokenized(self, reading: Any) -> Iterator[tuple[str, tuple[int, ...], tuple[int, ...]]]:
         for document in reading:
