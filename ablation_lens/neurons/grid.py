@@ -7,6 +7,7 @@ of two is exact, so no value ever lands in a neighbour's bin, whatever the order
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from jaxtyping import Float, Int64
@@ -94,13 +95,15 @@ class Grid:
         mantissa, e = torch.frexp(ends[1] * 0.5 - ends[0] * 0.5)
         least = e.long() + 1 - math.ceil(math.log2(bins)) - (mantissa == 0.5).long()
         exponent = torch.where(mantissa > 0, torch.maximum(exponent, least), exponent)
-        # A range that is not aligned touches one bin more than its width needs, so a few neurons take another step.
-        while True:
+        # A range that is not aligned touches one bin more than its width needs, so a few neurons take another step or
+        # two. Whether any does is not asked: that would wait for an accelerator. Two suffice: a range r bins wide has
+        # last - first <= ceil(r), and bins > 2**(c - 1), where c = ceil(log2(bins)). At the least exponent r < 2**c;
+        # one step later ceil(r) <= 2**(c - 1) < bins. Where half the range was rounded to a power of two, or is
+        # subnormal, r <= 1.5 * 2**c; two steps later it is 0.375 * 2**c, and its ceiling 2**(c - 1) at most.
+        for _ in range(2):
             first, last = scaled_floor(ends, exponent)
-            too_fine = last - first >= bins
-            if not too_fine.any():
-                break
-            exponent = exponent + too_fine.long()
+            exponent = exponent + (last - first >= bins).long()
+        first = scaled_floor(ends[0], exponent)
         # Exact: no end is farther out than 2^53 bins, as no bin is finer than the spacing of the resolution there.
         return cls(exponent.masked_fill(empty, 0), first.long().masked_fill(empty, 0))
 
@@ -121,8 +124,8 @@ class Grid:
         >>> Grid(torch.tensor([3]), torch.tensor([-2])).below_zero(torch.tensor([[1, 2, 4]]))
         tensor([3])
         """
-        cell = self.offset.unsqueeze(-1) + torch.arange(counts.shape[-1], device=counts.device)
-        return counts.masked_fill(cell >= 0, 0).sum(-1)
+        bin_ = torch.arange(counts.shape[-1], device=counts.device)
+        return counts.masked_fill(bin_ >= -self.offset.unsqueeze(-1), 0).sum(-1)
 
     def without(
         self, counts: Int64[Tensor, "*neurons bin"], zeros: Int64[Tensor, "*neurons"]
@@ -145,11 +148,12 @@ class Grid:
         >>> fine.rebin(torch.tensor([[1, 2, 3, 4]]), Grid(torch.tensor([1]), torch.tensor([-1])), 3)
         tensor([[1, 5, 4]])
         """
-        # Cells are below 2^54, so 62 leaves 0 or -1 already; a shift by 64 or more is undefined in C++.
-        shift = (coarser.exponent - self.exponent).clamp(max=62)
+        # Cells are below 2^54, so 62 leaves 0 or -1 already; a shift by 64 or more is undefined in C++, as is one by
+        # less than 0, which the grids of neurons without counts may ask for.
+        shift = (coarser.exponent - self.exponent).clamp(0, 62)
         cell = self.offset.unsqueeze(-1) + torch.arange(counts.shape[-1], device=counts.device)
         # Bins outside the new grid are empty, wherever their (clamped) cell seems to lie.
-        index = ((cell >> shift.unsqueeze(-1)) - coarser.offset.unsqueeze(-1)).clamp(0, bins - 1)
+        index = cell.bitwise_right_shift_(shift.unsqueeze(-1)).sub_(coarser.offset.unsqueeze(-1)).clamp_(0, bins - 1)
         return counts.new_zeros(*counts.shape[:-1], bins).scatter_add_(-1, index, counts)
 
 
@@ -209,15 +213,28 @@ HISTC_BINS, HISTC_VALUES = 2**22, 2**24
 """Beyond these, float32 `torch.histc` miscounts (it rounds positions) and saturates (it adds ones)."""
 
 
-class Binning:
-    """A layer's grid in the form the counting loop wants: what to multiply by, what to subtract.
+class Binning(Protocol):
+    """A grid in the form the counting loop wants.
+
+    With `within`, only values between those ends have bins: they start at 1, bin 0 takes what lies below, and
+    bin `bins + 1` what lies above.
+    """
+
+    values: torch.dtype
+    dtype: torch.dtype
+
+    def index(
+        self, values: Float[Tensor, "neuron token"], which: slice, out: Float[Tensor, "neuron token"]
+    ) -> Float[Tensor, "neuron token"]:
+        """The bin of every value of the neurons `which`, as a whole float, written to `out`, which is of `dtype`."""
+
+
+class Scaling:
+    """What to multiply by, what to subtract: few instructions, after a look at the grid.
 
     Float32 arithmetic is exact here: the grid is no finer than float32's spacing, so a scaled value is below
     2**24, scaling it up by a power of two does not round, and neither does the difference of two such integers.
     Scaling down can underflow and lose a sign, so bins wider than 1 take float64; as do float64 values or grids.
-
-    With `within`, only values between those ends have bins: they start at 1, bin 0 takes what lies below, and
-    bin `bins + 1` what lies above.
     """
 
     def __init__(
@@ -249,7 +266,7 @@ class Binning:
     def index(
         self, values: Float[Tensor, "neuron token"], which: slice, out: Float[Tensor, "neuron token"]
     ) -> Float[Tensor, "neuron token"]:
-        """The bin of every value of the neurons `which`, as a whole float, written to `out`."""
+        """See `Binning`."""
         if values.dtype == out.dtype:
             torch.mul(values, self._scales[0][which], out=out)
         else:
@@ -266,6 +283,53 @@ class Binning:
             # The values decide, not their bins: an end may lie inside a bin.
             out.masked_fill_(values < low[which], -1).masked_fill_(values > high[which], self._bins).add_(1)
         return out
+
+
+class Division:
+    """What to divide by, what to subtract: one way for every grid, so that an accelerator is asked nothing.
+
+    The quotient is floored in float64, in the kernel that divides, and stored after that. Dividing by a power of two
+    rounds nothing there, and a floored quotient keeps the sign of a value, however small it is.
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        bins: int,
+        values: torch.dtype,
+        resolution: torch.dtype,
+        *,
+        within: tuple[Float[Tensor, " neuron"], Float[Tensor, " neuron"]] | None = None,
+    ) -> None:
+        self.values = values
+        # Below 2^24, unless values or grid have digits of float64.
+        self.dtype = torch.float64 if torch.float64 in (values, resolution) else torch.float32
+        self._bins = bins
+        self._width = scale_by(torch.ones_like(grid.exponent), grid.exponent).unsqueeze(-1)
+        self._offset = grid.offset.double().unsqueeze(-1)
+        self._within = None if within is None else [end.unsqueeze(-1) for end in within]
+
+    def index(
+        self, values: Float[Tensor, "neuron token"], which: slice, out: Float[Tensor, "neuron token"]
+    ) -> Float[Tensor, "neuron token"]:
+        """See `Binning`."""
+        torch.floor_divide(values, self._width[which], out=out).sub_(self._offset[which])
+        if self._within is not None:
+            low, high = self._within
+            out.masked_fill_(values < low[which], -1).masked_fill_(values > high[which], self._bins).add_(1)
+        return out
+
+
+def binning_of(
+    rows: Rows,
+    grid: Grid,
+    bins: int,
+    resolution: torch.dtype,
+    *,
+    within: tuple[Float[Tensor, " neuron"], Float[Tensor, " neuron"]] | None = None,
+) -> Binning:
+    """How values that lie as these do are put into bins."""
+    return (Scaling if rows.turned else Division)(grid, bins, rows.dtype, resolution, within=within)
 
 
 def _ends_as(
@@ -290,23 +354,25 @@ class Counter:
     def add(self, counts: Int64[Tensor, "neuron bin"], rows: Rows, binning: Binning) -> Int64[Tensor, " neuron"]:
         """Count every value of `rows` into `counts`, in place; returns how many of each neuron are above 0.
 
-        On a CPU, `scatter_add_` counts straight into the int64 counts, in parallel over neurons, each of whose counts
-        stay in cache; an accelerator uses batched `histc`.
+        Rows that are turned round: `scatter_add_` counts straight into the int64 counts, in parallel over neurons, each
+        of whose counts stay in cache. Others: batched `histc`.
         """
         bins = counts.shape[1]
         positive = torch.zeros(rows.neurons, dtype=torch.int64, device=rows.device)
-        for which, values in rows.blocks(at_most=None if rows.on_cpu else max(1, HISTC_BINS // bins)):
+        # Float32 is summed faster than booleans. An accelerator widens bfloat16 as it reads it.
+        flag = torch.float32 if rows.turned else torch.bfloat16
+        for which, values in rows.blocks(at_most=None if rows.turned else max(1, HISTC_BINS // bins)):
             index = binning.index(values, which, self._scratch.like(values, binning.dtype))
-            if rows.on_cpu:
+            if rows.turned:
                 # `which` is a slice, so `counts[which]` is a view. The source is a single 1, expanded without memory:
                 # scatter_add_ wants one as large as the index.
                 target = self._scratch.like(values, torch.int64).copy_(index)
                 counts[which].scatter_add_(1, target, target.new_ones(()).expand_as(target))
             else:
                 counts[which] += histc_counts(index.float(), bins)
-            # In float32, which is summed faster than booleans; exact, as a piece has at most 2^24 values.
-            above = torch.gt(values, 0, out=self._scratch.like(values, torch.float32))
-            positive[which] += above.sum(1).long()
+            # Exact, as a piece has at most 2^24 values.
+            above = torch.gt(values, 0, out=self._scratch.like(values, flag))
+            positive[which] += above.sum(1, dtype=torch.float32).long()
         return positive
 
 

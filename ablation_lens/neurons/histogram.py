@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from ablation_lens.errors import MismatchError, NonFiniteError
-from ablation_lens.neurons.grid import RESOLUTIONS, Binning, Counter, Grid, quantiles, scale_by, value_at
+from ablation_lens.neurons.grid import RESOLUTIONS, Binning, Counter, Grid, binning_of, quantiles, scale_by, value_at
 from ablation_lens.neurons.rows import Rows, Scratch, own_memory
 from ablation_lens.sites import neuron_name
 
@@ -63,7 +63,7 @@ class NeuronHistogram:
             self._offset = torch.zeros_like(self._exponent)
             self._minimum = torch.full(self.shape, torch.inf, dtype=torch.float64, device=device)
             self._maximum = -self._minimum  # inf, -inf: the empty range, which any value replaces
-        self._binnings: list[Binning | None] = [None] * self.shape[0]
+        self._binnings: dict[int, Binning] = {}
         self._counter = Counter()
 
     def tensors(self) -> dict[str, Tensor]:
@@ -122,41 +122,79 @@ class NeuronHistogram:
         with own_memory():
             self._absorb(layer, rows, *finite_range(layer, rows, self.shape))
 
-    def add_counts(self, layer: int, counts: Int64[Tensor, "neuron bin"], positive: Int64[Tensor, " neuron"]) -> None:
+    def add_layers(self, layers: slice, rows: Rows) -> None:
+        """Count values of consecutive layers, `[token (layer head) dim]`, without waiting for the device they are on.
+
+        So nothing is refused: after NaN or infinity the counts mean nothing, and `require_finite` raises.
+
+        >>> histogram = NeuronHistogram((3, 1, 1))
+        >>> histogram.add_layers(slice(1, 3), Rows(torch.ones(5, 2, 1)))
+        >>> histogram.total.flatten().tolist(), histogram.all_finite().item()
+        ([0, 5, 5], True)
+        """
+        with own_memory():
+            require_rows_of(rows, self.shape, layers)
+            self._absorb(layers, rows, *rows.range())
+
+    def all_finite(self) -> Bool[Tensor, ""]:
+        """Whether all values of `add_layers` were finite, on the device."""
+        return ~not_finite(self._minimum, self._maximum).any()
+
+    def require_finite(self) -> None:
+        """Raise `NonFiniteError` where a value of `add_layers` was not finite."""
+        require_finite_ends(self._minimum, self._maximum)
+
+    def add_counts(
+        self, layers: int | slice, counts: Int64[Tensor, "neuron bin"], positive: Int64[Tensor, " neuron"]
+    ) -> None:
         """Add counts that are on this histogram's own grid, `positive` of them of values above 0."""
-        self._flat_counts(layer).add_(counts)
-        self._positive[layer].view(-1).add_(positive)
+        self._flat_counts(layers).add_(counts)
+        self._positive[layers].view(-1).add_(positive)
 
-    def _absorb(self, layer: int, rows: Rows, low: Float[Tensor, " neuron"], high: Float[Tensor, " neuron"]) -> None:
+    def _absorb(
+        self, layers: int | slice, rows: Rows, low: Float[Tensor, " neuron"], high: Float[Tensor, " neuron"]
+    ) -> None:
         # First, because it drops the binning that was made for the old grid.
-        self._widen(layer, low, high)
-        binning = self._binnings[layer]
+        self._widen(layers, low, high, asking=rows.turned)
+        binning = self._binnings.get(layers) if isinstance(layers, int) else None
         if binning is None or binning.values != rows.dtype:
-            binning = self._binnings[layer] = self._binning(layer, rows.dtype)
-        self._positive[layer].view(-1).add_(self._counter.add(self._flat_counts(layer), rows, binning))
+            binning = self._binning(layers, rows)
+        if rows.turned and isinstance(layers, int):
+            self._binnings[layers] = binning
+        self._positive[layers].view(-1).add_(self._counter.add(self._flat_counts(layers), rows, binning))
 
-    def _binning(self, layer: int, values: torch.dtype) -> Binning:
+    def _binning(self, layers: int | slice, rows: Rows) -> Binning:
         # Nothing but zeros counts alike on any grid, and their own (2^-149) would need float64 for the whole layer.
-        dead = (self._minimum[layer] == 0) & (self._maximum[layer] == 0)
-        grid = self.grid(layer)
+        dead = (self._minimum[layers] == 0) & (self._maximum[layers] == 0)
+        grid = self.grid(layers)
         grid = Grid(grid.exponent.masked_fill(dead.flatten(), 0), grid.offset)
-        return Binning(grid, self.bins, values, self.resolution)
+        return binning_of(rows, grid, self.bins, self.resolution)
 
-    def _widen(self, layer: int, low: Float[Tensor, " neuron"], high: Float[Tensor, " neuron"]) -> None:
-        """Make room for values between `low` and `high`."""
-        known_low, known_high = self.ends(layer)
+    def _widen(
+        self,
+        layers: int | slice,
+        low: Float[Tensor, " neuron"],
+        high: Float[Tensor, " neuron"],
+        *,
+        asking: bool = True,
+    ) -> None:
+        """Make room for values between `low` and `high`; `asking` spares what did not change."""
+        known_low, known_high = self.ends(layers)
         low, high = torch.minimum(low, known_low), torch.maximum(high, known_high)
-        if torch.equal(low, known_low) and torch.equal(high, known_high):
+        if asking and torch.equal(low, known_low) and torch.equal(high, known_high):
             return
         # Clones: `flatten` gives views, and `place` writes into what they show.
-        old = Grid(self._exponent[layer].flatten().clone(), self._offset[layer].flatten().clone())
-        self.place(layer, low, high)
-        new, counts = self.grid(layer), self._flat_counts(layer)
+        old = Grid(self._exponent[layers].flatten().clone(), self._offset[layers].flatten().clone())
+        self.place(layers, low, high)
+        new, counts = self.grid(layers), self._flat_counts(layers)
+        if not asking:
+            counts.copy_(old.rebin(counts, new, self.bins))
+            return
         moved = ((old.exponent != new.exponent) | (old.offset != new.offset)).nonzero().flatten()
         counts[moved] = old[moved].rebin(counts[moved], new[moved], self.bins)
 
-    def place(self, layer: int, low: Float[Tensor, " neuron"], high: Float[Tensor, " neuron"]) -> None:
-        """Set the range of a layer that has no counts yet, and with it the grid."""
+    def place(self, layers: int | slice, low: Float[Tensor, " neuron"], high: Float[Tensor, " neuron"]) -> None:
+        """Set the range of a layer that has no counts yet, or of some, and with it the grid."""
         grid = Grid.fitting(low, high, self.bins, self.resolution)
         for state, part in (
             (self._minimum, low),
@@ -164,9 +202,12 @@ class NeuronHistogram:
             (self._exponent, grid.exponent),
             (self._offset, grid.offset),
         ):
-            state[layer] = part.view(self.shape[1:])
-        # It holds the scales and offsets of the old grid.
-        self._binnings[layer] = None
+            state[layers].view(-1).copy_(part)
+        # They hold the scales and offsets of old grids.
+        if isinstance(layers, int):
+            self._binnings.pop(layers, None)
+        else:
+            self._binnings.clear()
 
     # ------------------------------------------------------------------ combining
 
@@ -312,16 +353,16 @@ class NeuronHistogram:
     def _known(self, values: Float[Tensor, "layer head dim"]) -> Float[Tensor, "layer head dim"]:
         return values.masked_fill(self._minimum > self._maximum, torch.nan)
 
-    def grid(self, layer: int) -> Grid:
-        """Where the bins of a layer's neurons lie."""
-        return Grid(self._exponent[layer].flatten(), self._offset[layer].flatten())
+    def grid(self, layers: int | slice) -> Grid:
+        """Where the bins of the neurons of a layer lie, or of some layers."""
+        return Grid(self._exponent[layers].flatten(), self._offset[layers].flatten())
 
-    def ends(self, layer: int) -> tuple[Float[Tensor, " neuron"], Float[Tensor, " neuron"]]:
-        """The smallest and largest value of a layer's neurons; `inf, -inf` where nothing was counted."""
-        return self._minimum[layer].flatten(), self._maximum[layer].flatten()
+    def ends(self, layers: int | slice) -> tuple[Float[Tensor, " neuron"], Float[Tensor, " neuron"]]:
+        """The smallest and largest value of these neurons; `inf, -inf` where nothing was counted."""
+        return self._minimum[layers].flatten(), self._maximum[layers].flatten()
 
-    def _flat_counts(self, layer: int) -> Int64[Tensor, "neuron bin"]:
-        return self._counts[layer].view(-1, self.bins)
+    def _flat_counts(self, layers: int | slice) -> Int64[Tensor, "neuron bin"]:
+        return self._counts[layers].view(-1, self.bins)
 
     def counts(self, neuron: tuple[int, ...] | int = ()) -> Int64[Tensor, "*rest bin"]:
         """The counts of a neuron `(layer, head, dim)`, of a layer, or of all neurons; a copy.
@@ -431,20 +472,39 @@ def finite_range(
     """The range of the values; everything that can be wrong with them is found here, before any is counted."""
     if not 0 <= layer < shape[0]:
         raise MismatchError(f"layer {layer} does not exist: this histogram has {shape[0]} layers, counted from 0.")
-    if rows.shape != shape[1:]:
-        raise MismatchError(f"rows are of {rows.shape} (head, dim); expected {shape[1:]}.")
+    require_rows_of(rows, shape, slice(layer, layer + 1))
     low, high = rows.range()
+    require_finite_ends(low.view(1, *shape[1:]), high.view(1, *shape[1:]), first_layer=layer)
+    return low, high
+
+
+def require_rows_of(rows: Rows, shape: tuple[int, int, int], layers: slice) -> None:
+    """Raise unless rows are of these layers."""
+    expected = (len(range(shape[0])[layers]) * shape[1], shape[2])
+    if rows.shape != expected:
+        raise MismatchError(f"rows are of {rows.shape} (head, dim); expected {expected}.")
+
+
+def not_finite(low: Float[Tensor, "*neurons"], high: Float[Tensor, "*neurons"]) -> Bool[Tensor, "*neurons"]:
+    """Of which neurons NaN or infinity was seen, by their range."""
     # NaN propagates through both ends. Both ends are infinite the other way round when there are no values.
-    bad = (low.isnan() | (low == -torch.inf) | (high == torch.inf)).nonzero()
+    return low.isnan() | (low == -torch.inf) | (high == torch.inf)
+
+
+def require_finite_ends(
+    low: Float[Tensor, "layer head dim"], high: Float[Tensor, "layer head dim"], *, first_layer: int = 0
+) -> None:
+    """Raise `NonFiniteError` for the first neuron whose range says that it was not finite."""
+    bad = not_finite(low, high).nonzero()
     if len(bad):
-        first = int(bad[0])
-        value = low[first].item() if not math.isfinite(low[first].item()) else high[first].item()
+        layer, head, dim = bad[0].tolist()
+        ends = low[layer, head, dim].item(), high[layer, head, dim].item()
+        value = ends[0] if not math.isfinite(ends[0]) else ends[1]
         raise NonFiniteError(
-            f"{neuron_name(layer, *divmod(first, shape[2]))} is {value} somewhere in this batch; statistics "
+            f"{neuron_name(first_layer + layer, head, dim)} is {value} somewhere in this batch; statistics "
             "count finite values only, so nothing of it was counted. Look for overflow: float16 often needs "
             "bfloat16 or float32."
         )
-    return low, high
 
 
 def require_like(mine: object, theirs: object) -> None:

@@ -32,7 +32,8 @@ class Moments:
     def __init__(self, shape: Sequence[int], *, device: torch.device | str = "cpu") -> None:
         self.shape = (int(shape[0]), int(shape[1]), int(shape[2]))
         with own_memory():
-            self.count: Int64[Tensor, " layer"] = torch.zeros(self.shape[0], dtype=torch.int64, device=device)
+            # On the CPU, wherever the sums are: the number of positions is known there.
+            self.count: Int64[Tensor, " layer"] = torch.zeros(self.shape[0], dtype=torch.int64)
             self.pivot: Float[Tensor, "layer head dim"] = torch.zeros(self.shape, dtype=torch.float64, device=device)
             self._sums = {name: torch.zeros_like(self.pivot) for name in _SUMS}
         self._scratch = Scratch()
@@ -47,22 +48,30 @@ class Moments:
             )
         self.add(layer, Rows(values, valid))
 
-    def add(self, layer: int, rows: Rows) -> None:
-        """Add values of one layer that are laid out already, for whoever needs them for more than sums."""
+    def add(self, layers: int | slice, rows: Rows) -> None:
+        """Add values of one layer that are laid out already, for whoever needs them for more than sums.
+
+        Or of consecutive layers, `[token (layer head) dim]`. No device is waited for.
+        """
         if not rows.tokens:
             return
         with own_memory():
-            pivot, sums = self.pivot[layer].view(-1), [self._sums[name][layer].view(-1) for name in _SUMS]
-            if not int(self.count[layer]):
+            chosen = slice(layers, layers + 1) if isinstance(layers, int) else layers
+            pivot, sums = self.pivot[chosen].view(-1), [self._sums[name][chosen].view(-1) for name in _SUMS]
+            unseen = [layer for layer in range(self.shape[0])[chosen] if not self.count[layer]]
+            if unseen:
                 # The median of a few: the very first is the BOS position's, where many neurons are far off.
                 # Sorted, because torch's own median refuses on CUDA under deterministic algorithms.
                 first = next(iter(rows))[:, :_FIRST].sort(1).values
-                pivot.copy_(first[:, first.shape[1] // 2])
+                middle = first[:, first.shape[1] // 2].view(-1, *self.shape[1:])
+                for layer in unseen:
+                    self.pivot[layer].copy_(middle[layer - range(self.shape[0])[chosen].start])
             for which, values in rows.blocks():
                 # One sum at a time: the next one overwrites the memory that this one's terms were in.
-                for total, part in zip(sums, self._sums_of(values, pivot[which]), strict=True):
+                terms = self._sums_of(values, pivot[which], turned=rows.turned)
+                for total, part in zip(sums, terms, strict=True):
                     total[which] += part
-            self.count[layer] += rows.tokens
+            self.count[chosen] += rows.tokens
 
     def merge(self, other: Self) -> Self:
         """New moments that have seen the values of both; the arguments stay as they are.
@@ -77,15 +86,15 @@ class Moments:
             raise MismatchError(f"moments of shapes {self.shape} and {other.shape} do not add up.")
         merged = type(self)(self.shape, device=self.pivot.device)
         with own_memory():
-            merged.count = self.count + other.count.to(self.count.device)
+            merged.count = self.count + other.count
             # A side that has seen nothing has no pivot of its own.
-            seen = (self.count > 0)[:, None, None]
+            seen = (self.count > 0).to(self.pivot.device)[:, None, None]
             theirs = other.pivot.to(self.pivot.device)
             merged.pivot = torch.where(seen, self.pivot, theirs)
             for name in _SUMS:
                 merged._sums[name] = self._sums[name] + other._sums[name].to(self.pivot.device)
             # Their deviations were taken about another pivot.
-            count = other.count.to(self.count.device).double()[:, None, None]
+            count = other.count.to(self.pivot.device).double()[:, None, None]
             shift = torch.where(count > 0, theirs - merged.pivot, 0.0)
             deviation = other._sums["deviation"].to(self.pivot.device)
             merged._sums["deviation"] += count * shift
@@ -93,18 +102,20 @@ class Moments:
         return merged
 
     def _average(self, name: str) -> Float[Tensor, "layer head dim"]:
-        return self._sums[name] / self.count.double()[:, None, None]  # NaN where nothing was seen
+        return self._sums[name] / self.count.to(self.pivot.device).double()[:, None, None]  # NaN where nothing was seen
 
     def _sums_of(
-        self, values: Float[Tensor, "neuron token"], pivot: Float[Tensor, " neuron"]
+        self, values: Float[Tensor, "neuron token"], pivot: Float[Tensor, " neuron"], *, turned: bool
     ) -> Iterator[Float[Tensor, " neuron"]]:
         """The sums of `_SUMS`, in that order."""
         wide = self._scratch.like(values, torch.float64)
-        deviation = wide.copy_(values).sub_(pivot.unsqueeze(-1))
+        about = pivot.unsqueeze(-1)
+        # An accelerator widens what it reads within the kernel, of operations on two tensors; a CPU makes a copy.
+        deviation = wide.copy_(values).sub_(about) if turned else torch.sub(values, about, out=wide)
         yield deviation.sum(1)
         yield torch.linalg.vector_norm(deviation, dim=1).square_()  # in one reading, without the squares in memory
         # From the values again, over `deviation`: |x - pivot| does not give |x|.
-        size = wide.copy_(values).abs_()
+        size = wide.copy_(values).abs_() if turned else torch.copysign(values, torch.ones_like(about), out=wide)
         yield size.sum(1)
         yield size.sqrt_().sum(1)
 
@@ -142,6 +153,6 @@ class Moments:
         """Moments from what `state` gave."""
         result = cls(shape)
         with own_memory():
-            result.count, result.pivot = tensors["count"].clone(), tensors["pivot"].clone()
+            result.count, result.pivot = tensors["count"].cpu().clone(), tensors["pivot"].clone()
             result._sums = {name: tensors[name].clone() for name in _SUMS}
         return result

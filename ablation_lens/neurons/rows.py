@@ -5,6 +5,7 @@ neuron, and on a CPU take half the time when a neuron's values lie after each ot
 than that saves. An accelerator does not mind, so there they stay where they are.
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -63,7 +64,8 @@ class Rows:
     """One layer's activation as `[neuron token]` pieces of bounded size, positions that are not valid left out.
 
     A piece may be overwritten when the next one is asked for. With `scratch`, its memory is used, so that rows made
-    earlier with the same scratch are gone. `values` and `valid` are the activation as it came.
+    earlier with the same scratch are gone. `values` and `valid` are the activation as it came. `turned` says whether a
+    neuron's values are laid after each other; None does that on a CPU alone.
 
     >>> [tuple(piece.shape) for piece in Rows(torch.zeros(2, 3, 4, 8), torch.tensor([[True, False, True]] * 2))]
     [(32, 4)]
@@ -77,6 +79,7 @@ class Rows:
         *,
         piece: int | None = None,
         block: int = BLOCK,
+        turned: bool | None = None,
     ) -> None:
         if valid is not None and (valid.dtype != torch.bool or valid.shape != values.shape[:-2]):
             raise MismatchError(
@@ -88,10 +91,10 @@ class Rows:
         self.shape = (values.shape[-2], values.shape[-1])
         self.neurons = self.shape[0] * self.shape[1]
         self.device = values.device
-        self.on_cpu = values.device.type == "cpu"
+        self.turned = values.device.type == "cpu" if turned is None else turned
         narrow = values.dtype in (torch.bfloat16, torch.float16)
         # Widened on the way, as values are copied there anyway. Exact: float32 holds every number of both.
-        self.dtype = torch.float32 if self.on_cpu and narrow else values.dtype
+        self.dtype = torch.float32 if self.turned and narrow else values.dtype
         parts = _flat_parts(values, self.valid)
         # Places instead of a mask: those can be cut into chunks of a known length.
         self._parts = [(part, None if mask is None else mask.nonzero().flatten()) for part, mask in parts]
@@ -104,10 +107,12 @@ class Rows:
         """Pieces of at most a few million values, so that memory does not grow with the number of tokens."""
         if self._whole is not None:
             yield self._whole
-        elif self.on_cpu:
+        elif self.turned:
             yield from self._turned(self._piece or PIECE)
-        else:
-            for chunk in self._chunks(max(1, (self._piece or PIECE_ON_ACCELERATOR) // self.neurons)):
+        elif self.tokens:
+            most = max(1, (self._piece or PIECE_ON_ACCELERATOR) // self.neurons)
+            # Evenly: a small rest would cost as many kernels as a whole piece.
+            for chunk in self._chunks(math.ceil(self.tokens / math.ceil(self.tokens / most))):
                 yield chunk.reshape(len(chunk), self.neurons).T
 
     def _turned(self, most: int) -> Iterator[Float[Tensor, "neuron token"]]:
@@ -141,7 +146,7 @@ class Rows:
         [(slice(0, 20, None), (20, 7)), (slice(20, 32, None), (12, 7))]
         """
         for piece in self:
-            fitting = self._block * torch.get_num_threads() // piece.shape[1] if self.on_cpu else self.neurons
+            fitting = self._block * torch.get_num_threads() // piece.shape[1] if self.turned else self.neurons
             width = max(1, min(fitting, at_most or self.neurons))
             for start in range(0, self.neurons, width):
                 which = slice(start, min(start + width, self.neurons))
@@ -152,9 +157,9 @@ class Rows:
         low = torch.full((self.neurons,), torch.inf, dtype=torch.float64, device=self.device)
         high = -low
         for piece in self:
-            # All four of amin, amax, minimum and maximum pass NaN on; `finite_range` relies on that.
-            low = torch.minimum(low, piece.amin(1).double())
-            high = torch.maximum(high, piece.amax(1).double())
+            # All of amin, amax, aminmax, minimum and maximum pass NaN on; `finite_range` relies on that.
+            ends = (piece.amin(1), piece.amax(1)) if self.turned else torch.aminmax(piece, dim=1)
+            low, high = torch.minimum(low, ends[0].double()), torch.maximum(high, ends[1].double())
         return low + 0.0, high + 0.0  # -0.0 becomes 0.0, or the state would depend on the order of values
 
 

@@ -8,13 +8,16 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from ablation_lens.errors import MismatchError, NonFiniteError
-from ablation_lens.neurons.grid import Binning, Counter, quantiles, value_at
+from ablation_lens.neurons.grid import Counter, binning_of, quantiles, value_at
 from ablation_lens.neurons.histogram import (
     NeuronHistogram,
     describe_counts,
     finite_range,
+    not_finite,
+    require_finite_ends,
     require_layers,
     require_like,
+    require_rows_of,
     rows_for,
     shares,
 )
@@ -64,6 +67,7 @@ class TrimmedHistogram:
             self.underflow: Int64[Tensor, "layer head dim"] = torch.zeros(self.shape, dtype=torch.int64, device=device)
             self.overflow: Int64[Tensor, "layer head dim"] = torch.zeros_like(self.underflow)
         self._counter = Counter()
+        self._range: tuple[Tensor, Tensor] | None = None
 
     @classmethod
     def around(cls, first: NeuronHistogram, shares: tuple[float, float] = (0.001, 0.999)) -> Self:
@@ -136,14 +140,40 @@ class TrimmedHistogram:
         """Count values of one layer that are laid out already."""
         with own_memory():
             finite_range(layer, rows, self.shape)
-            within = self.inside.ends(layer)
-            binning = Binning(self.inside.grid(layer), self.bins, rows.dtype, self.resolution, within=within)
-            counts = torch.zeros(rows.neurons, self.bins + 2, dtype=torch.int64, device=self.device)
-            positive = self._counter.add(counts, rows, binning)
-            below, held, above = counts[:, 0], counts[:, 1:-1], counts[:, -1]
-            self.inside.add_counts(layer, held, positive_inside(positive, held.sum(1), above, *within))
-            self.underflow[layer] += below.view(self.shape[1:])
-            self.overflow[layer] += above.view(self.shape[1:])
+            self._absorb(layer, rows)
+
+    def add_layers(self, layers: slice, rows: Rows) -> None:
+        """Count values of consecutive layers, as `NeuronHistogram.add_layers` does."""
+        with own_memory():
+            require_rows_of(rows, self.shape, layers)
+            for known, seen, pick in zip(self._seen(), rows.range(), (torch.minimum, torch.maximum), strict=True):
+                pick(known[layers].view(-1), seen, out=known[layers].view(-1))
+            self._absorb(layers, rows)
+
+    def all_finite(self) -> Bool[Tensor, ""]:
+        """Whether all values of `add_layers` were finite, on the device."""
+        return ~not_finite(*self._seen()).any()
+
+    def require_finite(self) -> None:
+        """Raise `NonFiniteError` where a value of `add_layers` was not finite."""
+        require_finite_ends(*self._seen())
+
+    def _seen(self) -> tuple[Float[Tensor, "layer head dim"], Float[Tensor, "layer head dim"]]:
+        """The range of all values of `add_layers`, which is no part of the state."""
+        if self._range is None:
+            low = torch.full(self.shape, torch.inf, dtype=torch.float64, device=self.device)
+            self._range = low, -low
+        return self._range
+
+    def _absorb(self, layers: int | slice, rows: Rows) -> None:
+        within = self.inside.ends(layers)
+        binning = binning_of(rows, self.inside.grid(layers), self.bins, self.resolution, within=within)
+        counts = torch.zeros(rows.neurons, self.bins + 2, dtype=torch.int64, device=self.device)
+        positive = self._counter.add(counts, rows, binning)
+        below, held, above = counts[:, 0], counts[:, 1:-1], counts[:, -1]
+        self.inside.add_counts(layers, held, positive_inside(positive, held.sum(1), above, *within))
+        self.underflow[layers].view(-1).add_(below)
+        self.overflow[layers].view(-1).add_(above)
 
     # ------------------------------------------------------------------ combining
 

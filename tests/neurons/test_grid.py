@@ -7,7 +7,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ablation_lens.neurons.grid import Binning, Counter, Grid, histc_counts, power_of_two, scale_by, scaled_floor
+from ablation_lens.neurons.grid import (
+    Counter,
+    Grid,
+    Scaling,
+    binning_of,
+    histc_counts,
+    power_of_two,
+    scale_by,
+    scaled_floor,
+)
 from ablation_lens.neurons.rows import Rows
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
@@ -166,13 +175,11 @@ def every_bin(neurons: int, bins: int, coarsest: int = 0) -> tuple[torch.Tensor,
 @pytest.mark.parametrize(("neurons", "bins"), [(11, 3), (37, 100), (769, 256), (2049, 99), (13, 30_001)])
 def test_both_ways_of_counting_hit_every_bin(neurons, bins, coarsest, arithmetic):
     values, grid, expected = every_bin(neurons, bins, coarsest)
-    binning = Binning(grid, bins, torch.float32, torch.float32)
-    assert binning.dtype == arithmetic
-    for on_cpu in (True, False):
-        rows = Rows(values.view(-1, 1, neurons))
-        rows.on_cpu = on_cpu  # the accelerator's way works on a CPU too
+    assert Scaling(grid, bins, torch.float32, torch.float32).dtype == arithmetic
+    for turned in (True, False):
+        rows = Rows(values.view(-1, 1, neurons), turned=turned)  # the accelerator's way works on a CPU too
         counts = torch.zeros(neurons, bins, dtype=torch.int64)
-        Counter().add(counts, rows, binning)
+        Counter().add(counts, rows, binning_of(rows, grid, bins, torch.float32))
         np.testing.assert_array_equal(counts.numpy(), expected)
 
 
@@ -187,5 +194,5 @@ def test_counts_on_cuda_equal_the_cpus(neurons, bins, deterministic, request):
     counts = torch.zeros(neurons, bins, dtype=torch.int64, device="cuda")
     for dtype in (torch.float32, torch.float64):
         rows = Rows(values.to("cuda", dtype).view(-1, 1, neurons))
-        Counter().add(counts, rows, Binning(there, bins, dtype, torch.float32))
+        Counter().add(counts, rows, binning_of(rows, there, bins, torch.float32))
     np.testing.assert_array_equal(counts.cpu().numpy(), 2 * expected)

@@ -89,8 +89,8 @@ def test_pieces_and_blocks_add_up(as_on_an_accelerator):
     values = 40 + np.random.default_rng(4).standard_normal((900, *SHAPE)).astype(np.float32)
     moments = Moments(SHAPE)
     for layer in range(SHAPE[0]):
-        taken = Rows(torch.from_numpy(values[:, layer]), piece=700, block=150)
-        taken.on_cpu = not as_on_an_accelerator  # values stay where they are, the neurons of a position together
+        # On an accelerator values stay where they are, the neurons of a position together.
+        taken = Rows(torch.from_numpy(values[:, layer]), piece=700, block=150, turned=not as_on_an_accelerator)
         assert len(list(taken)) > 5
         moments.add(layer, taken)
     assert_equal_to(moments, oracle(values))
