@@ -21,6 +21,7 @@ from ablation_lens.hooked import task_of
 from ablation_lens.records import CorpusRecord
 from ablation_lens.tasks.inputs import ids_of, mask_of, one_or_more_rows, pixels_of, told, whole
 from ablation_lens.tasks.prompts import id_of_answer, mask_places, tokens_of_texts
+from ablation_lens.transfer import send
 
 
 @dataclass(frozen=True)
@@ -164,6 +165,11 @@ class Batch:
         """Real positions in the batch."""
         return int(self.valid.sum())
 
+    @functools.cached_property  # on an accelerator, asking waits until all work before is done
+    def padded(self) -> bool:
+        """Whether some position is not real."""
+        return not bool(self.valid.all())
+
     def counted(self, include_bos: bool) -> Bool[Tensor, "batch pos"]:
         """Real positions, with those of BOS and the like or without."""
         return self.valid if include_bos or self.special is None else self.valid & ~self.special
@@ -173,7 +179,7 @@ class Batch:
 
         The mask is left out when nothing is padded, so that any hooked model can be fed.
         """
-        if self.inputs.ndim > 2 or bool(self.valid.all()):
+        if self.inputs.ndim > 2 or not self.padded:
             return (self.inputs,), {}
         return (self.inputs,), {"attention_mask": self.valid.long()}
 
@@ -219,8 +225,10 @@ class Batch:
         return replace(self, **changed, **others)
 
     def to(self, device: str | torch.device) -> "Batch":
-        """The same batch on another device."""
-        return self.each_tensor(lambda part: part.to(device))
+        """The same batch on another device, which is not waited for."""
+        moved = self.each_tensor(lambda part: send(part, device))
+        vars(moved)["padded"] = self.padded
+        return moved
 
     def rows(self, start: int, stop: int | None = None) -> "Batch":
         """Some of the rows, padded as before.
