@@ -4,10 +4,10 @@ import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, overload
+from typing import Any, TypeVar, overload
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Int64
 from torch import Tensor
 
 from ablation_lens.errors import CorpusError, MismatchError, ModelError
@@ -15,6 +15,7 @@ from ablation_lens.hooked import task_of
 from ablation_lens.interrupts import put_off
 from ablation_lens.measure.forward import require_positions, watch
 from ablation_lens.neurons.histogram import NeuronHistogram
+from ablation_lens.neurons.layer_group import GROUP_BYTES, LayerGroup
 from ablation_lens.neurons.moments import Moments
 from ablation_lens.neurons.positions import Positions
 from ablation_lens.neurons.rows import Rows, Scratch
@@ -28,6 +29,7 @@ from ablation_lens.tasks.inputs import told, whole
 from ablation_lens.tasks.known_rows import row_digests
 from ablation_lens.tasks.padding import Padding
 from ablation_lens.tasks.plans import Batch, BatchPlan, PlanPart, plan_of
+from ablation_lens.transfer import Fetch, send
 
 
 class CollectionInterrupted(KeyboardInterrupt):
@@ -137,10 +139,11 @@ def collect(
             raise CollectionInterrupted(given(first.statistics(batches)) if first.tokens else None)
         if not first.tokens:
             raise CorpusError("there was nothing to collect: the batches hold no real position.")
+        trimmed = None
         if passes == 2:
             try:
-                trimmed = {each: TrimmedHistogram.around(counting[each].found()) for each in sites}
-                again = {each: _Counting(each, trimmed=trimmed[each]) for each in sites}
+                around = {each: TrimmedHistogram.around(counting[each].found()) for each in sites}
+                again = {each: _Counting(each, around=around[each]) for each in sites}
                 second = _Pass(model, again, include_bos, padding)
                 _run(second, batches, "second pass", progress, interrupted)
                 stopped = interrupted() and second.fed < first.fed
@@ -149,60 +152,153 @@ def collect(
             # Half a second pass is of no use, and the first one is whole.
             if stopped:
                 raise CollectionInterrupted(given(first.statistics(batches)))
-            for each in sites:
-                counting[each].trimmed = trimmed[each]
-        statistics = given(first.statistics(batches))
+            trimmed = {each: again[each].found_trimmed() for each in sites}
+        statistics = given(first.statistics(batches, trimmed))
         if interrupted():  # too late to miss anything
             raise CollectionInterrupted(statistics)
     return statistics  # type: ignore[no-any-return]
 
 
-_Counter = NeuronHistogram | TrimmedHistogram | Moments | Positions
+class _Counted:
+    """Which positions of a batch count: found on the host, and sent once to every device that asks."""
+
+    def __init__(self, counted: Bool[Tensor, "batch pos"]) -> None:
+        self.counted = counted.cpu()
+        self.tokens = int(self.counted.sum())
+        # None spares every layer the selection of positions.
+        everywhere = self.tokens == self.counted.numel()
+        self._valid = None if everywhere else self.counted
+        self._places = None if everywhere else self.counted.flatten().nonzero().flatten()
+        self._sent: dict[tuple[str, torch.device], Tensor] = {}
+
+    def valid(self, device: torch.device) -> Bool[Tensor, "batch pos"] | None:
+        """As a mask; None where all positions count."""
+        return self._on(device, "valid", self._valid)
+
+    def places(self, device: torch.device) -> Int64[Tensor, " token"] | None:
+        """As numbers of positions of the flattened batch; None where all count."""
+        return self._on(device, "places", self._places)
+
+    def _on(self, device: torch.device, name: str, here: Tensor | None) -> Tensor | None:
+        if here is None:
+            return None
+        if (name, device) not in self._sent:
+            self._sent[name, device] = send(here, device)
+        return self._sent[name, device]
+
+
+_Part = TypeVar("_Part", NeuronHistogram, TrimmedHistogram, Moments, Positions)
+
+
+@dataclass
+class _Share:
+    """What counts or sums the layers of a site that lie on one device."""
+
+    histogram: NeuronHistogram | TrimmedHistogram
+    moments: Moments | None = None
+    positions: Positions | None = None
+    group: LayerGroup | None = None  # None: every layer by itself
+
+    def feed(self, layer: int, values: Tensor, counted: _Counted, scratch: Scratch) -> None:
+        """Count one layer, or keep it until there are more."""
+        device = values.device
+        if self.group is not None:
+            self.group.put(layer, values, counted.places(device))
+            if self.positions is not None:
+                self.positions.add_values(layer, values, counted.valid(device))
+            return
+        rows = Rows(values, counted.valid(device), scratch)
+        # The histogram first: it refuses NaN.
+        for each in (self.histogram, self.moments, self.positions):
+            if each is not None:
+                each.add(layer, rows)
+
+    def count(self, layers: slice, rows: Rows) -> None:
+        """Count some layers that were kept."""
+        self.histogram.add_layers(layers, rows)
+        if self.moments is not None:
+            self.moments.add(layers, rows)
 
 
 @dataclass
 class _Counting:
-    """All that counts or sums the neurons of one site in one pass."""
+    """All that counts or sums the neurons of one site in one pass, on every device that holds some of its layers.
+
+    `grouped` is whether layers are counted in groups; None groups them on accelerators.
+    """
 
     site: Site
     bins: int = 256
     wants_positions: bool = False
-    trimmed: TrimmedHistogram | None = None
-    histogram: NeuronHistogram | None = None
-    moments: Moments | None = None
-    positions: Positions | None = None
+    around: TrimmedHistogram | None = None  # empty: what a second pass counts in
+    grouped: bool | None = None
+    group_bytes: int = GROUP_BYTES
+    shares: dict[torch.device, _Share] = field(default_factory=dict)
 
-    def feed(
-        self,
-        layer: int,
-        values: Tensor,
-        valid: Bool[Tensor, "batch pos"] | None,
-        scratch: Scratch,
-        n_layers: int,
-    ) -> None:
-        counters = self._counters(values, n_layers)
-        held = self.trimmed or self.histogram
-        assert held is not None
-        device = held.device  # a model may be spread over several
-        rows = Rows(values.to(device), None if valid is None else valid.to(device), scratch)
-        for counter in counters:
-            counter.add(layer, rows)
+    def feed(self, layer: int, values: Tensor, counted: _Counted, scratch: Scratch, n_layers: int) -> None:
+        """One layer's activation of a batch."""
+        share = self.shares.get(values.device)
+        if share is None:
+            share = self.shares[values.device] = self._share(values, n_layers)
+        share.feed(layer, values, counted, scratch)
 
-    def _counters(self, values: Tensor, n_layers: int) -> "list[_Counter]":
-        """What is fed, the one that refuses NaN first; made when the first activation shows its shape."""
-        if self.trimmed is not None:
-            return [self.trimmed]
-        if self.histogram is None or self.moments is None:
+    def _share(self, values: Tensor, n_layers: int) -> _Share:
+        """Made when the first activation on a device shows its shape."""
+        device = values.device
+        if self.around is not None:
+            share = _Share(self.around.to(device))
+        else:
             shape = (n_layers, values.shape[-2], values.shape[-1])
-            self.histogram = NeuronHistogram(shape, self.bins, resolution=values.dtype, device=values.device)
-            self.moments = Moments(shape, device=values.device)
-            self.positions = Positions(shape) if self.wants_positions else None
-        return [self.histogram, self.moments, *([] if self.positions is None else [self.positions])]
+            share = _Share(
+                NeuronHistogram(shape, self.bins, resolution=values.dtype, device=device),
+                Moments(shape, device=device),
+                Positions(shape, device=device) if self.wants_positions else None,
+            )
+        if self.grouped or (self.grouped is None and device.type != "cpu"):
+            share.group = LayerGroup(n_layers, share.count, most_bytes=self.group_bytes)
+        return share
+
+    def finish(self) -> list[Fetch]:
+        """Count what is left of a batch; whether all of it was finite is on its way."""
+        grouped = [share for share in self.shares.values() if share.group is not None]
+        for share in grouped:
+            assert share.group is not None
+            share.group.flush()
+        return [Fetch(share.histogram.all_finite()) for share in grouped]
+
+    def require_finite(self) -> None:
+        """Raise `NonFiniteError` where something was not."""
+        for share in self.shares.values():
+            share.histogram.require_finite()
+
+    # Layers of several devices are disjoint, so what was counted there adds up exactly.
 
     def found(self) -> NeuronHistogram:
         """The histogram of a pass that saw something."""
-        assert self.histogram is not None
-        return self.histogram
+        return self._histogram(NeuronHistogram)
+
+    def found_trimmed(self) -> TrimmedHistogram:
+        """The histogram of a second pass."""
+        return self._histogram(TrimmedHistogram)
+
+    def _histogram(self, kind: type[_Part]) -> _Part:
+        return _together([share.histogram for share in self.shares.values() if isinstance(share.histogram, kind)])
+
+    def found_moments(self) -> Moments:
+        """The sums of a first pass."""
+        return _together([share.moments for share in self.shares.values() if share.moments is not None])
+
+    def found_positions(self) -> Positions | None:
+        """Sums at every position, where they are wanted."""
+        held = [share.positions for share in self.shares.values() if share.positions is not None]
+        return _together(held).to("cpu") if held else None
+
+
+def _together(parts: list[_Part]) -> _Part:
+    first, *others = parts
+    for other in others:
+        first = first.merge(other)
+    return first
 
 
 @dataclass
@@ -218,49 +314,68 @@ class _Pass:
     fed: int = 0
     rows: list[Tensor] = field(default_factory=list)
     scratch: Scratch = field(default_factory=Scratch)
+    unsettled: list[Fetch] = field(default_factory=list)
     between_layers: Callable[[], None] = lambda: None
 
     def take(self, item: Batch) -> int:
         """Run the model on one batch; returns how many positions counted."""
         given = self.padding.mark(item)
+        # On the host, before the batch leaves it: asking a device is waiting for it.
+        counted = _Counted(given.counted(self.include_bos))
         batch = given.to(self.model.cfg.device)
-        counted = batch.counted(self.include_bos)
         # While the model runs: a digest of an image takes half a millisecond, which is long beside a GPU.
         digests = None if self.aside is None else self.aside.submit(row_digests, given, task_of(self.model))
-        # None spares every layer the selection of positions.
-        valid = None if bool(counted.all()) else counted
         thread = threading.get_ident()
 
         def see(site: Site, layer: int, values: Tensor) -> None:
             # A model has one set of hooks: without this, what another thread feeds it would be counted here.
             if threading.get_ident() != thread:
                 raise ModelError("this model is collecting in another thread; give every thread its own copy.")
-            require_positions(site, layer, values, counted)
-            self.counting[site].feed(layer, values, valid, self.scratch, self.model.cfg.n_layers)
+            require_positions(site, layer, values, counted.counted)
+            self.counting[site].feed(layer, values, counted, self.scratch, self.model.cfg.n_layers)
             self.between_layers()
 
         watch(self.model, batch, self.counting, see)
-        count = int(counted.sum())
-        self.tokens += count
+        flags = [flag for counting in self.counting.values() for flag in counting.finish()]
+        # Waits for the batch before, while the device has this one to work on.
+        self.settle()
+        self.unsettled = flags
+        self.tokens += counted.tokens
         self.fed += 1
         if digests is not None:
-            self.rows.append(digests.result()[counted.any(1).cpu()].flatten())
-        return count
+            self.rows.append(digests.result()[counted.counted.any(1)].flatten())
+        return counted.tokens
 
-    def statistics(self, batches: Any) -> dict[Site, ActivationStatistics]:
-        """What was collected so far, with its provenance."""
+    def settle(self) -> None:
+        """Wait for what was fed; raises `NonFiniteError` if some of it was not finite."""
+        flags, self.unsettled = self.unsettled, []
+        if not all(bool(flag.result()) for flag in flags):
+            for counting in self.counting.values():
+                counting.require_finite()
+
+    def statistics(
+        self, batches: Any, trimmed: dict[Site, TrimmedHistogram] | None = None
+    ) -> dict[Site, ActivationStatistics]:
+        """What was collected so far, with its provenance, and what a second pass found."""
         plan = plan_of(batches)
         start = batches.start if isinstance(batches, PlanPart) else 0
         model = record_of(self.model)
-        return {site: self._statistics(counting, model, plan, start) for site, counting in self.counting.items()}
+        return {
+            site: self._statistics(counting, model, plan, start, None if trimmed is None else trimmed[site])
+            for site, counting in self.counting.items()
+        }
 
     def _statistics(
-        self, counting: _Counting, model: ModelRecord, plan: BatchPlan | None, start: int
+        self,
+        counting: _Counting,
+        model: ModelRecord,
+        plan: BatchPlan | None,
+        start: int,
+        trimmed: TrimmedHistogram | None,
     ) -> ActivationStatistics:
-        assert counting.moments is not None
         return ActivationStatistics(
             histogram=counting.found(),
-            moments=counting.moments,
+            moments=counting.found_moments(),
             provenance=Provenance(
                 model=model,
                 site=counting.site.value,
@@ -270,8 +385,8 @@ class _Pass:
                 plans=() if plan is None else (PlanReading(plan.digest, len(plan), ((start, start + self.fed),)),),
                 versions=Versions.current(),
             ),
-            trimmed=counting.trimmed,
-            positions=counting.positions,
+            trimmed=trimmed,
+            positions=counting.found_positions(),
             rows=torch.cat(self.rows).unique(),
         )
 
@@ -291,4 +406,5 @@ def _run(running: _Pass, batches: Any, title: str, progress: bool, interrupted: 
         for item in batches:
             advance(running.take(item))
             if interrupted():
-                return
+                break
+        running.settle()

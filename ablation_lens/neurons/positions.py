@@ -2,7 +2,7 @@
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from ablation_lens.errors import MismatchError
@@ -40,16 +40,22 @@ class Positions:
 
     def add(self, layer: int, rows: Rows) -> None:
         """Add one layer's values; every layer must be shown the same positions."""
-        if rows.values.ndim != 4:
-            raise MismatchError(f"values have shape {tuple(rows.values.shape)}; expected [batch pos head dim].")
-        values = rows.values.detach().double()
+        self.add_values(layer, rows.values, rows.valid)
+
+    def add_values(
+        self, layer: int, values: Float[Tensor, "batch pos head dim"], valid: Bool[Tensor, "batch pos"] | None
+    ) -> None:
+        """Add one layer's values as the model leaves them; no device is waited for, unless the sums are elsewhere."""
+        if values.ndim != 4:
+            raise MismatchError(f"values have shape {tuple(values.shape)}; expected [batch pos head dim].")
+        values = values.detach().double()
         with own_memory():
-            if rows.valid is None:
+            if valid is None:
                 sums, counts = values.sum(0), torch.full(values.shape[1:2], len(values), device=values.device)
             else:
                 # Filled, not multiplied by 0: what lies at padding may be NaN.
-                sums = values.masked_fill(~rows.valid[:, :, None, None], 0.0).sum(0)
-                counts = rows.valid.sum(0)
+                sums = values.masked_fill(~valid[:, :, None, None], 0.0).sum(0)
+                counts = valid.sum(0)
             self._make_room(len(counts))
             self.sums[layer, : len(counts)] += sums.to(self.sums.device)
             if layer == 0:  # the same for all layers
