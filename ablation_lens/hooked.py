@@ -5,6 +5,7 @@ A `HookedTransformer`, a `TransformerBridge`, the encoders of `adapters` and a u
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -24,6 +25,31 @@ def task_of(model: Any) -> str:
 def tokenizer_of(model: Any) -> Any:
     """The tokenizer a model reads text with, before TransformerLens changed its special tokens; None without one."""
     return getattr(model, "hf_tokenizer", None) or getattr(model, "tokenizer", None)
+
+
+_HIDES: ContextVar[bool] = ContextVar("the attention mask hides something", default=False)
+
+
+@contextmanager
+def hiding() -> Iterator[None]:
+    """Around a call of a model whose attention mask hides something: an accelerator need not be asked, and waited for.
+
+    >>> everything = torch.ones(2, 3)
+    >>> with hiding():
+    ...     inside = hides(everything)
+    >>> inside, hides(everything)
+    (True, False)
+    """
+    token = _HIDES.set(True)
+    try:
+        yield
+    finally:
+        _HIDES.reset(token)
+
+
+def hides(attention_mask: Int[Tensor, "batch pos"]) -> bool:
+    """Whether a model that is called with this mask shall not look at some positions."""
+    return _HIDES.get() or not bool((attention_mask == 1).all())
 
 
 def is_hooked(model: Any) -> bool:
@@ -148,7 +174,7 @@ class _BlockInput:
 
     def columns(self, count: int) -> Columns:
         """What so many columns of an activation in this block are."""
-        real = None if self.real is None or bool(self.real.all()) else self.real.bool()
+        real = None if self.real is None or not hides(self.real) else self.real.bool()
         if real is not None and real.shape[1] != self.cached + count:
             raise MismatchError(
                 f"the attention mask has {real.shape[1]} columns, and there are {self.cached} cached positions and "

@@ -17,7 +17,7 @@ from transformer_lens.HookedRootModule import HookedRootModule
 
 from ablation_lens.adapters.attention import HookedEncoderAttention, LayerParts, bias_of
 from ablation_lens.errors import MismatchError
-from ablation_lens.hooked import listening
+from ablation_lens.hooked import hides, listening
 from ablation_lens.records import ModelRecord
 
 
@@ -189,7 +189,7 @@ class HookedEncoder(HookedRootModule):
                     f"the input {tuple(residual.shape[:2])}; they must agree."
                 )
             # A mask that hides nothing is left out: not every fused kernel takes one.
-            if not bool(attention_mask.all()):
+            if hides(attention_mask):
                 visible = attention_mask.to(residual.device, torch.bool)[:, None, None, :]
         for block in list(self.blocks)[:stop_at_layer]:
             residual = block(residual, visible)

@@ -6,6 +6,7 @@ than everything else. Models that end in some other way are run whole.
 
 import weakref
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ablation_lens.errors import MismatchError
-from ablation_lens.hooked import listening, require_site
+from ablation_lens.hooked import hiding, listening, require_site
 from ablation_lens.sites import Hook, Site, residual_after
 from ablation_lens.tasks.plans import Batch
 
@@ -112,7 +113,8 @@ def logits_everywhere(model: Any, batch: Batch, hooks: Sequence[Hook] = ()) -> F
 
 
 def _run(model: Any, args: Sequence[Any], hooks: Sequence[Hook], options: dict[str, Any]) -> Any:
-    return model.run_with_hooks(*args, fwd_hooks=list(hooks), **options)
+    with hiding() if "attention_mask" in options else nullcontext():
+        return model.run_with_hooks(*args, fwd_hooks=list(hooks), **options)
 
 
 def scored_logits(model: Any, batch: Batch, hooks: Sequence[Hook] = ()) -> Float[Tensor, "prediction out"]:
