@@ -34,6 +34,16 @@ def power_of_two(exponent: Int64[Tensor, "*neurons"]) -> Float[Tensor, "*neurons
     return ((exponent + 1023) << 52).view(torch.float64)
 
 
+def width_of(exponent: Int64[Tensor, "*neurons"]) -> Float[Tensor, "*neurons"]:
+    """`2.0**exponent` for any exponent of float64 numbers, exact.
+
+    >>> width_of(torch.tensor([-1074, 1])).tolist()
+    [5e-324, 2.0]
+    """
+    half = exponent >> 1
+    return power_of_two(half) * power_of_two(exponent - half)
+
+
 def scale_by(values: Float[Tensor, "*any"], exponent: Int64[Tensor, "*any"]) -> Float[Tensor, "*any"]:
     """`values * 2.0**exponent` in float64, in two steps because `2.0**1074` does not exist.
 
@@ -100,10 +110,11 @@ class Grid:
         # last - first <= ceil(r), and bins > 2**(c - 1), where c = ceil(log2(bins)). At the least exponent r < 2**c;
         # one step later ceil(r) <= 2**(c - 1) < bins. Where half the range was rounded to a power of two, or is
         # subnormal, r <= 1.5 * 2**c; two steps later it is 0.375 * 2**c, and its ceiling 2**(c - 1) at most.
-        for _ in range(2):
-            first, last = scaled_floor(ends, exponent)
-            exponent = exponent + (last - first >= bins).long()
-        first = scaled_floor(ends[0], exponent)
+        steps = torch.arange(3, device=exponent.device).view(-1, *[1] * exponent.ndim)
+        first, last = torch.floor_divide(ends.unsqueeze(1), width_of(exponent + steps))
+        # Whatever fits one grid fits those that are coarser.
+        taken = (last - first >= bins).sum(0)
+        exponent, first = exponent + taken, first.gather(0, taken.unsqueeze(0)).squeeze(0)
         # Exact: no end is farther out than 2^53 bins, as no bin is finer than the spacing of the resolution there.
         return cls(exponent.masked_fill(empty, 0), first.long().masked_fill(empty, 0))
 
@@ -305,7 +316,7 @@ class Division:
         # Below 2^24, unless values or grid have digits of float64.
         self.dtype = torch.float64 if torch.float64 in (values, resolution) else torch.float32
         self._bins = bins
-        self._width = scale_by(torch.ones_like(grid.exponent), grid.exponent).unsqueeze(-1)
+        self._width = width_of(grid.exponent).unsqueeze(-1)
         self._offset = grid.offset.double().unsqueeze(-1)
         self._within = None if within is None else [end.unsqueeze(-1) for end in within]
 

@@ -164,10 +164,11 @@ class NeuronHistogram:
         self._positive[layers].view(-1).add_(self._counter.add(self._flat_counts(layers), rows, binning))
 
     def _binning(self, layers: int | slice, rows: Rows) -> Binning:
-        # Nothing but zeros counts alike on any grid, and their own (2^-149) would need float64 for the whole layer.
-        dead = (self._minimum[layers] == 0) & (self._maximum[layers] == 0)
         grid = self.grid(layers)
-        grid = Grid(grid.exponent.masked_fill(dead.flatten(), 0), grid.offset)
+        if rows.turned:
+            # Nothing but zeros counts alike on any grid, and their own (2^-149) would need float64 for the whole layer.
+            dead = (self._minimum[layers] == 0) & (self._maximum[layers] == 0)
+            grid = Grid(grid.exponent.masked_fill(dead.flatten(), 0), grid.offset)
         return binning_of(rows, grid, self.bins, self.resolution)
 
     def _widen(

@@ -58,14 +58,15 @@ class Moments:
         with own_memory():
             chosen = slice(layers, layers + 1) if isinstance(layers, int) else layers
             pivot, sums = self.pivot[chosen].view(-1), [self._sums[name][chosen].view(-1) for name in _SUMS]
-            unseen = [layer for layer in range(self.shape[0])[chosen] if not self.count[layer]]
+            places = range(self.shape[0])[chosen]
+            unseen = [place for place, count in enumerate(self.count[chosen].tolist()) if not count]
             if unseen:
                 # The median of a few: the very first is the BOS position's, where many neurons are far off.
                 # Sorted, because torch's own median refuses on CUDA under deterministic algorithms.
                 first = next(iter(rows))[:, :_FIRST].sort(1).values
                 middle = first[:, first.shape[1] // 2].view(-1, *self.shape[1:])
-                for layer in unseen:
-                    self.pivot[layer].copy_(middle[layer - range(self.shape[0])[chosen].start])
+                for place in unseen:
+                    self.pivot[places[place]].copy_(middle[place])
             for which, values in rows.blocks():
                 # One sum at a time: the next one overwrites the memory that this one's terms were in.
                 terms = self._sums_of(values, pivot[which], turned=rows.turned)
