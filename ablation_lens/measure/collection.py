@@ -1,9 +1,10 @@
 """One pass of a model over batches → `ActivationStatistics` of a site or several, by hooks, in bounded memory."""
 
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any, TypeVar, overload
 
 import torch
@@ -224,7 +225,7 @@ class _Share:
 class _Counting:
     """All that counts or sums the neurons of one site in one pass, on every device that holds some of its layers.
 
-    `grouped` is whether layers are counted in groups; None groups them on accelerators.
+    `grouped` is whether layers are counted in groups; None groups them on accelerators. `lies_on` says where one is.
     """
 
     site: Site
@@ -233,13 +234,15 @@ class _Counting:
     around: TrimmedHistogram | None = None  # empty: what a second pass counts in
     grouped: bool | None = None
     group_bytes: int = GROUP_BYTES
-    shares: dict[torch.device, _Share] = field(default_factory=dict)
+    lies_on: Callable[[Tensor], Hashable] = attrgetter("device")
+    shares: dict[Hashable, _Share] = field(default_factory=dict)
 
     def feed(self, layer: int, values: Tensor, counted: _Counted, scratch: Scratch, n_layers: int) -> None:
         """One layer's activation of a batch."""
-        share = self.shares.get(values.device)
+        place = self.lies_on(values)
+        share = self.shares.get(place)
         if share is None:
-            share = self.shares[values.device] = self._share(values, n_layers)
+            share = self.shares[place] = self._share(values, n_layers)
         share.feed(layer, values, counted, scratch)
 
     def _share(self, values: Tensor, n_layers: int) -> _Share:

@@ -204,20 +204,18 @@ class TrimmedHistogram:
 
     def to(self, device: torch.device | str) -> Self:
         """An independent copy on `device`."""
-        beyond = (part.to(device, copy=True) for part in (self.underflow, self.overflow))
-        return self._with(self.inside.to(device), *beyond)
+        return self._with(self.inside.to(device), self.underflow.to(device), self.overflow.to(device))
 
     def coarsen(self, max_bins: int) -> Self:
         """A new histogram, equal to having counted the same values in `max_bins` bins."""
-        return self._with(self.inside.coarsen(max_bins), self.underflow.clone(), self.overflow.clone())
+        return self._with(self.inside.coarsen(max_bins), self.underflow, self.overflow)
 
     def _with(self, inside: NeuronHistogram, underflow: Tensor, overflow: Tensor) -> Self:
-        low, high = inside.minimum, inside.maximum
-        result = type(self)(low, high, inside.bins, resolution=inside.resolution, device=inside.device)
+        # Past the constructor, which asks whether the range is one: that of `inside` is.
+        result = type(self).__new__(type(self))
+        result.inside, result._counter, result._range = inside, Counter(), None
         with own_memory():
-            result.inside = inside
-            result.underflow.copy_(underflow)
-            result.overflow.copy_(overflow)
+            result.underflow, result.overflow = underflow.clone(), overflow.clone()
         return result
 
     # ------------------------------------------------------------------ reading
