@@ -38,6 +38,7 @@ from ablation_lens.files import (
     write_text,
     writing,
 )
+from ablation_lens.runs.claims import Holder
 from ablation_lens.runs.locks import HOLDERS, KeyLocks
 
 FORMAT_VERSION = 1
@@ -134,7 +135,9 @@ class RunFolder:
         for folder in (path, *(path / name for name in (*cls.parts, *cls.gained))):
             if folder is path or not folder.is_symlink():  # what a part leads to elsewhere is not swept
                 sweep(folder, ABANDONED)
-        return run or cls(path)
+        run = run or cls(path)
+        run._locks.sweep(ABANDONED)
+        return run
 
     # ------------------------------------------------------------------ tensors under keys
 
@@ -173,17 +176,26 @@ class RunFolder:
 
     @contextmanager
     def locked(
-        self, key: str, *, patience: float = math.inf, waiting: Callable[[str], None] = lambda holder: None
+        self,
+        key: str,
+        *,
+        what: str = "",
+        patience: float = math.inf,
+        waiting: Callable[[str], None] = lambda holder: None,
     ) -> Iterator[bool]:
         """`with folder.locked(key) as mine`: whether nobody else, here or elsewhere, works on this key.
 
-        Waits for who does, at most so many seconds; `waiting` is told who it is.
+        Waits for who does, at most so many seconds; `waiting` is told who it is. `what` tells others what is done.
         """
         with ExitStack() as stack:
             with keeping(self.path):
                 # Only taking the lock is under `keeping`: an OSError of the work inside is not an error of this disk.
-                mine = stack.enter_context(self._locks.holding(key, patience=patience, waiting=waiting))
+                mine = stack.enter_context(self._locks.holding(key, what=what, patience=patience, waiting=waiting))
             yield mine
+
+    def holders(self) -> list[Holder]:
+        """Who works on which key at this moment; nothing is written, also on a read-only disk."""
+        return self._locks.holders()
 
     # ------------------------------------------------------------------ JSON beside them
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import pytest
 
 from ablation_lens.runs import locks
-from ablation_lens.runs.locks import HOLDERS, KeyLocks
+from ablation_lens.runs.locks import HOLDERS, WAYS, KeyLocks
 
 HOLDER = """
 import sys
@@ -89,19 +89,25 @@ def test_a_process_that_is_stopped_is_waited_for_no_longer_than_said(tmp_path):
             process.send_signal(signal.SIGCONT)
 
 
-@pytest.mark.parametrize("text", [b"\x1b[31mred\n" * 5, b"\xff", b"", b"x" * 5000])
+SAYING = '{"key": "a", "what": "", "process": 1, "host": "%s", "since": "2025-01-01T00:00:00+00:00", "lock": null}'
+
+
+@pytest.mark.parametrize(
+    "text",
+    [b"\x1b[31mred\n" * 5, b"\xff", b"", b"x" * 50_000, b"[" * 5000, (SAYING % "\\u001b[31m").encode()],
+    ids=["red", "bytes", "nothing", "long", "deep", "a host in red"],
+)
 def test_what_a_holder_says_is_shown_as_one_line_or_not_at_all(tmp_path, text):
     locks, said = KeyLocks(tmp_path / "locks"), []
     with locks.holding("a"):
-        (note,) = (tmp_path / HOLDERS).iterdir()
-        note.write_bytes(text)
+        (claim,) = (tmp_path / HOLDERS).glob("*/*")
+        claim.write_bytes(text)
         with locks.holding("a", patience=0.1, waiting=said.append):
             pass
-    assert said[0].isprintable()
-    assert len(said[0]) <= 200
+    assert set(said) == {"another process"}
 
 
-def test_a_note_is_written_and_deleted_only_where_it_belongs(tmp_path):
+def test_a_claim_is_made_and_deleted_only_where_it_belongs(tmp_path):
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     (tmp_path / "run").mkdir()
@@ -111,8 +117,9 @@ def test_a_note_is_written_and_deleted_only_where_it_belongs(tmp_path):
         assert list(elsewhere.iterdir()) == []
 
 
-@pytest.mark.parametrize("where", ["_take", "_sign"])
-def test_an_interrupt_while_a_lock_is_taken_frees_it(tmp_path, monkeypatch, where):
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("where", ["_take", "_lock"])
+def test_an_interrupt_while_a_key_is_taken_frees_it(tmp_path, monkeypatch, where, way):
     real = getattr(KeyLocks, where)
 
     def interrupted(self, *arguments):
@@ -121,8 +128,9 @@ def test_an_interrupt_while_a_lock_is_taken_frees_it(tmp_path, monkeypatch, wher
 
     with monkeypatch.context() as patch:
         patch.setattr(KeyLocks, where, interrupted)
-        with pytest.raises(KeyboardInterrupt), KeyLocks(tmp_path / "locks").holding("a"):
+        with pytest.raises(KeyboardInterrupt), KeyLocks(tmp_path / "locks", way=way).holding("a"):
             pass
+    assert list((tmp_path / HOLDERS).glob("*")) == []
     assert not held(tmp_path / "locks", "a")
     assert locks._files == {}
 
@@ -170,19 +178,18 @@ def test_an_error_inside_frees_the_lock(tmp_path):
     assert not held(tmp_path / "locks", "a")
 
 
-def test_a_file_system_without_locks_is_said_and_used_without(tmp_path, monkeypatch):
+def test_where_the_disk_has_no_locks_claims_exclude(tmp_path, monkeypatch):
     def refuse(*_):
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(locks.fcntl, "lockf", refuse)
-    used = KeyLocks(tmp_path / "locks")
-    with (
-        pytest.warns(UserWarning, match=r"has no locks \(No locks available\)"),
-        used.holding("a", patience=60) as mine,
-    ):
+    path = tmp_path / "locks"
+    with KeyLocks(path).holding("a") as mine:
         assert mine
-    with used.holding("a", patience=60) as mine:  # said once
-        assert mine
+        assert held(path, "a")
+        assert not held(path, "b")
+    assert not held(path, "a")
+    assert locks._files == {}
 
 
 def test_a_lock_file_that_cannot_be_opened_is_an_error_and_no_endless_wait(tmp_path, monkeypatch):
