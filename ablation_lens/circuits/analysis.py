@@ -338,6 +338,17 @@ class CircuitFolder(RunFolder):
         path = self.json(part, plain_name(key)) if of_json else self.file(part, key)
         return path.exists() or self.json("refusals", plain_name(key)).exists()
 
+    def progress(self, record: AnalysisRecord) -> dict[str, tuple[int, int]]:
+        """How many parts of an analysis are done and left: of every center (or learned values), and the curves."""
+        parts = {
+            name: [("effects", record.knockouts[name]), ("effects", record.attributions[name])] for name in record.names
+        }
+        for name, key in record.circuits.items():
+            parts[name].append(("circuits", key))
+        parts["curves"] = [("curves", record.curves)]
+        done = {name: sum(self.is_there(*part) for part in found) for name, found in parts.items()}
+        return {name: (done[name], len(found) - done[name]) for name, found in parts.items()}
+
 
 # ---------------------------------------------------------------------- how they are made
 
@@ -492,7 +503,7 @@ class _Work:
     @contextmanager
     def on(self, part: str, key: str, what: str, *, optional: bool = True) -> Iterator[bool]:
         """Whether a part is to be made; where it may be missing, a refusal within is kept as a sentence."""
-        with self.folder.locked(key, waiting=lambda holder: self.said(f"waiting for {holder}")):
+        with self.folder.locked(key, what=what, waiting=lambda holder: self.said(f"waiting for {holder}")):
             missing = not self.folder.is_there(part, key)
             if missing:
                 self.said(what)

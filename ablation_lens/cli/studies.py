@@ -25,6 +25,7 @@ from ablation_lens.study.paper import PRESETS
 if TYPE_CHECKING:
     from ablation_lens.circuits.analysis import CircuitFolder
     from ablation_lens.study.results import Results
+    from ablation_lens.study.status import Status
     from ablation_lens.study.table2 import Table2
 
 FORMATS = ("text", "markdown", "latex", "csv")
@@ -221,36 +222,63 @@ def recommend(
 
 
 def status(folder: options.Run, as_json: options.AsJson = False) -> None:
-    """Say what of a study is done, what is left and what failed, by model and method; nothing is run."""
+    """Say what of a study is done, left and failed, by model and method, and who is at work; nothing is run.
+
+    Of a folder of `circuit`: which parts of the latest analysis are done, by center.
+    """
     announce(f"reading {folder}")
-    from rich.table import Table
+    from ablation_lens.circuits.analysis import CircuitFolder
+    from ablation_lens.study.status import MethodStatus, Status, status_of
 
-    from ablation_lens.study.status import status_of
-
-    found = status_of(folder)
+    if CircuitFolder.is_at(folder):
+        unit, run = "parts", CircuitFolder(folder)
+        latest = run.latest()
+        rows = [] if latest is None else [(latest.model.name, *row) for row in run.progress(latest).items()]
+        shown = (MethodStatus(model, name, done, left, 0) for model, name, (done, left) in rows)
+        found = Status(tuple(shown), (), (), tuple(run.holders()))
+    else:
+        unit, found = "cells", status_of(folder)
     if as_json:
         say_json("status", {"folder": folder, **found.to_dict()})
     else:
-        table = Table(box=None, pad_edge=False)
-        for title in ("model", "method", "done", "left", "failed"):
-            table.add_column(title, overflow="fold", justify="left" if title in ("model", "method") else "right")
-        before = None
-        for row in found.rows:
-            shown = "" if row.model == before else row.model
-            method = "baseline" if row.method == "none" else row.method
-            table.add_row(*map(cell, (shown, method, row.done, row.left, row.failed or "")))
-            before = row.model
-        show(table)
-        for failure in found.failures[:5]:
-            complain(f"failed: {failure.model}: {failure.cell or 'loading'}: {failure.message}", alarming=True)
-        if len(found.failures) > 5:
-            complain(f"{len(found.failures) - 5} more failures are in {folder / 'failures'}")
-        done, left = (sum(getattr(row, name) for row in found.rows) for name in ("done", "left"))
-        say(f"{done:,} cells done, {left:,} left" + (f", {len(found.failures):,} failed" if found.failures else ""))
+        _show_status(found, unit, folder)
     if found.unreadable:
         for text in found.unreadable[:5]:
             complain(text)
         raise typer.Exit(1)
+
+
+def _show_status(found: "Status", unit: str, folder: Path) -> None:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for title in ("model", "method", "done", "left", "failed"):
+        table.add_column(title, overflow="fold", justify="left" if title in ("model", "method") else "right")
+    before = None
+    for row in found.rows:
+        shown = "" if row.model == before else row.model
+        method = "baseline" if row.method == "none" else row.method
+        table.add_row(*map(cell, (shown, method, row.done, row.left, row.failed or "")))
+        before = row.model
+    show(table)
+    for failure in found.failures[:5]:
+        complain(f"failed: {failure.model}: {failure.cell or 'loading'}: {failure.message}", alarming=True)
+    if len(found.failures) > 5:
+        complain(f"{len(found.failures) - 5} more failures are in {folder / 'failures'}")
+    if found.at_work:
+        workers = Table(box=None, pad_edge=False)
+        for title in ("at work on", "process", "host", "since"):
+            workers.add_column(title, overflow="fold")
+        for holder in found.at_work:
+            workers.add_row(*map(cell, (holder.what or holder.key, holder.process, holder.host, holder.began)))
+        show(workers)
+    done, left = (sum(getattr(row, name) for row in found.rows) for name in ("done", "left"))
+    working = len({(holder.host, holder.process) for holder in found.at_work})
+    say(
+        f"{done:,} {unit} done, {left:,} left"
+        + (f", {len(found.failures):,} failed" if found.failures else "")
+        + (f", {working:,} at work" if working else ", nobody at work" if left else "")
+    )
 
 
 def table(

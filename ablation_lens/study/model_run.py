@@ -369,7 +369,7 @@ class ModelRun:
             who = holder
             shown.describe(f"{what}: waiting for {holder}")
 
-        with self.folder.locked(key, patience=patience, waiting=waiting) as mine:
+        with self.folder.locked(key, what=what, patience=patience, waiting=waiting) as mine:
             if waits and not mine:
                 warnings.warn(
                     f"{what}: {who} has not finished it in {patience:.0f} s. It is done here, too; the result is the "

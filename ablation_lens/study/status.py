@@ -1,4 +1,4 @@
-"""How far the studies of a run folder are: what is done, what is left, what failed. Nothing is run or opened for it."""
+"""How far the studies of a run folder are: what is done, left and failed, and who is at work. Nothing is run for it."""
 
 from collections import defaultdict
 from collections.abc import Callable
@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from ablation_lens import zoo
 from ablation_lens.errors import FileFormatError
 from ablation_lens.measure import resampling
+from ablation_lens.runs.claims import Holder
 from ablation_lens.study import paper
 from ablation_lens.study.cells import StudyFolder
 from ablation_lens.study.group_labels import label_groups
@@ -39,11 +40,13 @@ class Status:
         rows: a row per model and method, in the order of the studies.
         failures: what failed, and has not succeeded since.
         unreadable: what is not counted, because a file is damaged, each with the way out.
+        at_work: which processes hold which keys at this moment, the first that began first.
     """
 
     rows: tuple[MethodStatus, ...]
     failures: tuple[FailureRecord, ...]
     unreadable: tuple[str, ...]
+    at_work: tuple[Holder, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values; of a failure all but its traceback."""
@@ -52,6 +55,7 @@ class Status:
             "rows": [asdict(row) for row in self.rows],
             "failures": [{name: getattr(failure, name) for name in told} for failure in self.failures],
             "unreadable": list(self.unreadable),
+            "at_work": [holder.to_dict() for holder in self.at_work],
         }
 
 
@@ -100,7 +104,7 @@ class _Comparison:
                 left = len(wanted.get(method, set()) - have)
                 failed = sum(self._is_of(failure, place, method) for failure in self.failures)
                 rows.append(MethodStatus(labels.get(place, place), method, len(have), left, failed))
-        return Status(tuple(rows), tuple(self.failures), tuple(self.unreadable))
+        return Status(tuple(rows), tuple(self.failures), tuple(self.unreadable), tuple(self.folder.holders()))
 
     def _group(self, study: StudyRecord, model: str) -> str | None:
         """The group that the study's cells of a model are in: of those with its settings, the one with most cells."""

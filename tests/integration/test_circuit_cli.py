@@ -1,6 +1,7 @@
 """`ablation-lens circuit`, as typed: a folder that is gone on with, and a page about what came out."""
 
 import json
+import os
 import re
 import shutil
 
@@ -167,10 +168,23 @@ def test_report_knows_the_folder_and_other_commands_refuse_it(run, command, tmp_
     values = answered(command("report", folder, "--out", tmp_path / "page", "--json"), "report")
     assert (tmp_path / "page" / "report.html").stat().st_size > 1e6
     assert values["markdown"].endswith("report.md")
-    for name in ("status", "table"):
-        code, out, errors = command(name, folder)
-        assert (code, out) == (2, "")
-        assert "folder of 'circuits'" in errors
+    code, out, errors = command("table", folder)
+    assert (code, out) == (2, "")
+    assert "folder of 'circuits'" in errors
+
+
+def test_status_tells_which_parts_of_an_analysis_are_done_and_who_is_at_work(run, command, tmp_path):
+    folder = shutil.copytree(run, tmp_path / "copy")
+    whole = answered(command("status", folder, "--json"), "status")
+    assert sum(row["left"] for row in whole["rows"]) == 0
+    assert whole["at_work"] == []
+    kept = CircuitFolder(folder)
+    kept.file("effects", next(iter(kept.latest().knockouts.values()))).unlink()
+    with kept.locked("some key", what="judging"):
+        code, out, _ = command("status", folder)
+    assert code == 0
+    assert re.search(rf"judging +{os.getpid()} ", out)
+    assert out.endswith("1 left, 1 at work\n")
 
 
 def test_a_study_s_folder_is_not_written_to(command, tmp_path):

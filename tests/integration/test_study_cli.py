@@ -1,7 +1,11 @@
 """`ablation-lens study`, `table` and `export`, as typed: what is printed, and with which exit code."""
 
+import os
+import re
+import socket
 import subprocess
 import sys
+from datetime import datetime, timedelta
 
 import pandas as pd
 import pytest
@@ -387,6 +391,29 @@ def test_status_tells_what_is_done_and_left_and_failed(command, run):
     assert code == 0
     assert "5 cells done" in out
     assert "failed: some-model: gone, 50 %, seed 1: no such center" in errors
+
+
+def untouched(folder):
+    """Files as they are; of claims, whose heart may beat meanwhile, their names."""
+    return {name: None if name.startswith("holders/") else stamp for name, stamp in files(folder).items()}
+
+
+def test_status_tells_who_is_at_work_on_what_and_changes_nothing(command, run):
+    run.write_study({"models": ["another"], "methods": ["mean"], "fractions": [1.0]})
+    code, out, _ = command("status", run.path)
+    assert (code, out.endswith(" left, nobody at work\n")) == (0, True)
+    with run.locked("k", what="some-model: mean, 50 %, seed 1 \x1b[31m"), run.locked("statistics x"):
+        before = untouched(run.path)
+        (first, second) = answered(command("status", run.path, "--json"), "status")["at_work"]
+        code, out, _ = command("status", run.path)
+        assert untouched(run.path) == before
+    asked = {"key": "k", "what": "some-model: mean, 50 %, seed 1 \\x1b[31m"}
+    here = {"process": os.getpid(), "host": socket.gethostname()}
+    assert {name: value for name, value in first.items() if name != "since"} == {**asked, **here}
+    assert datetime.fromisoformat(first["since"]).utcoffset() == timedelta(0)
+    assert (second["key"], second["what"]) == ("statistics x", None)
+    assert (code, out.endswith(" left, 1 at work\n")) == (0, True)
+    assert re.search(rf"seed 1 \\x1b\[31m +{os.getpid()} +{re.escape(socket.gethostname())} +20", out)
 
 
 def test_status_finds_the_cells_of_batches_of_ones_own(command, tmp_path):
