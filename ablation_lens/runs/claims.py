@@ -274,7 +274,7 @@ class Claims:
                 return  # somebody has taken it over
             except OSError:
                 # A full disk can refuse even the bytes that are there already.
-                with suppress(OSError):
+                with suppress(OSError, NotImplementedError):
                     os.utime(path, follow_symlinks=False)
 
     def _watch(self, name: str, sights: list[Sight]) -> None:

@@ -39,8 +39,8 @@ SETTING = "ABLATION_LENS_LOCKS"
 WAYS = ("both", "claims")
 """What it may be; both unless something is said."""
 
-_WAIT = 0.2
-"""Seconds between two tries."""
+_WAIT, _LONGEST_WAIT = 0.2, 2.0
+"""Seconds between two tries; many may wait for one, and all ask the same disk."""
 
 _Place = tuple[int, int, int]
 """A lock file: process, device and inode."""
@@ -114,15 +114,16 @@ class KeyLocks:
         """
         byte = _byte_of(key)
         hold = _Hold(key, what, byte, Claim(_name_of(byte)), os.getpid())
-        end = time.monotonic() + patience
+        began = time.monotonic()
         try:
             while not self._take(hold):
-                if time.monotonic() >= end:
+                waited = time.monotonic() - began
+                if waited >= patience:
                     yield False
                     return
                 waiting(self._holder(hold))
                 # Polled: a lockf that waits would hold _mutex, and would not wait for a thread of this process.
-                time.sleep(_WAIT)
+                time.sleep(min(max(_WAIT, waited / 20), _LONGEST_WAIT))
             yield True
         finally:
             self._give_back(hold)

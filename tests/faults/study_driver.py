@@ -162,11 +162,12 @@ def killed_after(folder, seconds):
     return end_of(child)
 
 
-# ---------------------------------------------------------------------- two at once
+# ---------------------------------------------------------------------- several at once
 
 
-def logged(folder, name, barrier, patience=None):
+def logged(folder, name, barrier, patience=None, way="both"):
     """Write down every cell this child measures; begin when all have come to the barrier."""
+    os.environ[locks.SETTING] = way
     write_cell, measure = StudyFolder.write_cell, ModelRun.measure
 
     def log(self, record, score):
@@ -204,8 +205,10 @@ def wait_until(happened, seconds=120):
 
 
 def together(folder):
+    """Three workers, of which one has claims alone, as on a disk without locks."""
     folder.mkdir()
-    children = [fork(logged, folder, name, 2) for name in ("one", "two")]
+    ways = {"one": "both", "two": "both", "three": "claims"}
+    children = [fork(logged, folder, name, len(ways), None, way) for name, way in ways.items()]
     (folder / "ended").write_text(" ".join(str(end_of(child)) for child in children))
 
 
