@@ -29,9 +29,10 @@ if TYPE_CHECKING:
     import pandas
 
 KIND = "activation statistics"
-VERSION = 4
+VERSION = 5
 """Of the file. The first said which batches were read in a sentence; `PlanReading` reads both. Until the second, how
-many values are above 0 was one of the moments; `read_parts` reads both. Until the third, nothing was said of rows."""
+many values are above 0 was one of the moments; `read_parts` reads both. Until the third, nothing was said of rows. The
+fifth says what each of several ranks read; what one process collected is of the fourth, as it says nothing more."""
 
 _UNNAMED = "unknown"
 """The architecture of values that were given without a model."""
@@ -102,7 +103,8 @@ class Provenance(Record):
     """Where statistics come from: the model, the documents, and how they were read.
 
     `corpora` and `plans` have one entry per plan that was read, in part or whole; parts that were merged are one
-    entry again. Both are empty for a user's own batches.
+    entry again. Both are empty for a user's own batches. `ranks` says how many batches each of several processes read
+    that collected together; it is empty for one process, and for what was merged since.
     """
 
     model: ModelRecord
@@ -112,6 +114,7 @@ class Provenance(Record):
     corpora: tuple[CorpusRecord, ...]
     plans: tuple[PlanReading, ...]
     versions: Versions
+    ranks: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -121,6 +124,15 @@ class Provenance(Record):
             raise ValueError(f"it is over {self.tokens} positions")
         if len(self.corpora) != len(self.plans):
             raise ValueError(f"it names {len(self.corpora)} corpora and {len(self.plans)} plans over them")
+        if min(self.ranks, default=0) < 0:
+            raise ValueError(f"its ranks read {self.ranks} batches")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values; of one process' as before there could be several."""
+        told = super().to_dict()
+        if not self.ranks:
+            del told["ranks"]
+        return told
 
     def merge(self, other: "Provenance") -> "Provenance":
         """Of statistics that have seen both; shards of one plan, merged in any order, are the plan again."""
@@ -139,6 +151,7 @@ class Provenance(Record):
             tokens=self.tokens + other.tokens,
             corpora=tuple(corpus for corpus, _ in read),
             plans=tuple(plan for _, plan in read),
+            ranks=(),
         )
 
 
@@ -149,6 +162,10 @@ class StatisticsHeader(Record):
     provenance: Provenance
     histogram: HistogramHeader
     trimmed: HistogramHeader | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {**super().to_dict(), "provenance": self.provenance.to_dict()}
 
 
 # eq=False: `==` of two tensors is a tensor, and has no single truth value.
@@ -361,7 +378,8 @@ class ActivationStatistics:
             None if self.trimmed is None else HistogramHeader.of(self.trimmed),
         )
         parts = Parts(self.histogram, self.moments, self.trimmed, self.positions, self.rows)
-        save_tensors(path, KIND, header.to_dict(), parts.tensors(), version=VERSION)
+        version = VERSION if self.provenance.ranks else VERSION - 1
+        save_tensors(path, KIND, header.to_dict(), parts.tensors(), version=version)
 
     @classmethod
     def load(cls, path: str | Path) -> "ActivationStatistics":
