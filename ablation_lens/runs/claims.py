@@ -91,6 +91,8 @@ class Holder:
             process, since = said["process"], datetime.fromisoformat(said["since"]).astimezone(UTC)
         except (ValueError, KeyError, TypeError, OverflowError, AttributeError):
             return None
+        if not 2000 <= since.year < 2100:  # some others cannot be shown in every time zone
+            return None
         texts = (key, what, host, "" if lock is None else lock)
         if not all(isinstance(each, str) and on_one_line(each) == each and len(each) <= 200 for each in texts):
             return None
@@ -250,7 +252,7 @@ class Claims:
             if not os.path.lexists(claimed):
                 _clear(draft, claim.token)
         with suppress(RuntimeError):  # no room for a thread: it is taken over if it lasts, and done twice
-            # A `Thread` waits until it runs, ten times as long as all the rest takes.
+            # A `Thread` would wait here until it runs, as long as all else takes.
             _thread.start_new_thread(self._beat, (claimed, text, claim.ended))
         return True
 

@@ -94,8 +94,16 @@ SAYING = '{"key": "a", "what": "", "process": 1, "host": "%s", "since": "2025-01
 
 @pytest.mark.parametrize(
     "text",
-    [b"\x1b[31mred\n" * 5, b"\xff", b"", b"x" * 50_000, b"[" * 5000, (SAYING % "\\u001b[31m").encode()],
-    ids=["red", "bytes", "nothing", "long", "deep", "a host in red"],
+    [
+        b"\x1b[31mred\n" * 5,
+        b"\xff",
+        b"",
+        b"x" * 50_000,
+        b"[" * 5000,
+        (SAYING % "\\u001b[31m").encode(),
+        (SAYING % "host").replace("2025-01-01", "9999-12-31").encode(),
+    ],
+    ids=["red", "bytes", "nothing", "long", "deep", "a host in red", "the end of time"],
 )
 def test_what_a_holder_says_is_shown_as_one_line_or_not_at_all(tmp_path, text):
     locks, said = KeyLocks(tmp_path / "locks"), []
