@@ -5,6 +5,9 @@ z in a list, bin afterwards). Collecting takes turns with the bare forward batch
 drifts within seconds: every batch is compared with the bare ones before and after it. A run asks once which model it
 is, by a checksum over its weights, whose share of the run is taken right after it. Memory: peak resident set of a
 process of its own at 20k, 50k and 200k tokens, on a model small enough that its statistics do not drown the difference.
+
+`--operations` needs no accelerator: it runs one batch on `meta`, as it would run on one, where whatever waits for the
+device raises, and prints how many operations the device is given, by the forward pass and by collecting.
 """
 
 import argparse
@@ -13,6 +16,7 @@ import random
 import statistics
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -20,6 +24,8 @@ from typing import Any
 
 import torch
 from peak_memory import apart, peak_mib
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 GOAL_TIME, WORST_TIME, GOAL_GROWTH, GOAL_CHECKSUM = 1.05, 1.10, 1.03, 0.01
 
@@ -156,6 +162,48 @@ def measure_time(rounds: int, size: Size) -> None:
     print(f"goal ≤ {GOAL_CHECKSUM:.0%}: {verdict}")
 
 
+class Operations(TorchDispatchMode):
+    """Counts what a device is told to do: not views, which cost nothing there, and not what the host does."""
+
+    def __init__(self, device: str) -> None:
+        super().__init__()
+        self.device, self.counts = device, Counter[str]()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        there = [part for part in tree_leaves(result) if isinstance(part, torch.Tensor)]
+        if any(part.device.type == self.device for part in there) and not function.is_view:
+            self.counts[function.overloadpacket.__name__] += 1
+        return result
+
+
+def count_operations(size: Size) -> None:
+    """Print how many operations a batch is for an accelerator, without padding and with it."""
+    from ablation_lens.measure.collection import _Counting, _Pass
+    from ablation_lens.measure.forward import final_residual
+    from ablation_lens.sites import Site
+    from ablation_lens.tasks.padding import Padding
+    from ablation_lens.tasks.plans import Batch
+
+    model = opt(*size.model).to("meta")
+    model.cfg.device = torch.device("meta")
+    tokens, valid = torch.randint(3, 2048, size.batch), torch.ones(size.batch, dtype=torch.bool)
+    valid[1:, -5:] = False
+    for name, batch in (("no padding", Batch.causal(tokens)), ("padding", Batch.causal(tokens, valid))):
+        with torch.inference_mode():
+            running = _Pass(model, {Site.Z: _Counting(Site.Z)}, True, Padding(model))
+            running.take(batch)  # a first batch also makes what counts, and chooses pivots
+            running.unsettled = []  # of numbers that do not exist, nobody can say whether they are finite
+            with Operations("meta") as bare:
+                final_residual(model, batch.to("meta"))
+            with Operations("meta") as collecting:
+                running.take(batch)
+        ours = collecting.counts - bare.counts
+        print(f"{name:12} forward {bare.counts.total()} operations, collecting {ours.total()} more, in one batch of "
+              f"{size.batch[0]}×{size.batch[1]} and {size.model[0]} layers; waits within the batch: 0")  # fmt: skip
+        print("            ", ", ".join(f"{count} {operation}" for operation, count in ours.most_common()))
+
+
 def child(tokens: int) -> float:
     """Collect that many tokens; the peak resident set in MiB."""
     from ablation_lens import collect
@@ -184,6 +232,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--operations", action="store_true", help="count operations of an accelerator, and no time")
     parser.add_argument("--toy", action="store_true", help="a size that takes seconds and says nothing")
     parser.add_argument("--child", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -194,6 +243,9 @@ def main() -> None:
     print(f"{platform.machine()}, {torch.get_num_threads()} threads, torch {version('torch')}, "
           f"transformer-lens {version('transformer-lens')}")  # fmt: skip
     size = TOY if arguments.toy else WHOLE
+    if arguments.operations:
+        count_operations(size)
+        return
     measure_time(arguments.rounds, size)
     measure_memory(size)
 
