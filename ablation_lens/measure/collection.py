@@ -5,7 +5,7 @@ from collections.abc import Callable, Hashable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from operator import attrgetter
-from typing import Any, TypeVar, overload
+from typing import Any, Protocol, Self, TypeVar, overload
 
 import torch
 from jaxtyping import Bool, Int64
@@ -188,7 +188,11 @@ class _Counted:
         return self._sent[name, device]
 
 
-_Part = TypeVar("_Part", NeuronHistogram, TrimmedHistogram, Moments, Positions)
+class _Merges(Protocol):
+    def merge(self, other: Self, /) -> Self: ...
+
+
+_Part = TypeVar("_Part", bound=_Merges)
 
 
 @dataclass
@@ -278,14 +282,13 @@ class _Counting:
 
     def found(self) -> NeuronHistogram:
         """The histogram of a pass that saw something."""
-        return self._histogram(NeuronHistogram)
+        held = [share.histogram for share in self.shares.values()]
+        return _together([each for each in held if isinstance(each, NeuronHistogram)])
 
     def found_trimmed(self) -> TrimmedHistogram:
         """The histogram of a second pass."""
-        return self._histogram(TrimmedHistogram)
-
-    def _histogram(self, kind: type[_Part]) -> _Part:
-        return _together([share.histogram for share in self.shares.values() if isinstance(share.histogram, kind)])
+        held = [share.histogram for share in self.shares.values()]
+        return _together([each for each in held if isinstance(each, TrimmedHistogram)])
 
     def found_moments(self) -> Moments:
         """The sums of a first pass."""
