@@ -92,6 +92,21 @@ def test_a_grid_is_the_finest_that_fits(resolution, ends, bins):
     assert (grid.exponent.item(), grid.offset.item()) == (exponent, floor_of(low, exponent))
 
 
+def test_two_steps_suffice_for_every_number_of_bins():
+    """Beside powers of two, where half a range is rounded, and among subnormals, where most of it is lost."""
+    tiny = torch.cartesian_prod(*[torch.arange(-12, 13).double() * 2.0**-1074] * 2)
+    generator = torch.Generator().manual_seed(0)
+    low = torch.randn(500, generator=generator).double()
+    width = 2.0 ** torch.randint(-20, 20, (500,), generator=generator).double()
+    beside = width * (1 + torch.randint(-2, 3, (500,), generator=generator) * 2.0**-52)
+    ends = torch.cat([tiny[tiny[:, 0] <= tiny[:, 1]], torch.stack([low, low + beside], 1)]).T
+    for bins in [*range(2, 301), 2**16 - 1, 2**16]:
+        grid = Grid.fitting(*ends, bins, torch.float64)
+        first, last = scaled_floor(ends, grid.exponent)
+        assert (last - first < bins).all(), bins
+        assert torch.equal(first.long(), grid.offset)
+
+
 def test_a_range_that_overflows_float64_still_has_a_grid():
     low, high = torch.tensor([-1.7e308], dtype=torch.float64), torch.tensor([1.7e308], dtype=torch.float64)
     grid = Grid.fitting(low, high, 256, torch.float64)
