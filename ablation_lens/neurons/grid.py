@@ -112,8 +112,9 @@ class Grid:
         # subnormal, r <= 1.5 * 2**c; two steps later it is 0.375 * 2**c, and its ceiling 2**(c - 1) at most.
         steps = torch.arange(3, device=exponent.device).view(-1, *[1] * exponent.ndim)
         first, last = torch.floor_divide(ends.unsqueeze(1), width_of(exponent + steps))
-        # Whatever fits one grid fits those that are coarser.
-        taken = (last - first >= bins).sum(0)
+        # What fits a grid fits the coarser ones. Never a third step, also of NaN: to gather from a place that does not
+        # exist would break the device for the whole process.
+        taken = (last - first >= bins)[:2].sum(0)
         exponent, first = exponent + taken, first.gather(0, taken.unsqueeze(0)).squeeze(0)
         # Exact: no end is farther out than 2^53 bins, as no bin is finer than the spacing of the resolution there.
         return cls(exponent.masked_fill(empty, 0), first.long().masked_fill(empty, 0))
@@ -408,7 +409,8 @@ def histc_counts(
             shifted = block[:, first : first + most_values - 1] + middle[:, None]
             shifted = (shifted if shifted.is_contiguous() else shifted.T).flatten()  # in the order of memory
             if torch.are_deterministic_algorithms_enabled():  # histc refuses on CUDA then, although counts are exact
-                counted = torch.bincount(shifted.long(), minlength=size)
+                # Unlike histc, it does not leave out what is no bin, as where NaN is only found later.
+                counted = torch.bincount(shifted.nan_to_num(0.0).clamp(0, size - 1).long(), minlength=size)
             else:
                 counted = torch.histc(shifted, size, 0, size).long()
             counts[start : start + width] += counted.view(-1, bins)

@@ -204,6 +204,15 @@ def test_what_is_not_finite_is_named_at_the_end(bad, kind):
         histogram.require_finite()
 
 
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+def test_what_is_not_finite_is_named_in_torchs_deterministic_mode_too(bad):
+    torch.use_deterministic_algorithms(True)
+    try:
+        test_what_is_not_finite_is_named_at_the_end(bad, "whole")
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
 def test_rows_of_other_layers_are_refused():
     rows = Rows(torch.zeros(5, 4, 4))
     for counter in (NeuronHistogram((3, 2, 4)), TrimmedHistogram(torch.zeros(3, 2, 4), torch.ones(3, 2, 4))):
