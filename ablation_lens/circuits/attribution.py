@@ -316,9 +316,10 @@ class _Run:
             place: torch.zeros_like(end) if slope is None else slope
             for (place, end), slope in zip(self._ends.items(), found, strict=True)
         }
-        sites = dict.fromkeys(site for site, _ in by_place)
+        sites, home = dict.fromkeys(site for site, _ in by_place), ends[0].device
         return {
-            site: torch.stack([slope for (where, _), slope in by_place.items() if where is site], 1).double()
+            # Layers may lie on several devices.
+            site: torch.stack([slope.to(home) for (where, _), slope in by_place.items() if where is site], 1).double()
             for site in sites
         }
 

@@ -95,6 +95,7 @@ def circuit(
     batch_size: Annotated[int | None, typer.Option(help="Prompts per batch.", min=1)] = None,
     dtype: options.Dtype = None,
     device: options.Device = None,
+    n_devices: options.Devices = 1,
     as_json: options.AsJson = False,
 ) -> None:
     """Find the heads and MLPs that a task needs, judge them, and write a page about it.
@@ -122,7 +123,7 @@ def circuit(
     learned = _read_values(values or [], where)
     require_target_folder(out)
     _compare(out, settings)
-    loaded = load_model(model, dtype=dtype, device=device)
+    loaded = load_model(model, dtype=dtype, device=device, n_devices=n_devices)
     asked = _prompts(loaded, settings, prompts, batch_size)
     if not statistics and analysis.needs_statistics(settings):
         from ablation_lens.tasks.tasks import task_for

@@ -71,6 +71,7 @@ def experiment(
     full: Annotated[bool, typer.Option("--full", help="The full grid, instead of one of minutes.")] = False,
     dtype: options.Dtype = None,
     device: options.Device = None,
+    n_devices: options.Devices = 1,
     as_json: options.AsJson = False,
 ) -> None:
     """Ask one of the questions that the paper leaves open of a model, and write a table and a figure.
@@ -97,7 +98,7 @@ def experiment(
             f"{statistics} is of site {known.site.value!r}; leave --site out, or give other statistics."
         )
     require_target_folder(out)
-    loaded = load_model(model, dtype=dtype, device=device)
+    loaded = load_model(model, dtype=dtype, device=device, n_devices=n_devices)
     task = task_for(loaded, corpus)
     announce(f"reading {task.corpus.name}")
     try:

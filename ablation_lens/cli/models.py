@@ -29,6 +29,7 @@ def info(
     model: options.Model,
     dtype: options.Dtype = None,
     device: options.Device = None,
+    n_devices: options.Devices = 1,
     as_json: options.AsJson = False,
 ) -> None:
     """Load a model and print its record: architecture, shape, dtype, processing."""
@@ -37,7 +38,7 @@ def info(
 
     from ablation_lens.models.load import load_model
 
-    record = load_model(model, dtype=dtype, device=device).record.to_dict()
+    record = load_model(model, dtype=dtype, device=device, n_devices=n_devices).record.to_dict()
     if as_json:
         say_json("model", record)
         return
@@ -285,6 +286,7 @@ def evaluate(
     batch_size: options.BatchSize = None,
     dtype: options.Dtype = None,
     device: options.Device = None,
+    n_devices: options.Devices = 1,
     as_json: options.AsJson = False,
 ) -> None:
     """Score a model with and without one ablation: top-1, cross-entropy, and how sure the difference is.
@@ -301,7 +303,7 @@ def evaluate(
     from ablation_lens.tasks.tasks import task_for
 
     found, further = asked.found(model), metrics_of(metrics)
-    loaded = load_model(model, dtype=dtype, device=device)
+    loaded = load_model(model, dtype=dtype, device=device, n_devices=n_devices)
     found.require_fits(loaded)
     given: dict[str, Any] = {} if labels is None else {"labels": labels}
     task = task_for(loaded, corpus, context=context, **given)
@@ -384,6 +386,7 @@ def ablate(
     ] = None,
     dtype: options.Dtype = None,
     device: options.Device = None,
+    n_devices: options.Devices = 1,
     as_json: options.AsJson = False,
 ) -> None:
     """Show what a model predicts after a prompt, as it is and with one ablation, side by side.
@@ -398,7 +401,7 @@ def ablate(
     from ablation_lens.tasks.tasks import task_for
 
     found = asked.found(model)
-    loaded = load_model(model, dtype=dtype, device=device)
+    loaded = load_model(model, dtype=dtype, device=device, n_devices=n_devices)
     if task_of(loaded) == "image-classification":
         raise AblationLensError(f"{model} reads images, and a prompt is a text; use ablation-lens evaluate.")
     found.require_fits(loaded)

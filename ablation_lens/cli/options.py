@@ -75,6 +75,9 @@ Dtype = Annotated[
     typer.Option(help="Such as float32 or bfloat16.", autocompletion=completing(("float32", "bfloat16", "float16"))),
 ]
 Device = Annotated[str | None, typer.Option(help="Such as cpu or cuda.", autocompletion=completing(("cpu", "cuda")))]
+_N_DEVICES = typer.Option("--devices", help="GPUs that the blocks of a causal model are spread over.", min=1)
+Devices = Annotated[int, _N_DEVICES]
+StudyDevices = Annotated[int | None, _N_DEVICES]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON, for programs.")]
 
 Run = Annotated[Path, typer.Argument(help="A run folder.")]

@@ -30,6 +30,7 @@ def collect(
     batch_size: options.BatchSize = None,
     dtype: options.Dtype = None,
     device: options.Device = None,
+    n_devices: options.Devices = 1,
     as_json: options.AsJson = False,
 ) -> None:
     """Measure how every neuron of a model is distributed, and save it.
@@ -47,7 +48,7 @@ def collect(
     where = Site.of(site)
     # A hub id is not a path here, so it is passed over.
     require_target(out, *(Path(given).expanduser() for given in (model, corpus, labels) if given is not None))
-    loaded = load_model(model, dtype=dtype, device=device)
+    loaded = load_model(model, dtype=dtype, device=device, n_devices=n_devices)
     further: dict[str, Any] = {} if labels is None else {"labels": labels}
     task = task_for(loaded, corpus, context=context, **further)
     announce(f"reading {task.corpus.name}")
@@ -104,6 +105,7 @@ def learn(
     batch_size: options.BatchSize = None,
     dtype: options.Dtype = None,
     device: options.Device = None,
+    n_devices: options.Devices = 1,
     as_json: options.AsJson = False,
 ) -> None:
     """Learn what to set ablated neurons to, from the collect split, and save it for --values.
@@ -134,7 +136,7 @@ def learn(
     known = None
     if statistics is not None:
         known = ActivationStatistics.load(options.statistics_file(statistics, model if statistics.is_dir() else None))
-    loaded = load_model(model, dtype=dtype, device=device)
+    loaded = load_model(model, dtype=dtype, device=device, n_devices=n_devices)
     further: dict[str, Any] = {} if labels is None else {"labels": labels}
     plan = planned(task_for(loaded, corpus, context=context, **further), "collect", tokens, images, batch_size, loaded)
     facts = {

@@ -75,6 +75,7 @@ def study(
     labels: Annotated[str | None, typer.Option(help="A CSV file,label for a folder of images.")] = None,
     dtype: options.Dtype = None,
     device: options.Device = None,
+    n_devices: options.StudyDevices = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Ablate 10 % to 100 % of the neurons by every method, and measure what is lost.
@@ -104,6 +105,7 @@ def study(
         "labels": labels,
         "dtype": dtype,
         "device": device,
+        "n_devices": n_devices,
     }
     changes = {name: value for name, value in changes.items() if value is not None}
     if config is not None and preset is not None:
@@ -178,6 +180,7 @@ def recommend(
     context: options.Context = None,
     dtype: options.Dtype = None,
     device: options.Device = None,
+    n_devices: options.Devices = 1,
     as_json: options.AsJson = False,
 ) -> None:
     """Say what to set ablated neurons to in a model: which center loses least, at what cost, and how sure that is.
@@ -192,7 +195,7 @@ def recommend(
 
     for each in centers or ():  # before the model is loaded
         Method.parse(each)
-    loaded = load_model(model, dtype=dtype, device=device)
+    loaded = load_model(model, dtype=dtype, device=device, n_devices=n_devices)
     given: dict[str, Any] = {} if labels is None else {"labels": labels}
     task = task_for(loaded, corpus, context=context, **given)
     asked: dict[str, Any] = {"fractions": fractions} if fractions else {}

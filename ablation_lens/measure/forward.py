@@ -48,7 +48,8 @@ def final_residual(
     try:
         _run(model, args, [*hooks, last], options)
     except _ReachedTheEnd:
-        return caught[0]
+        # Of a model on several devices the last block lies elsewhere; what a batch says of positions is beside it.
+        return caught[0].to(batch.inputs.device)
     raise RuntimeError(f"{last[0]} of {type(model).__name__} never fired")  # unreachable with TransformerLens hooks
 
 
@@ -103,7 +104,7 @@ def capture(
     """
     captured: dict[int, Tensor] = {}
     watch(model, batch, site, captured.__setitem__, layers)
-    return captured
+    return {layer: values.to(batch.inputs.device) for layer, values in captured.items()}
 
 
 def logits_everywhere(model: Any, batch: Batch, hooks: Sequence[Hook] = ()) -> Float[Tensor, "batch *pos out"]:

@@ -6,7 +6,7 @@ zero ablation means what it says. (TransformerLens' default folds value biases i
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -31,6 +31,7 @@ from ablation_lens.models.checkpoints import (
     unsupported,
     weights_digest,
 )
+from ablation_lens.models.devices import devices_from, spread
 from ablation_lens.models.hooked_transformer import hook_in_memory, load_hooked_transformer
 from ablation_lens.records import ModelRecord
 from ablation_lens.weights import checksum
@@ -50,6 +51,7 @@ def load_model(
     dtype: str | torch.dtype | None = None,
     attention: str = "fast",
     revision: str | None = None,
+    n_devices: int = 1,
 ) -> Any:
     """Load a model with TransformerLens hooks and unprocessed weights, frozen and in eval mode.
 
@@ -62,6 +64,8 @@ def load_model(
             scores or pattern; "stock" leaves TransformerLens' own attention in place. Causal models only: the
             adapters have no other attention than their own, which is fast in the same way.
         revision: A branch, tag or commit of a hub repository.
+        n_devices: How many GPUs the blocks of a causal model are spread over, from `device` on; for models that one
+            GPU does not hold.
 
     Returns:
         For causal models a `HookedTransformer` (transformer-lens 3.9) or a `TransformerBridge` (4.x); for
@@ -86,10 +90,15 @@ def load_model(
 
     family = adapters.families().get(checkpoint.model_type)
     with _one_sentence(checkpoint):
+        devices = devices_from(resolve_device(device), n_devices)
         if family is not None:
+            if len(devices) > 1:
+                raise ModelError(
+                    f"{checkpoint.name} is a {checkpoint.model_type} model, which lies on one device; leave n_devices "
+                    "out."
+                )
             return _load_family(family, checkpoint, device=device, dtype=dtype)
-        target = resolve_device(device)
-        return _load_causal(checkpoint, target, resolve_dtype(dtype, checkpoint, target), attention)
+        return _load_causal(checkpoint, devices, resolve_dtype(dtype, checkpoint, devices[0]), attention)
 
 
 def hook_model(hf_model: Any, *, name: str | None = None, attention: str = "fast") -> Any:
@@ -237,10 +246,14 @@ def incremental_logits(model: Any) -> Callable[[Int[Tensor, "1 new"]], Float[Ten
     return feed
 
 
-def _load_causal(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, attention: str) -> Any:
+def _load_causal(checkpoint: Checkpoint, devices: Sequence[torch.device], dtype: torch.dtype, attention: str) -> Any:
     architecture = _causal_architecture(checkpoint)
     load = load_bridge if transformer_lens_major() >= 4 else load_hooked_transformer
+    # One device alone may not hold what is to be spread: it is put together on the CPU, where its files are mapped.
+    device = devices[0] if len(devices) == 1 else torch.device("cpu")
     model, digest, unread = load(checkpoint, architecture, device, dtype, attention)
+    if len(devices) > 1:
+        spread(model, devices)
     model.image_processor = None
     # A second one, as TransformerLens gives the first one special tokens that it lacks.
     model.hf_tokenizer = load_tokenizer(checkpoint)

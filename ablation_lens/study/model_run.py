@@ -25,7 +25,8 @@ from ablation_lens.measure.collection import collect
 from ablation_lens.measure.evaluation import evaluate
 from ablation_lens.measure.metrics import Metric, metrics_of
 from ablation_lens.measure.metrics import identity_of as identity_of_metric
-from ablation_lens.models.load import load_model
+from ablation_lens.models.checkpoints import find_checkpoint
+from ablation_lens.models.load import load_model, task_of_checkpoint
 from ablation_lens.neurons import centers
 from ablation_lens.neurons.statistics import ActivationStatistics
 from ablation_lens.progress import CellProgress
@@ -55,7 +56,7 @@ def load_model_run(study: "Study", name: str, folder: StudyFolder, *, patience: 
     """Load a model of the study, unless it was given, and fix what it reads."""
     given = study.named_models[name]
     loaded = isinstance(given, str)
-    model = load_model(given, device=study.device, dtype=study.dtype_of(given)) if loaded else given
+    model = _loaded(study, given) if loaded else given
     record = model.record if loaded else _record_of_ones_own(model, name)
     collected, scored = _plans(study, given, model)
     if study.batch_size == AUTO:
@@ -72,6 +73,13 @@ def load_model_run(study: "Study", name: str, folder: StudyFolder, *, patience: 
     if not any(Method.parse(method).suits(scored.task) for method in study.methods):
         raise MismatchError(f"{', '.join(study.methods)} cannot be applied to {name}, a model for {scored.task}.")
     return ModelRun(study, name, folder, model, record, collected, scored, patience)
+
+
+def _loaded(study: "Study", name: str) -> Any:
+    # What an adapter hooks lies on one device, also in a study of large causal models.
+    spread = study.n_devices > 1 and task_of_checkpoint(find_checkpoint(name)) == "causal-lm"
+    options = {"n_devices": study.n_devices} if spread else {}
+    return load_model(name, device=study.device, dtype=study.dtype_of(name), **options)
 
 
 def _identity(record: ModelRecord, given: Any) -> dict[str, Any]:

@@ -228,6 +228,7 @@ class StudyRecord(Record):
     labels: str | None = None
     dtype: str | dict[str, str] | None = None
     device: str | None = None
+    n_devices: int | None = None
     given: dict[str, str] = field(default_factory=dict)
     """What was given in Python and has no name, described; empty for a study that a file can say."""
 

@@ -59,6 +59,7 @@ class Study:
         labels: a CSV file,label for a folder of images.
         dtype: for all models, or by model; None for float32 on a CPU and the checkpoint's own elsewhere.
         device: None takes the GPU when there is one.
+        n_devices: GPUs that the blocks of causal models are spread over, from `device` on.
 
     >>> study = Study(models=["tiny-vit"], methods=["zero", "peak"], fractions=[0.5, 1.0], seeds=[1, 2])
     >>> [str(cell) for cell in study.cells("image-classification")]
@@ -96,6 +97,7 @@ class Study:
     dtype: str | Mapping[str, str] | None = None
     device: str | None = None
     batches: Mapping[Any, Any] | None = None
+    n_devices: int = 1
 
     def __post_init__(self) -> None:
         for name, (possible, wanted) in _LISTS.items():
@@ -183,6 +185,8 @@ class Study:
         values["metrics"] = tuple(metrics_of(self.metrics))
         if not values["metrics"]:
             del values["metrics"]
+        if values["n_devices"] == 1:  # as before there could be several
+            del values["n_devices"]
         if given:
             values["given"] = given
         plain = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
@@ -372,6 +376,7 @@ _VALUES: dict[str, _Check] = {
     **dict.fromkeys(("labels", "device"), (lambda value: value is None or _is_text(value), "text in UTF-8")),
     "corpora": (_are_corpora, 'a table such as {text = "stdlib"}, in UTF-8, or lists of texts and Datasets'),
     "bins": (lambda value: _is_whole(value) and 2 <= value <= 2**16, "a whole number from 2 to 65536"),
+    "n_devices": (lambda value: _is_size(value) and value is not None, "a positive whole number"),
     "mask_seed": (_is_whole, "a whole number"),
     "generator": (_is_text, "a model's name in UTF-8"),
     "dtype": (lambda value: value is None or _is_text(value) or _is_text_by_name(value), "a name, or a table by model"),
