@@ -30,6 +30,9 @@ class Elsewhere(torch.Tensor):
     def __repr__(self):
         return f"Elsewhere({self.device}, {self.inner})"
 
+    def tolist(self):
+        return self.inner.tolist()
+
     @classmethod
     def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
         return _run(func, args, dict(kwargs or {}))
@@ -87,7 +90,7 @@ class _Calling(torch.overrides.TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = dict(kwargs or {})
-        if func is torch.tensor:
+        if func in (torch.tensor, torch.as_tensor):
             device = kwargs.pop("device", None)
             made = func(*args, **kwargs)
             return made if device is None else made.to(device)

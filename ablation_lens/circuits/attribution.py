@@ -244,7 +244,7 @@ class _Attribution:
         def chosen(site: Site, layer: int, replacement: Callable[..., Tensor]) -> Callable[..., Tensor]:
             assert self.among is not None
             mask = site.from_heads(self.among[site][layer])
-            return lambda value, hook: torch.where(mask, replacement(value, hook), value)
+            return lambda value, hook: torch.where(mask.to(value.device), replacement(value, hook), value)
 
         return [
             (site.hook_name(layer), chosen(site, layer, replacement))
@@ -354,11 +354,12 @@ class _Run:
                 like = torch.zeros_like(here[:1, :1]) if self._attribution.constant else here.detach()
                 target = site.to_heads(replacement(site.from_heads(like), hook))
                 if among is not None:
-                    target = torch.where(among[site][layer], target, here)
+                    target = torch.where(among[site][layer].to(here.device), target, here)
             wide = torch.float64 if here.dtype == torch.float64 else torch.float32
             end = torch.zeros(len(here), *here.shape[2:], dtype=wide, device=here.device, requires_grad=True)
             self._ends[site, layer] = end
-            return site.from_heads(_OnTheWay.apply(here, target, end, self._share, moves))  # type: ignore[no-untyped-call]
+            move = None if moves is None else moves.to(here.device)
+            return site.from_heads(_OnTheWay.apply(here, target, end, self._share, move))  # type: ignore[no-untyped-call]
 
         return hook
 

@@ -522,11 +522,15 @@ class _Run:
         made = []
         for (site, of), way in sorted(self.ways.items(), key=lambda item: self._order(*item[0])):
             if of < layer or (of == layer and attention and site is Site.Z):
-                onto = torch.einsum("rpm,hdm->rphd", back, self._matrix(site, of).to(back.dtype))
+                here = back.to(way.device)  # layers may lie on several devices
+                onto = torch.einsum("rpm,hdm->rphd", here, self._matrix(site, of).to(here.dtype))
                 made.append((way * onto).double().sum((1, 3)))
             else:
                 made.append(way.new_zeros(len(way), way.shape[2], dtype=torch.float64))
-        return torch.cat(made, 1)
+        return self._together(made)
+
+    def _together(self, parts: list[Float64[Tensor, "row *writer"]]) -> Float64[Tensor, "row writer"]:
+        return torch.cat([part.to(self.model.cfg.device) for part in parts], 1)
 
     def _order(self, site: Site, layer: int) -> tuple[int, int]:
         sites = list(dict.fromkeys(each for each, _ in self.prepared.replacements))
@@ -538,7 +542,7 @@ class _Run:
             (way * site.to_heads(self.slopes[site.hook_name(layer)])).double().sum((1, 3))
             for (site, layer), way in sorted(self.ways.items(), key=lambda item: self._order(*item[0]))
         ]
-        whole = torch.cat(parts, 1)
+        whole = self._together(parts)
         wide = self.seen[residual_after(self.cfg.n_layers - 1)].dtype in (torch.float32, torch.float64)
         if not bool(((rows.sum(-1) - whole).abs() <= (1e-3 if wide else 1e-1) * whole.abs().max() + 1e-9).all()):
             raise MismatchError(

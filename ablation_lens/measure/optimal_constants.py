@@ -56,7 +56,7 @@ class Constants:
     def _hook(self, values: Tensor, mask: Tensor) -> Callable[..., Tensor]:
         def replace(activation: Tensor, hook: Any) -> Tensor:
             heads = self.site.to_heads(activation)
-            return self.site.from_heads(torch.where(mask[:, None], values.to(heads.dtype), heads))
+            return self.site.from_heads(torch.where(mask[:, None].to(heads.device), values.to(heads), heads))
 
         return replace
 
