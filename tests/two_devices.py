@@ -59,7 +59,7 @@ def _run(func, args, kwargs):
     kwargs.pop("non_blocking", None)
     with torch.no_grad():
         out = func(*tree_map(_inner, args), **tree_map(_inner, kwargs))
-    if name.endswith("_") and not name.startswith("_to"):  # in place: it stays the same tensor
+    if (name.endswith("_") and not name.endswith("__")) or name.startswith("__i"):  # in place: it stays what it was
         return args[0]
     if (target := kwargs.get("out")) is not None:
         return target
