@@ -203,7 +203,7 @@ def load_weights(
     return model.eval().to(device), unread
 
 
-def _class_of_size(checkpoint: Checkpoint, loader: Any, stored: StoredWeights) -> "type[PreTrainedModel]":
+def _class_of_size(checkpoint: Checkpoint, loader: Any, stored: StoredWeights) -> Any:
     """The class of the model; raises before anything is built where the config asks for far more than is there."""
     config = checkpoint.config.get_text_config()
     blocks = getattr(config, "num_hidden_layers", 0)
@@ -236,7 +236,7 @@ def _read_generation_config(checkpoint: Checkpoint, model: "PreTrainedModel") ->
         # Without such a file, what the config says about it stays.
         with suppress(OSError):
             model.generation_config = GenerationConfig.from_pretrained(
-                checkpoint.source, revision=checkpoint.revision, local_files_only=checkpoint.local
+                checkpoint.source, revision=checkpoint.revision or "main", local_files_only=checkpoint.local
             )
 
 

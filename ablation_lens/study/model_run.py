@@ -78,8 +78,8 @@ def load_model_run(study: "Study", name: str, folder: StudyFolder, *, patience: 
 def _loaded(study: "Study", name: str) -> Any:
     # What an adapter hooks lies on one device, also in a study of large causal models.
     spread = study.n_devices > 1 and task_of_checkpoint(find_checkpoint(name)) == "causal-lm"
-    options = {"n_devices": study.n_devices} if spread else {}
-    return load_model(name, device=study.device, dtype=study.dtype_of(name), **options)
+    count = study.n_devices if spread else 1
+    return load_model(name, device=study.device, dtype=study.dtype_of(name), n_devices=count)
 
 
 def _identity(record: ModelRecord, given: Any) -> dict[str, Any]:

@@ -60,7 +60,7 @@ def fitting_batch_size(model: Any, *plans: BatchPlan, free: int | None = None, t
     longest = max(item.length for plan in plans for item in plan.items)
     most = max(1, (USUAL_POSITIONS if device.type == "cpu" else MOST_POSITIONS) // longest)
     fitting = most if free is None else min(most, int(_SHARE * free) // bytes_of_row(model, longest))
-    size = 2 ** (max(1, fitting).bit_length() - 1)
+    size = 1 << (max(1, fitting).bit_length() - 1)
     if device.type not in ("cpu", "meta") if tries is None else tries:
         for plan in plans:
             size = _tried(model, plan, size)
