@@ -206,6 +206,18 @@ def neuron_name(layer: int, head: int, dim: int, site: Site | str = Site.Z) -> s
     return f"L{layer}.{f'H{head}.' if where.has_heads else ''}{_PLACES[where].letter}{dim}"
 
 
+def neuron_names(shape: Iterable[int], site: Site | str = Site.Z) -> list[str]:
+    """The names of all neurons of `(layer, head, dim)`, the last of them changing fastest.
+
+    >>> neuron_names((1, 2, 2))
+    ['L0.H0.D0', 'L0.H0.D1', 'L0.H1.D0', 'L0.H1.D1']
+    """
+    layers, heads, dims = shape
+    # What comes before the dim is the same for a whole head: a name is slow to make, and there are many.
+    stems = [neuron_name(layer, head, 0, site)[:-1] for layer in range(layers) for head in range(heads)]
+    return [f"{stem}{dim}" for stem in stems for dim in range(dims)]
+
+
 def parse_neuron(text: str, shape: Iterable[int] | None = None, site: Site | str = Site.Z) -> tuple[int, int, int]:
     """The inverse of `neuron_name`; with `shape`, also checks that the neuron exists.
 

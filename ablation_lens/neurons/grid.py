@@ -136,8 +136,14 @@ class Grid:
         >>> Grid(torch.tensor([3]), torch.tensor([-2])).below_zero(torch.tensor([[1, 2, 4]]))
         tensor([3])
         """
-        bin_ = torch.arange(counts.shape[-1], device=counts.device)
-        return counts.masked_fill(bin_ >= -self.offset.unsqueeze(-1), 0).sum(-1)
+        return self.below_zero_of(counts.cumsum(-1))
+
+    def below_zero_of(self, cumulative: Int64[Tensor, "*neurons bin"]) -> Int64[Tensor, "*neurons"]:
+        """`below_zero`, where the counts are added up already."""
+        # So many bins lie below 0: as many as the first one is away from it.
+        bins = -self.offset.clamp(-cumulative.shape[-1], 0)
+        held = cumulative.gather(-1, (bins - 1).clamp(min=0).unsqueeze(-1)).squeeze(-1)
+        return held.masked_fill(bins == 0, 0)
 
     def without(
         self, counts: Int64[Tensor, "*neurons bin"], zeros: Int64[Tensor, "*neurons"]
@@ -194,7 +200,7 @@ def value_at(
     count = counts.gather(-1, place)
     share = (index - (cumulative.gather(-1, place) - count) + 0.5) / count
     values = scale_by((grid.offset.unsqueeze(-1) + place).double() + share, grid.exponent.unsqueeze(-1))
-    above = index - grid.below_zero(counts).unsqueeze(-1)
+    above = index - grid.below_zero_of(cumulative).unsqueeze(-1)
     return values.masked_fill((above >= 0) & (above < zeros.unsqueeze(-1)), 0.0)
 
 
@@ -212,8 +218,9 @@ def quantiles(
     rank = wanted * last.clamp(min=0)
     below = rank.floor()
     weight = rank - below
-    low = ordered(below.long())
-    high = ordered(torch.minimum(below.long() + 1, last.clamp(min=0)))
+    first = below.long()
+    # Both in one call, which adds up the counts once.
+    low, high = ordered(torch.cat([first, torch.minimum(first + 1, last.clamp(min=0))], -1)).chunk(2, -1)
     # Where the weight is 0, `high` must not matter: beyond a trimmed range it is NaN, and 0 times NaN is NaN.
     values = torch.where(weight > 0, low + (high - low) * weight, low)
     return values.masked_fill(last < 0, torch.nan).movedim(-1, 0)

@@ -1,6 +1,7 @@
 """What a neuron's distribution looks like: its moments, the peaks of its smoothed histogram, one word for it."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 
 import torch
 import torch.nn.functional as F
@@ -98,8 +99,16 @@ class Shapes:
         return self.word == SHAPE_WORDS.index(word)
 
 
-def describe(statistics: NeuronStatistics, thresholds: Thresholds | None = None) -> Shapes:
+def describe(
+    statistics: NeuronStatistics,
+    thresholds: Thresholds | None = None,
+    *,
+    quartiles: Float64[Tensor, "2 layer head dim"] | None = None,
+    peak: Float64[Tensor, "layer head dim"] | None = None,
+) -> Shapes:
     """The shape of every neuron's distribution, layer by layer.
+
+    Who knows the quartiles already, or the `peak` center, gives them.
 
     >>> from types import SimpleNamespace
     >>> from ablation_lens.neurons.histogram import NeuronHistogram
@@ -117,18 +126,21 @@ def describe(statistics: NeuronStatistics, thresholds: Thresholds | None = None)
     constant = (histogram.minimum == histogram.maximum).cpu()
     # NaN, because over 0 the peak of a constant neuron would be infinitely far away.
     sigma = variance.sqrt().masked_fill(constant, torch.nan)
-    epsilon, quartiles = histogram.epsilon.cpu(), histogram.quantile([0.25, 0.75]).cpu()
+    epsilon = histogram.epsilon.cpu()
+    quartiles = histogram.quantile([0.25, 0.75]).cpu() if quartiles is None else quartiles
+    peak = naive_peak(histogram) if peak is None else peak
     in_iqr = (quartiles[1] - quartiles[0]) / epsilon
-    peak, width = naive_peak(histogram), kernel_width(statistics)
-    layers = []
+    width = kernel_width(statistics, quartiles=quartiles)
+    layers, turns = [], []
     exponent, offset = histogram.exponent.cpu(), histogram.offset.cpu()
     for layer in range(histogram.shape[0]):
         counts, zeros = histogram.counts(layer).cpu(), histogram.zeros_of(layer).cpu()
         grid = Grid(exponent[layer], offset[layer])
         moments = _moments(counts, grid, zeros, (sigma / epsilon)[layer])
-        found = _peaks(smooth(counts, width[layer]), width[layer], thresholds)
-        layers.append((zeros, zeros_lead(counts, grid, zeros), *moments, *found))
-    zeros, lead, skew, excess, l_skewness, l_kurtosis, peaks, main, second = map(torch.stack, zip(*layers, strict=True))
+        turns.append(_Turns.of(smooth(counts, width[layer])))
+        layers.append((zeros, zeros_lead(counts, grid, zeros), *moments))
+    zeros, lead, skew, excess, l_skewness, l_kurtosis = map(torch.stack, zip(*layers, strict=True))
+    peaks, main, second = _peaks(_Turns.joined(turns), width, thresholds)
     # A peak in the bin of leading zeros is exactly there.
     main_peak, second_peak = (at_bins(histogram, at).masked_fill(lead & (at == -offset), 0.0) for at in (main, second))
     applies = {
@@ -159,40 +171,95 @@ def describe(statistics: NeuronStatistics, thresholds: Thresholds | None = None)
     )
 
 
-def _peaks(
-    heights: Float[Tensor, "*neurons bin"], width: Float[Tensor, "*neurons"], thresholds: Thresholds
-) -> tuple[Int64[Tensor, "*neurons"], Int64[Tensor, "*neurons"], Int64[Tensor, "*neurons"]]:
-    """How many peaks, and the bins of the highest two (the same bin twice where there is one).
+@dataclass(frozen=True)
+class _Turns:
+    """Where the heights of some neurons turn, neuron after neuron: no other bin is a peak or a valley.
 
-    One walk along the bins for all neurons: a peak is sure once the heights fall far enough below it, a valley
-    once they rise far enough above it. Outside the range they are zero.
+    Also their highest bin, and how high it is.
     """
-    shape, bins = heights.shape[:-1], heights.shape[-1]
-    heights, width = heights.reshape(-1, bins), width.flatten().double()
+
+    number: Int64[Tensor, " neuron"]
+    bin: Int64[Tensor, " turn"]
+    height: Float[Tensor, " turn"]
+    main: Int64[Tensor, " neuron"]
+    highest: Float[Tensor, " neuron"]
+
+    @classmethod
+    def of(cls, heights: Float[Tensor, "*neurons bin"]) -> "_Turns":
+        """Bins that do not lie between a lower and a higher neighbour, the first of equal ones.
+
+        Outside the range heights are zero. One empty bin at the end counts, too: they fall after a peak in the last.
+        """
+        around = F.pad(heights.flatten(0, -2), (1, 1))
+        up, down = around[:, 1:] > around[:, :-1], around[:, 1:] < around[:, :-1]
+        turn = up | down
+        turn[:, :-1] &= ~(up[:, :-1] & up[:, 1:]) & ~(down[:, :-1] & down[:, 1:])
+        neuron, bin_ = turn.nonzero(as_tuple=True)
+        highest_bin = highest(heights).flatten()
+        return cls(turn.sum(-1), bin_, around[neuron, bin_ + 1], highest_bin, around.amax(-1))
+
+    @classmethod
+    def joined(cls, parts: "Sequence[_Turns]") -> "_Turns":
+        """Those of all parts, in turn."""
+        return cls(*(torch.cat([getattr(part, each.name) for part in parts]) for each in fields(cls)))
+
+
+def _peaks(
+    turns: _Turns, width: Float[Tensor, "*neurons"], thresholds: Thresholds
+) -> tuple[Int64[Tensor, "*neurons"], Int64[Tensor, "*neurons"], Int64[Tensor, "*neurons"]]:
+    """How many peaks, and the bins of the highest two (the same bin twice where there is one)."""
+    neurons = width.numel()
+    neuron, bin_, height = _sure_peaks(turns, width.flatten().double(), thresholds)
+    number = neuron.bincount(minlength=neurons)
+
+    def lowest_of_highest(which: Bool[Tensor, " peak"]) -> Int64[Tensor, " neuron"]:
+        """As `highest`, among peaks."""
+        of, at, high = neuron[which], bin_[which], height[which]
+        most = high.new_zeros(neurons).scatter_reduce_(0, of, high, "amax")
+        among = high >= most[of] * (1 - 1e-9)
+        return at.new_full((neurons,), torch.iinfo(torch.int64).max).scatter_reduce_(0, of[among], at[among], "amin")
+
+    main = lowest_of_highest(torch.ones_like(neuron, dtype=torch.bool))
+    # Too few values to be sure of any peak: the highest bin counts as one.
+    main = torch.where(number == 0, turns.main, main)
+    second = torch.where(number > 1, lowest_of_highest(bin_ != main[neuron]), main)
+    return number.clamp(min=1).view(width.shape), main.view(width.shape), second.view(width.shape)
+
+
+def _sure_peaks(
+    turns: _Turns, width: Float[Tensor, " neuron"], thresholds: Thresholds
+) -> tuple[Int64[Tensor, " peak"], Int64[Tensor, " peak"], Float[Tensor, " peak"]]:
+    """Neuron, bin and height of every peak.
+
+    One walk along the turns of all neurons: a peak is sure once the heights fall far enough below it, a valley once
+    they rise far enough above it.
+    """
     # A smoothed count has the noise of a Poisson count of so many bins together: one over the sum of squared weights.
     # That sum is e^-2t I0(2t), t = width². i0e has the exponential in it; I0 alone overflows for wide kernels.
     together = 1 / torch.special.i0e(2 * width.square())
-    least_fall = thresholds.prominence * heights.amax(-1)
-    least_root = thresholds.noise * torch.rsqrt(2 * together)
-    rising = torch.ones(len(heights), dtype=torch.bool)
-    extreme, place = torch.zeros_like(width), torch.zeros(len(heights), dtype=torch.long)
-    found = torch.zeros_like(heights, dtype=torch.bool)
-    # One empty bin at the end, so that the heights fall after a peak in the last bin, too.
-    for bin_, here in enumerate(F.pad(heights, (0, 1)).T.contiguous()):
-        top, bottom = torch.where(rising, extreme, here), torch.where(rising, here, extreme)
-        deep = torch.minimum((top.sqrt() - least_root).clamp(min=0).square(), top - least_fall)
+    # Those with the most turns first: those that still walk are then a slice.
+    order = turns.number.argsort(descending=True)
+    least_fall = (thresholds.prominence * turns.highest)[order]
+    least_root = (thresholds.noise * torch.rsqrt(2 * together))[order]
+    first = (turns.number.cumsum(0) - turns.number)[order]
+    walking = len(order) - turns.number.bincount().cumsum(0)[:-1]
+    rising = torch.ones(len(order), dtype=torch.bool)
+    extreme, place = torch.zeros_like(width), torch.zeros(len(order), dtype=torch.long)
+    found = [(order[:0], place[:0], extreme[:0])]
+    for step, still in enumerate(walking.tolist()):
+        at, up, before = first[:still] + step, rising[:still], extreme[:still]
+        here = turns.height[at]
+        top, bottom = torch.where(up, before, here), torch.where(up, here, before)
+        deep = torch.minimum((top.sqrt() - least_root[:still]).clamp(min=0).square(), top - least_fall[:still])
         turned = bottom < deep
-        sure = (turned & rising).nonzero().flatten()
-        found[sure, place[sure]] = True
-        moved = turned | torch.where(rising, here > extreme, here < extreme)
-        extreme, place = torch.where(moved, here, extreme), place.masked_fill(moved, bin_)
-        rising = rising ^ turned
-    number = found.sum(-1)
-    found |= (number == 0).unsqueeze(-1)  # too few values to be sure of any peak: the highest bin counts as one
-    main = highest(heights * found)
-    others = (heights * found).scatter(-1, main.unsqueeze(-1), 0)
-    second = torch.where(number > 1, highest(others), main)
-    return number.clamp(min=1).view(shape), main.view(shape), second.view(shape)
+        sure = (turned & up).nonzero().flatten()
+        found.append((order[sure], place[sure], before[sure]))
+        moved = turned | torch.where(up, here > before, here < before)
+        place[:still] = torch.where(moved, turns.bin[at], place[:still])
+        extreme[:still] = torch.where(moved, here, before)
+        rising[:still] = up ^ turned
+    neuron, bin_, height = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return neuron, bin_, height
 
 
 # ---------------------------------------------------------------------- moments
@@ -205,26 +272,29 @@ def _moments(
     sigma: Float[Tensor, "*neurons"],
 ) -> tuple[Float[Tensor, "*neurons"], ...]:
     """Skew, excess kurtosis, L-skewness and L-kurtosis; `sigma` in bins, NaN for a constant neuron."""
-    total = counts.sum(-1)
-    spread, repeated = grid.without(counts, zeros).double() / total.unsqueeze(-1), zeros / total.double()
+    cumulative = counts.cumsum(-1)
+    total = cumulative[..., -1].double()
+    spread, repeated = grid.without(counts, zeros).double().div_(total.unsqueeze(-1)), zeros / total
     place = torch.arange(counts.shape[-1], dtype=torch.float64)
     # Places are the middles of bins, and 0 is an edge.
     edge = -grid.offset.double() - 0.5
-    mean = (spread * place).sum(-1) + repeated * edge
+    mean = spread @ place + repeated * edge
     away, at_zero = place - mean.unsqueeze(-1), edge - mean
-    third, fourth = ((spread * away**power).sum(-1) + repeated * at_zero**power for power in (3, 4))
+    squared = away.square()
+    spread.mul_(squared)  # products, as a power takes longer
+    third = (spread * away).sum(-1) + repeated * at_zero**3
+    fourth = spread.mul_(squared).sum(-1) + repeated * at_zero**4
     # Sheppard's correction in bins, for what is spread over them. Its usual +7/240 is for the σ² of the histogram; the
     # values' own σ² is less by 1/12, which makes it -1/80.
     excess = (fourth - (sigma**2 - repeated * at_zero**2) / 2 - (1 - repeated) / 80) / sigma**4 - 3
     # λ2 = ∫F(1-F), and so on with Legendre polynomials: a trapezoid sum over bin edges, where F is known exactly.
-    # Rounding may carry the sum beyond 1, and 1 - F below 0.
-    below = (counts.double() / total.unsqueeze(-1)).cumsum(-1).clamp(max=1)
+    below = cumulative.double().div_(total.unsqueeze(-1))
     # At 0 it jumps, so the bin before ends lower than the bin after begins.
-    before = grid.below_zero(counts) / total.double()
+    before = grid.below_zero_of(cumulative) / total
     jump = torch.stack([before, before + repeated])
     l2, l3, l4 = (
-        at_edges.sum(-1) + at_jump.diff(dim=0)[0] / 2
-        for at_edges, at_jump in zip(_legendre(below), _legendre(jump), strict=True)
+        at_edges + at_jump.diff(dim=0)[0] / 2
+        for at_edges, at_jump in zip(_legendre_sums(below), _legendre(jump), strict=True)
     )
     l2 = l2.masked_fill(sigma.isnan(), torch.nan)
     return third / sigma**3, excess, l3 / l2, l4 / l2
@@ -233,4 +303,11 @@ def _moments(
 def _legendre(below: Float[Tensor, "*any"]) -> tuple[Float[Tensor, "*any"], ...]:
     """What λ2, λ3 and λ4 are integrals of, where a share `below` of the values is smaller."""
     l2 = below * (1 - below)
-    return l2, -l2 * (1 - 2 * below), l2 * (1 - 5 * below * (1 - below))
+    return l2, l2 * (2 * below - 1), l2 * (1 - 5 * l2)
+
+
+def _legendre_sums(below: Float[Tensor, "*neurons edge"]) -> tuple[Float[Tensor, "*neurons"], ...]:
+    """The sums of `_legendre` over the edges, without making all of the three; `below` is used up."""
+    l2 = below * (1 - below)
+    total, first, second = l2.sum(-1), below.mul_(l2).sum(-1), l2.square_().sum(-1)
+    return total, 2 * first - total, total - 5 * second

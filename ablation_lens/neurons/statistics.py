@@ -23,7 +23,7 @@ from ablation_lens.neurons.rows import Rows
 from ablation_lens.neurons.statistics_file import Parts, read_parts
 from ablation_lens.neurons.trimmed import TrimmedHistogram
 from ablation_lens.records import CorpusRecord, ModelRecord, Record, Versions
-from ablation_lens.sites import Site, neuron_name
+from ablation_lens.sites import Site, neuron_names
 
 if TYPE_CHECKING:
     import pandas
@@ -317,25 +317,22 @@ class ActivationStatistics:
         Indexed by the neuron's name; `peak_over_sigma` is |peak|/σ, `mean_to_peak_over_sigma` |mean − peak|/σ
         and `epsilon_over_sigma` ε/σ, the bin width.
         """
+        import numpy
         import pandas
 
-        described = self.shapes()
-        layers, heads, dims = self.shape
+        quarters, peak = self.histogram.quantile([0.25, 0.5, 0.75]).cpu(), self.center("peak")
+        described = shapes.describe(self, quartiles=quarters[::2], peak=peak)
         # The order in which `flatten` below goes through a tensor: dim fastest.
-        places = [(layer, head, dim) for layer in range(layers) for head in range(heads) for dim in range(dims)]
-        columns = {
-            "layer": [place[0] for place in places],
-            "head": [place[1] for place in places],
-            "dim": [place[2] for place in places],
-        }
+        places = numpy.indices(self.shape, dtype=numpy.int64).reshape(3, -1)
+        columns = dict(zip(("layer", "head", "dim"), places, strict=True))
         numbers = {
             "count": self.count,
             "mean": self.mean,
             "std": self.std,
             "min": self.minimum,
             "max": self.maximum,
-            "median": self.center("median"),
-            "peak": self.center("peak"),
+            "median": quarters[1],
+            "peak": peak,
             "mean_abs": self.moments.mean_absolute.cpu(),
             "mean_sqrt_abs": self.moments.mean_root.cpu(),
             "share_positive": self.histogram.positive.cpu().double() / self.count,
@@ -344,9 +341,9 @@ class ActivationStatistics:
         }
         frame = pandas.DataFrame(
             columns | {name: tensor.flatten().numpy() for name, tensor in numbers.items()},
-            index=pandas.Index([neuron_name(*place, self.site) for place in places], name="neuron"),
+            index=pandas.Index(neuron_names(self.shape, self.site), name="neuron"),
         )
-        frame["shape"] = [shapes.SHAPE_WORDS[code] for code in described.word.flatten().tolist()]
+        frame["shape"] = numpy.array(shapes.SHAPE_WORDS, dtype=object)[described.word.flatten().numpy()]
         return frame
 
     def merge(self, other: "ActivationStatistics") -> "ActivationStatistics":
