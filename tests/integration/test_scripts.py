@@ -22,6 +22,7 @@ BENCHMARKS = {
     "gpu.py": ("--toy", "--models", "mistral", "roberta-fp16"),
     "loading_memory.py": ("--toy", "--rounds", "1"),
     "ratios.py": ("--toy", "--rounds", "0"),
+    "tables.py": ("--toy", "--rounds", "1"),
 }
 
 

@@ -211,3 +211,10 @@ def test_counts_on_cuda_equal_the_cpus(neurons, bins, deterministic, request):
         rows = Rows(values.to("cuda", dtype).view(-1, 1, neurons))
         Counter().add(counts, rows, binning_of(rows, there, bins, torch.float32))
     np.testing.assert_array_equal(counts.cpu().numpy(), 2 * expected)
+
+
+def test_counts_below_zero_wherever_the_first_bin_is():
+    counts = torch.tensor([[1, 2, 4]])
+    below = {-(2**60): 7, -4: 7, -3: 7, -2: 3, -1: 1, 0: 0, 1: 0, 2**60: 0, -(2**63): 7}
+    for offset, expected in below.items():
+        assert Grid(torch.tensor([0]), torch.tensor([offset])).below_zero(counts).tolist() == [expected]

@@ -311,3 +311,59 @@ def test_smoothing_keeps_the_noise_it_is_believed_to_have():
     together = 1 / special.ive(0, 2 * width**2)
     assert middle.mean().item() == pytest.approx(level, rel=0.01)
     assert middle.std().item() == pytest.approx(math.sqrt(level / together), rel=0.05)
+
+
+def peaks_bin_by_bin(heights, width, thresholds):
+    """What `describe` looks for, one neuron and one bin after another: (number, main, second)."""
+    together = 1 / torch.special.i0e(2 * width.square()).item()
+    least_root = thresholds.noise / math.sqrt(2 * together)
+    least_fall = thresholds.prominence * max(heights)
+    rising, extreme, place, found = True, 0.0, 0, []
+    for bin_, here in enumerate([*heights, 0.0]):
+        top, bottom = (extreme, here) if rising else (here, extreme)
+        if bottom < min(max(math.sqrt(top) - least_root, 0) ** 2, top - least_fall):
+            if rising:
+                found.append(place)
+            rising, extreme, place = not rising, here, bin_
+        elif (here > extreme) if rising else (here < extreme):
+            extreme, place = here, bin_
+    found = found or range(len(heights))
+    most = max(heights[bin_] for bin_ in found)
+    main = next(bin_ for bin_ in found if heights[bin_] >= most * (1 - 1e-9))
+    if isinstance(found, range) or len(found) == 1:
+        return 1, main, main
+    others = [bin_ for bin_ in found if bin_ != main]
+    most = max(heights[bin_] for bin_ in others)
+    return len(found), main, next(bin_ for bin_ in others if heights[bin_] >= most * (1 - 1e-9))
+
+
+@given(
+    st.lists(
+        st.lists(st.sampled_from([0, 0, 1, 2, 3, 30, 90, 100, 400, 401]), min_size=9, max_size=9).filter(any),
+        min_size=1,
+        max_size=6,
+    )
+)
+@settings(max_examples=60)
+def test_looking_where_heights_turn_finds_what_going_bin_by_bin_finds(rows):
+    heights = torch.tensor(rows, dtype=torch.float64)
+    width = torch.linspace(1, 2, len(rows), dtype=torch.float64)
+    turns = shapes._Turns.joined([shapes._Turns.of(part) for part in heights.split(2)])
+    found = torch.stack(shapes._peaks(turns, width, shapes.Thresholds())).T.tolist()
+    expected = [peaks_bin_by_bin(row, each, shapes.Thresholds()) for row, each in zip(rows, width, strict=True)]
+    assert found == [list(each) for each in expected]
+
+
+@pytest.mark.parametrize("width", [1.0, 3.0, 12.0, 32.0])
+def test_smoothing_is_as_long_as_its_kernel_needs(width):
+    """The discrete Gaussian from its definition, over a range as long as twice the bins."""
+    bins = 256
+    counts = torch.poisson(torch.full((2, bins), 50.0), generator=torch.Generator().manual_seed(1)).long()
+    counts[0, 200:] = 0
+    angle = 2 * math.pi * torch.fft.rfftfreq(4 * bins, dtype=torch.float64)
+    kernel = torch.fft.irfft((width**2 * (angle.cos() - 1)).exp().to(torch.complex128), 4 * bins)
+    apart = (torch.arange(bins)[:, None] - torch.arange(bins)[None]).abs()
+    inside = torch.arange(bins) <= torch.tensor([[199], [255]])
+    expected = (counts.double() @ kernel[apart]) / (inside.double() @ kernel[apart])
+    found = shapes.smooth(counts, torch.full((2,), width))
+    assert torch.allclose(found, expected.masked_fill(~inside, 0), rtol=1e-12, atol=1e-12)
