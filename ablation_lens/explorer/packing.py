@@ -158,4 +158,5 @@ def deflate(data: bytes) -> str:
     'eNoDAAAAAAE='
     """
     # With zlib's header: the browser's DecompressionStream calls that format "deflate", and the bare one "deflate-raw".
-    return base64.b64encode(zlib.compress(data, 9)).decode("ascii")
+    # Level 9 takes six times as long, for a page that is one percent smaller.
+    return base64.b64encode(zlib.compress(data, 7)).decode("ascii")
