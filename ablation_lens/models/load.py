@@ -123,7 +123,8 @@ def hook_model(hf_model: Any, *, name: str | None = None, attention: str = "fast
     """
     if attention not in ATTENTION:
         raise ModelError(f"attention={attention!r} is not known; use 'fast' or 'stock'.")
-    if not isinstance(hf_model, torch.nn.Module) or not hasattr(hf_model, "config"):
+    config: Any = getattr(hf_model, "config", None)
+    if not isinstance(hf_model, torch.nn.Module) or config is None:
         raise ModelError(
             f"got a {type(hf_model).__name__}, expected a model of transformers such as OPTForCausalLM(config); "
             "load_model takes names and folders."
@@ -131,7 +132,7 @@ def hook_model(hf_model: Any, *, name: str | None = None, attention: str = "fast
     from ablation_lens import adapters
 
     architecture = type(hf_model).__name__
-    checkpoint = Checkpoint(name or architecture, NOWHERE, None, hf_model.config, local=True)
+    checkpoint = Checkpoint(name or architecture, NOWHERE, None, config, local=True)
     family = adapters.families().get(checkpoint.model_type)
     with refusing(lambda reason: ModelError(f"{checkpoint.name} cannot be hooked ({reason}).")):
         if family is None and not architecture.endswith(("ForCausalLM", "LMHeadModel")):
@@ -146,7 +147,7 @@ def hook_model(hf_model: Any, *, name: str | None = None, attention: str = "fast
             hook = bridge_in_memory if transformer_lens_major() >= 4 else hook_in_memory
             model = hook(checkpoint, architecture, hf_model, attention)
         model.hf_tokenizer = model.image_processor = None
-        model.hf_config = checkpoint.config
+        model.hf_config = config
         model.record = ModelRecord.of_cfg(
             model.cfg,
             name=checkpoint.name,
