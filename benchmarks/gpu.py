@@ -7,7 +7,7 @@ float16, as the paper ran it; that it ran Mistral in float16, too, changes no ti
 waits for the device; medians. *transformers* is the bare model with SDPA; what stops after the last block is compared
 with its body, which has no unembedding, and `al.evaluate` (which unembeds, and scores every prediction) with the whole
 of it. Memory is the most that was allocated on the device, weights included. Counts of the same activations are
-compared with the CPU's, bit for bit.
+compared with the CPU's, bit for bit. How often the host waits for the device in every further batch is counted, too.
 
 The paper's study (preset "paper") is its cells, each as long as an evaluation of its kind, and what centers and random
 inputs take. A small study is predicted in the same way, and run. Reading checkpoints and corpora is not in it. Every
@@ -29,6 +29,7 @@ import sys
 import tempfile
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -225,6 +226,21 @@ class Device:
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() / 2**20 - others
 
+    def waits(self, run: Callable[[], Any]) -> int:
+        """How often the host waits for the device meanwhile; on a CPU it never does."""
+        if not self.cuda:
+            run()
+            return 0
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            with warnings.catch_warnings(record=True) as said:
+                warnings.simplefilter("always")
+                run()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        return sum("synchronizing CUDA operation" in str(each.message) for each in said)
+
     def free(self) -> None:
         """Give back what a model that is gone has held."""
         if self.cuda:
@@ -311,6 +327,7 @@ class Measured:
         seconds: of every way in every round, for that many.
         peaks: in MiB.
         extra: seconds of single things: an attribution, an input, a token that is generated.
+        waits: of the host for the device in every further batch.
         gap: how far our logits are from transformers', over the largest.
         counts_equal: whether the device counts what the CPU counts.
     """
@@ -322,6 +339,7 @@ class Measured:
     seconds: dict[str, list[float]]
     peaks: dict[str, float | None]
     extra: dict[str, float]
+    waits: dict[str, float]
     gap: float
     counts_equal: bool
 
@@ -353,6 +371,7 @@ class Measured:
                 for way, times in self.seconds.items()
             },
             **self.extra,
+            "waits_per_batch": self.waits,
             "logits_differ_by": self.gap,
             "counts_equal_the_cpus": self.counts_equal,
         }
@@ -381,6 +400,13 @@ def measure(family: Family, device: Device, size: int, budget: Budget, share: fl
     peaks = {way: device.peak_mib(functools.partial(run, few), others) for way, run in ways.items()}
     probe = {way: device.seconds(functools.partial(run, few)) for way, run in ways.items()}
     extra = single_things(model, batches[0], device, context, budget, family.name)
+    # What is asked once is in both, and not in the difference.
+    more = (batches * 4)[:4]
+    waits = {
+        way: (device.waits(functools.partial(ways[way], more)) - device.waits(functools.partial(ways[way], more[:2])))
+        / 2
+        for way in ("ours, collecting", "ours, evaluating", "ours, ablated")
+    }
 
     # One round over everything has to fit, or it is over less.
     a_round = sum(probe.values()) / len(few)
@@ -402,7 +428,7 @@ def measure(family: Family, device: Device, size: int, budget: Budget, share: fl
     read = sum(len(batch.inputs) if family.is_image else batch.size for batch in kept)
     measured = Measured(
         family.name, str(family.dtype).removeprefix("torch."), "images" if family.is_image else "tokens", read, seconds,
-        peaks, extra, gap, counts_equal,
+        peaks, extra, waits, gap, counts_equal,
     )  # fmt: skip
     return measured, model
 
@@ -570,7 +596,8 @@ def print_verdicts(report: dict[str, Any], found: Mapping[str, Measured]) -> Non
             f"{measured.family} ({measured.dtype}): forwards at {forward:.0%} of bare ones, goal ≥ "
             f"{GOAL_FORWARD:.0%}: {verdict(forward >= GOAL_FORWARD)}; collecting {collect:.3f} × the bare body, goal ≤ "
             f"{GOAL_COLLECT}: {verdict(collect <= GOAL_COLLECT)}; logits differ by {measured.gap:.1e} of the largest; "
-            f"counts equal the CPU's: {'yes' if measured.counts_equal else 'NO'}"
+            f"counts equal the CPU's: {'yes' if measured.counts_equal else 'NO'}; host waits per further batch: "
+            + ", ".join(f"{count:g} {way.removeprefix('ours, ')}" for way, count in measured.waits.items())
         )
     study, check = report["study"], report["check"]
     if report["toy"]:

@@ -68,6 +68,7 @@ def test_the_gpu_benchmark_says_what_it_measured_and_what_it_left_out(script, tm
     assert list(report["models"]) == ["vit"]
     assert report["models"]["vit"]["counts_equal_the_cpus"]
     assert report["models"]["vit"]["ways"]["ours, collecting"]["per_second"] > 0
+    assert set(report["models"]["vit"]["waits_per_batch"]) > {"ours, collecting", "ours, ablated"}
     assert report["check"]["seconds"] > 0
     assert report["check"]["predicted_seconds"] > 0
     assert not report["failed"]
