@@ -1,7 +1,7 @@
 """A model runs over batches, and something is measured.
 
 - `forward`: running to the last block, watching a site on the way, logits where they are scored.
-- `collection`: `collect`, statistics in one pass.
+- `collection`: `collect`, statistics in one pass; `sharding`: by several processes, and their sum.
 - `evaluation`: `evaluate`, with or without an ablation; `metrics`: what it measures; `score`: what it gives;
   `score_file`: how that lies in a file; `intervals`: how sure a difference is.
 - `readout`: a metric row by row for one batch, with gradients, and of residuals made apart.

@@ -1,9 +1,10 @@
 """One pass of a model over batches → `ActivationStatistics` of a site or several, by hooks, in bounded memory."""
 
 import threading
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from typing import Any, Protocol, Self, TypeVar, overload
 
@@ -15,21 +16,23 @@ from ablation_lens.errors import CorpusError, MismatchError, ModelError
 from ablation_lens.hooked import task_of
 from ablation_lens.interrupts import put_off
 from ablation_lens.measure.forward import require_positions, watch
+from ablation_lens.measure.sharding import Share, add_trimmed, add_up, require_alike, share_of, trimmed_around
 from ablation_lens.neurons.histogram import NeuronHistogram
 from ablation_lens.neurons.layer_group import GROUP_BYTES, LayerGroup
 from ablation_lens.neurons.moments import Moments
 from ablation_lens.neurons.positions import Positions
 from ablation_lens.neurons.rows import Rows, Scratch
-from ablation_lens.neurons.statistics import ActivationStatistics, PlanReading, Provenance
+from ablation_lens.neurons.statistics import ActivationStatistics, Provenance
 from ablation_lens.neurons.trimmed import TrimmedHistogram
 from ablation_lens.progress import progress_over
+from ablation_lens.ranks import RankError, Ranks
 from ablation_lens.records import ModelRecord, Versions, record_of
 from ablation_lens.sites import Site
 from ablation_lens.tasks.given import batches_of
 from ablation_lens.tasks.inputs import told, whole
 from ablation_lens.tasks.known_rows import row_digests
 from ablation_lens.tasks.padding import Padding
-from ablation_lens.tasks.plans import Batch, BatchPlan, PlanPart, plan_of
+from ablation_lens.tasks.plans import Batch
 from ablation_lens.transfer import Fetch, send
 
 
@@ -55,6 +58,7 @@ def collect(
     include_bos: bool = ...,
     positions: bool = ...,
     progress: bool = ...,
+    ranks: Ranks | None = ...,
 ) -> ActivationStatistics: ...
 
 
@@ -69,6 +73,7 @@ def collect(
     include_bos: bool = ...,
     positions: bool = ...,
     progress: bool = ...,
+    ranks: Ranks | None = ...,
 ) -> dict[Site, ActivationStatistics]: ...
 
 
@@ -82,6 +87,7 @@ def collect(
     include_bos: bool = True,
     positions: bool = False,
     progress: bool = True,
+    ranks: Ranks | None = None,
 ) -> ActivationStatistics | dict[Site, ActivationStatistics]:
     """Measure how every neuron of a site, or of several in one pass, is distributed.
 
@@ -103,6 +109,8 @@ def collect(
             which positions those are, everything counts.
         positions: also keep the mean at every position.
         progress: show a progress bar.
+        ranks: `Ranks.join()` in a program that torchrun started several times: each of them reads its share of a plan,
+            and all get the same statistics, of the whole (docs/SCALE.md).
 
     >>> from ablation_lens import load_model
     >>> model = load_model("tiny-opt")
@@ -122,42 +130,67 @@ def collect(
     if not sites:
         raise MismatchError("there is no site to collect; name at least one, such as 'z'.")
     bins = whole(bins, "bins")
-    batches = batches_of(model, batches, passes=passes)
+    ranks = ranks or Ranks()
+    read = share_of(batches_of(model, batches, passes=passes), ranks)
+    settings = {"bins": bins, "passes": passes, "include_bos": include_bos, "positions": positions}
+    require_alike(read, {"sites": [each.value for each in sites], **settings}, ranks)
 
     def given(found: dict[Site, ActivationStatistics]) -> Any:
-        return found if several else next(iter(found.values()))
+        return found if several else next(iter(found.values()), None)
 
     # Around all of it: between the passes and after them there is most to lose.
     with put_off(2) as interrupted, ThreadPoolExecutor(1) as aside:
-        padding = Padding(model, stacklevel=5)  # `mark`, `take`, `_run`, `collect`, and the user's own line
-        counting = {each: _Counting(each, bins, positions) for each in sites}
-        first = _Pass(model, counting, include_bos, padding, aside)
-        try:
-            _run(first, batches, "collecting", progress, interrupted)
-        except KeyboardInterrupt:  # a third one: the batch at hand is counted in some layers only
-            raise CollectionInterrupted(None) from None
-        if interrupted():
-            raise CollectionInterrupted(given(first.statistics(batches)) if first.tokens else None)
-        if not first.tokens:
-            raise CorpusError("there was nothing to collect: the batches hold no real position.")
-        trimmed = None
-        if passes == 2:
+        padding = Padding(
+            model, stacklevel=7
+        )  # `mark`, `take`, `_run`, its lambda, `do`, `collect`, the user's own line
+        first = _Pass(model, {each: _Counting(each, bins, positions) for each in sites}, include_bos, padding, aside)
+        with _handing_over(lambda: given(first.statistics(read))):
+            work = ranks.share_work()
             try:
-                around = {each: TrimmedHistogram.around(counting[each].found()) for each in sites}
-                again = {each: _Counting(each, around=around[each]) for each in sites}
-                second = _Pass(model, again, include_bos, padding)
-                _run(second, batches, "second pass", progress, interrupted)
-                stopped = interrupted() and second.fed < first.fed
-            except KeyboardInterrupt:
-                stopped = True
-            # Half a second pass is of no use, and the first one is whole.
-            if stopped:
-                raise CollectionInterrupted(given(first.statistics(batches)))
-            trimmed = {each: again[each].found_trimmed() for each in sites}
-        statistics = given(first.statistics(batches, trimmed))
+                finished = work.do(lambda: _run(first, read, "collecting", progress, interrupted, work.is_given_up))
+            except KeyboardInterrupt:  # a third one: the batch at hand is counted in some layers only
+                raise CollectionInterrupted(None) from None
+            found = first.statistics(read)
+            if not finished:
+                raise CollectionInterrupted(given(found) if found else None)
+            added = {site: add_up(found.get(site), ranks) for site in sites}
+            found = {site: statistics for site, statistics in added.items() if statistics is not None}
+        if not found:
+            raise CorpusError("there was nothing to collect: the batches hold no real position.")
+        if passes == 2:
+            with _handing_over(lambda: given(found)):
+                again = ranks.share_work()
+                try:
+                    around = {site: trimmed_around(found[site].histogram, ranks) for site in sites}
+                    counting = {site: _Counting(site, around=around[site]) for site in sites}
+                    second = _Pass(model, counting, include_bos, padding)
+                    finished = again.do(
+                        # Ctrl-C after the last batch is too late to miss anything.
+                        lambda: (
+                            _run(second, read, "second pass", progress, interrupted, again.is_given_up)
+                            or second.fed == first.fed
+                        )
+                    )
+                except KeyboardInterrupt:
+                    finished = False
+                # Half a second pass is of no use, and the first one is whole.
+                if not finished:
+                    raise CollectionInterrupted(given(found))
+                trimmed = {site: add_trimmed(counting[site].found_trimmed(), ranks) for site in sites}
+                found = {site: replace(found[site], trimmed=trimmed[site]) for site in sites}
         if interrupted():  # too late to miss anything
-            raise CollectionInterrupted(statistics)
-    return statistics  # type: ignore[no-any-return]
+            raise CollectionInterrupted(given(found))
+    return given(found)  # type: ignore[no-any-return]
+
+
+@contextmanager
+def _handing_over(held: Callable[[], Any]) -> Iterator[None]:
+    """Where other ranks fail, the error takes along what this one holds."""
+    try:
+        yield
+    except RankError as error:
+        error.statistics = held()
+        raise
 
 
 class _Counted:
@@ -286,9 +319,13 @@ class _Counting:
         return _together([each for each in held if isinstance(each, NeuronHistogram)])
 
     def found_trimmed(self) -> TrimmedHistogram:
-        """The histogram of a second pass."""
+        """The histogram of a second pass; as it began where nothing was fed."""
         held = [share.histogram for share in self.shares.values()]
-        return _together([each for each in held if isinstance(each, TrimmedHistogram)])
+        return _together([each for each in held if isinstance(each, TrimmedHistogram)]) if held else self._empty()
+
+    def _empty(self) -> TrimmedHistogram:
+        assert self.around is not None
+        return self.around
 
     def found_moments(self) -> Moments:
         """The sums of a first pass."""
@@ -359,26 +396,15 @@ class _Pass:
             for counting in self.counting.values():
                 counting.require_finite()
 
-    def statistics(
-        self, batches: Any, trimmed: dict[Site, TrimmedHistogram] | None = None
-    ) -> dict[Site, ActivationStatistics]:
-        """What was collected so far, with its provenance, and what a second pass found."""
-        plan = plan_of(batches)
-        start = batches.start if isinstance(batches, PlanPart) else 0
+    def statistics(self, batches: Any) -> dict[Site, ActivationStatistics]:
+        """What was collected so far, with its provenance; nothing where no position was."""
+        if not self.tokens:
+            return {}
+        share = batches if isinstance(batches, Share) else None
         model = record_of(self.model)
-        return {
-            site: self._statistics(counting, model, plan, start, None if trimmed is None else trimmed[site])
-            for site, counting in self.counting.items()
-        }
+        return {site: self._statistics(counting, model, share) for site, counting in self.counting.items()}
 
-    def _statistics(
-        self,
-        counting: _Counting,
-        model: ModelRecord,
-        plan: BatchPlan | None,
-        start: int,
-        trimmed: TrimmedHistogram | None,
-    ) -> ActivationStatistics:
+    def _statistics(self, counting: _Counting, model: ModelRecord, share: Share | None) -> ActivationStatistics:
         return ActivationStatistics(
             histogram=counting.found(),
             moments=counting.found_moments(),
@@ -387,21 +413,31 @@ class _Pass:
                 site=counting.site.value,
                 include_bos=self.include_bos,
                 tokens=self.tokens,
-                corpora=() if plan is None else (plan.corpus,),
-                plans=() if plan is None else (PlanReading(plan.digest, len(plan), ((start, start + self.fed),)),),
+                corpora=() if share is None else (share.plan.corpus,),
+                plans=() if share is None else (share.read(self.fed),),
                 versions=Versions.current(),
             ),
-            trimmed=trimmed,
             positions=counting.found_positions(),
             rows=torch.cat(self.rows).unique(),
         )
 
 
-def _run(running: _Pass, batches: Any, title: str, progress: bool, interrupted: Callable[[], bool]) -> None:
-    """Feed every batch, or whole ones until Ctrl-C: no set of documents has a batch in some of the layers only."""
-    plan = plan_of(batches)
+def _run(
+    running: _Pass,
+    batches: Any,
+    title: str,
+    progress: bool,
+    interrupted: Callable[[], bool],
+    given_up: Callable[[], bool] = lambda: False,
+) -> bool:
+    """Feed every batch, or whole ones until Ctrl-C: no set of documents has a batch in some of the layers only.
+
+    Returns whether it came to the end, which it need not where another rank does not.
+    """
+    is_of_images = isinstance(batches, Share) and batches.plan.task == "image-classification"
     # For images `size` counts images, and the bar is advanced by positions: no total then.
-    total = batches.size if plan is not None and plan.task != "image-classification" else None
+    total = batches.size if isinstance(batches, Share) and not is_of_images else None
+    finished = True
     with torch.inference_mode(), progress_over(title, total, progress) as advance:
 
         def tell() -> None:
@@ -411,6 +447,8 @@ def _run(running: _Pass, batches: Any, title: str, progress: bool, interrupted: 
         running.between_layers = tell
         for item in batches:
             advance(running.take(item))
-            if interrupted():
+            if interrupted() or given_up():
+                finished = False
                 break
         running.settle()
+    return finished
