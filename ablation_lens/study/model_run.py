@@ -4,8 +4,9 @@ import hashlib
 import json
 import time
 import warnings
+from collections import deque
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,7 @@ from ablation_lens.models.load import load_model, task_of_checkpoint
 from ablation_lens.neurons import centers
 from ablation_lens.neurons.statistics import ActivationStatistics
 from ablation_lens.progress import CellProgress
+from ablation_lens.ranks import RankLost, Ranks
 from ablation_lens.records import ModelRecord, Versions, record_of
 from ablation_lens.runs.folder import keeping, key_of
 from ablation_lens.sites import Site
@@ -50,6 +52,10 @@ if TYPE_CHECKING:
 
 _LEARNING = 3600.0
 """Seconds that learning may well take, in which nobody begins the same."""
+
+
+class _Elsewhere(Exception):  # noqa: N818  (no error)
+    """Another process makes what a cell needs, and there are other cells to go on with."""
 
 
 def load_model_run(study: "Study", name: str, folder: StudyFolder, *, patience: float | None = None) -> "ModelRun":
@@ -155,6 +161,8 @@ class ModelRun:
     """The last values of every method, and share that they were learned for, with the seed they were drawn from."""
     _longest: float = 0.0
     """Seconds that a piece of work has taken."""
+    _waits: bool = True
+    """Whether the cell at hand is waited for: there is nothing else to do."""
 
     @property
     def task(self) -> str:
@@ -299,30 +307,42 @@ class ModelRun:
     def measure(self, shown: CellProgress) -> dict[str, Exception]:
         """Measure the cells that are not there yet; returns what went wrong, by cell.
 
-        Cells that another process is at are left for last: by then it has finished them, or died, or is waited for
-        no longer. Whoever measures a cell writes the same file.
+        Cells that another process is at, or whose values it makes, are left for later: by then it has finished them, or
+        died, or is waited for no longer. Whoever measures a cell writes the same file.
         """
         self.folder.write_group(self._group_record)
         failed: dict[str, Exception] = {}
-        taken: list[Cell] = []
-        # The second round iterates over what the first appended, and appends nothing itself.
-        for waits, cells in ((False, self.cells), (True, taken)):
-            for cell in cells:
-                what = f"{self.name}: {cell}"
-                try:
-                    if not self._finish(cell, what, shown, waits):
-                        taken.append(cell)
-                        continue
-                except CannotWrite:  # a full disk ends the study: the next cells would fail, and none be recorded
-                    raise
-                except Exception as error:
-                    failed[what] = without_frames(error)
-                    continue
-                shown.advance()
+        left = list(self.cells)
+        while left:
+            taken: deque[Cell] = deque()
+            for cell in left:
+                if not self._is_done(cell, shown, failed):
+                    taken.append(cell)
+                # What others have finished since shows at once.
+                while taken and taken[0] is not cell and self._is_done(taken[0], shown, failed):
+                    taken.popleft()
+            if len(taken) == len(left):  # others are at all that is left
+                self._is_done(taken.popleft(), shown, failed, waits=True)
+            left = list(taken)
         return failed
+
+    def _is_done(self, cell: Cell, shown: CellProgress, failed: dict[str, Exception], waits: bool = False) -> bool:
+        """Whether a cell is there now, or failed, which is noted; False while another process is at it."""
+        what = f"{self.name}: {cell}"
+        try:
+            if not self._finish(cell, what, shown, waits):
+                return False
+        except CannotWrite:  # a full disk ends the study: the next cells would fail, and none be recorded
+            raise
+        except Exception as error:
+            failed[what] = without_frames(error)
+            return True
+        shown.advance()
+        return True
 
     def _finish(self, cell: Cell, what: str, shown: CellProgress, waits: bool) -> bool:
         """Measure a cell unless it is there; False while another process is at it, and we do not wait."""
+        self._waits = waits
         # What is known without its values: the key of a failure to make them.
         facts = {"group": self.group, **cell.facts}
         try:
@@ -339,6 +359,8 @@ class ModelRun:
                     if not self.folder.has("cells", key):
                         self._measure(cell, facts, shown)
             self.keys.add(key)
+        except _Elsewhere:
+            return False
         except CannotWrite:
             raise
         except Exception as error:
@@ -386,6 +408,14 @@ class ModelRun:
                 )
             yield mine
 
+    @contextmanager
+    def _making(self, key: str, what: str, shown: CellProgress, usually: float = 0.0) -> Iterator[None]:
+        """Around what several cells share, as `_working_on`: nothing that others make now is waited for in between."""
+        with self._working_on(key, what, shown, self._waits, usually) as mine:
+            if not (mine or self._waits):
+                raise _Elsewhere
+            yield
+
     @property
     def _patience(self) -> float:
         if self.patience is not None:
@@ -426,32 +456,76 @@ class ModelRun:
     def _statistics(self, passes: int, shown: CellProgress) -> ActivationStatistics:
         key = statistics_key(self.facts, passes)
         path = self.folder.statistics(key)
-        with self._working_on(f"statistics {key}", f"{self.name}: statistics", shown):
+        with self._making(f"statistics {key}", f"{self.name}: statistics", shown):
             if not path.exists():
-                started = time.perf_counter()
-                with shown.paused():
-                    statistics = collect(
-                        self.model,
-                        self.collected,
-                        site=self.site,
-                        bins=self.study.bins,
-                        passes=passes,
-                        include_bos=self.study.include_bos,
-                        progress=shown.visible,
-                    )
-                self._took(started)
+                statistics = self._collected(passes, shown)
                 with keeping(self.folder.path):
                     statistics.save(path)
         # Read back also by the process that wrote it: all compute from what the file holds.
         return self.folder.read_statistics(self._group_record, passes)
 
+    def _collected(self, passes: int, shown: CellProgress, ranks: Ranks | None = None) -> ActivationStatistics:
+        started = time.perf_counter()
+        with shown.paused():
+            statistics = collect(
+                self.model,
+                self.collected,
+                site=self.site,
+                bins=self.study.bins,
+                passes=passes,
+                include_bos=self.study.include_bos,
+                progress=shown.visible,
+                ranks=ranks,
+            )
+        self._took(started)
+        return statistics
+
+    def share_statistics(self, ranks: Ranks, shown: CellProgress) -> None:
+        """Collect with all ranks what cells ask for and is not there: the first one looks, and writes the file.
+
+        What fails here is tried again by whoever comes to a cell of it, and recorded there.
+        """
+        for passes in (1, 2):
+            path = self.folder.statistics(key := statistics_key(self.facts, passes))
+            with ExitStack() as stack:
+                wanted = False
+                if ranks.is_first:
+                    what = f"{self.name}: statistics"
+                    stack.enter_context(self._working_on(f"statistics {key}", what, shown))
+                    wanted = not path.exists() and self._asks_for(passes, shown)
+                if not ranks.first_text("collect" if wanted else ""):
+                    continue
+                try:
+                    statistics = self._collected(passes, shown, ranks)
+                except RankLost:
+                    raise
+                except Exception:
+                    continue
+                if ranks.is_first:
+                    with keeping(self.folder.path):
+                        statistics.save(path)
+            ranks.require_written(path)
+
+    def _asks_for(self, passes: int, shown: CellProgress) -> bool:
+        """Whether a cell that is not there takes statistics of so many passes."""
+        for cell in self.cells:
+            method = cell.method
+            if method is None or method.draws or method.passes != passes:
+                continue
+            # What a center of one's own gives is in its cells' keys: it is computed to know whether they are there.
+            if not (method.learns or centers.is_ours(method.name)):
+                return True
+            if not self.folder.has("cells", key_of(self.cell_facts(cell, shown))):
+                return True
+        return False
+
     def _learned(self, method: Method, fraction: float, shown: CellProgress) -> Tensor:
         """The values that are learned for this share; they are in the folder, for everybody who works there."""
         facts, share = learned_facts(self.facts, method, fraction), method.share_at(fraction)
         key = key_of(facts)
-        statistics = self._statistics(method.passes, shown)
         what = f"{self.name}: learning {method.label}" + ("" if share is None else f" for {100 * share:g} %")
-        with self._working_on(f"learned {key}", what, shown, usually=_LEARNING):
+        with self._making(f"learned {key}", what, shown, usually=_LEARNING):
+            statistics = self._statistics(method.passes, shown)
             if not self.folder.has("learned", key):
                 started = time.perf_counter()
                 about = learners.about(method.name)
@@ -478,7 +552,7 @@ class ModelRun:
     def _resampled(self, method: Method, seed: int, shown: CellProgress) -> tuple[Tensor, dict[str, Any]]:
         kind = method.name.removeprefix("resample-")
         key = key_of({"group": self.group, "kind": kind, "seed": seed, **self._generator_facts(method)})
-        with self._working_on(f"inputs {key}", f"{self.name}: {method.label}, input of seed {seed}", shown):
+        with self._making(f"inputs {key}", f"{self.name}: {method.label}, input of seed {seed}", shown):
             if not self.folder.has("inputs", key):
                 return self._drawn_anew(method, kind, seed)  # with the values of this one run: no second one is needed
         # The same input for everybody who works in this folder, also where another machine would have drawn another.

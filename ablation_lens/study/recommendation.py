@@ -14,6 +14,7 @@ from ablation_lens.errors import AblationLensError, MismatchError
 from ablation_lens.escaping import for_html, on_one_line, shorten
 from ablation_lens.measure.metrics import Given, metrics_of
 from ablation_lens.models.load import load_model
+from ablation_lens.ranks import Ranks
 from ablation_lens.sites import Site
 from ablation_lens.study.cells import Cell, plain_share
 from ablation_lens.study.methods import BASELINE, Method, names, split_label
@@ -237,6 +238,7 @@ def recommend(
     dtype: str | None = None,
     device: str | None = None,
     progress: bool = True,
+    ranks: Ranks | None = None,
 ) -> Recommendation:
     """Say which center loses least in this model at which fraction, at what cost, or that it cannot be told.
 
@@ -259,6 +261,7 @@ def recommend(
         dtype: of a model that is loaded.
         device: likewise.
         progress: show how far it is.
+        ranks: `Ranks.join()` in a program that torchrun started several times; they share the folder.
 
     >>> found = recommend("tiny-opt", centers=["zero", "mean"], fractions=0.5, seeds=2, tokens=500, progress=False)
     >>> found.best(0.5) in ("zero", "mean")
@@ -271,6 +274,8 @@ def recommend(
     if not methods:
         raise MismatchError("there is no center to recommend; name some, or leave centers= out.")
     shares, drawn = _shares(fractions), _seeds(seeds)
+    if folder is None and ranks is not None and ranks.size > 1:
+        raise MismatchError(f"{ranks.size} processes share the work by a folder; give folder='runs/which'.")
     loaded = load_model(str(model), dtype=dtype, device=device) if isinstance(model, str | Path) else model
     study = Study(
         models=[loaded],
@@ -289,7 +294,7 @@ def recommend(
             except KeyboardInterrupt:
                 raise KeyboardInterrupt("interrupted; folder=… keeps what is measured.") from None
         else:
-            results = study.run(folder, progress=progress)
+            results = study.run(folder, progress=progress, ranks=ranks)
         return _recommended(results, study, name)
 
 

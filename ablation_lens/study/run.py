@@ -10,6 +10,7 @@ from ablation_lens.hooked import task_of
 from ablation_lens.models.checkpoints import find_checkpoint
 from ablation_lens.models.load import task_of_checkpoint
 from ablation_lens.progress import progress_over_cells
+from ablation_lens.ranks import Ranks
 from ablation_lens.runs.folder import key_of
 from ablation_lens.study.cells import StudyFolder
 from ablation_lens.study.methods import Method
@@ -24,14 +25,23 @@ class StudyInterrupted(KeyboardInterrupt):
     """Ctrl-C during a study: every finished cell is in the folder."""
 
 
-def run_study(study: "Study", folder: str | Path, *, progress: bool = True, patience: float | None = None) -> Results:
+def run_study(
+    study: "Study",
+    folder: str | Path,
+    *,
+    progress: bool = True,
+    patience: float | None = None,
+    ranks: Ranks | None = None,
+) -> Results:
     """Measure the cells of `study` that `folder` lacks. What failed is in the results' `failed`."""
     # Before the folder is made, so that a mistyped name leaves nothing.
     _require_possible(study)
+    ranks = ranks or Ranks()
+    ranks.require_alike(study.to_dict(), "run the same study")
     kept = StudyFolder.create(folder)
     expected = [len(study.cells("causal-lm"))] * len(study.models)  # until a model's task is known
     try:
-        return _run_in(study, kept, expected, progress=progress, patience=patience)
+        return _run_in(study, kept, expected, ranks, progress=progress and ranks.is_first, patience=patience)
     except KeyboardInterrupt:
         # What lies there, not what this run has come to: it may not have looked yet.
         raise StudyInterrupted(
@@ -41,7 +51,7 @@ def run_study(study: "Study", folder: str | Path, *, progress: bool = True, pati
 
 
 def _run_in(
-    study: "Study", kept: StudyFolder, expected: list[int], *, progress: bool, patience: float | None
+    study: "Study", kept: StudyFolder, expected: list[int], ranks: Ranks, *, progress: bool, patience: float | None
 ) -> Results:
     """The run itself; `expected` is how many cells each model has, as soon as that is known."""
     kept.write_study(study.to_dict())
@@ -53,6 +63,7 @@ def _run_in(
             shown.describe(f"{name}: loading")
             facts = {"model": name}
             key = key_of(facts)  # until it can be measured, by whatever settings
+            model_run = None
             try:
                 model_run = load_model_run(study, name, kept, patience=patience)
             except CannotWrite:  # every other model would meet the same disk
@@ -61,11 +72,15 @@ def _run_in(
                 kept.record_failure(key, {"model": name, "facts": facts}, error)
                 failed[name] = without_frames(error)
                 expected[place] = 0
+            loaded = ranks.texts("" if model_run is None else "loaded")
+            if model_run is None:
                 continue
             kept.forget_failure(key)
             tasks.add(model_run.task)
             expected[place] = len(model_run.cells)
             shown.expect(sum(expected))
+            if ranks.size > 1 and all(loaded):
+                model_run.share_statistics(ranks, shown)
             failed |= model_run.measure(shown)
             own |= model_run.keys
             del model_run  # two models need not fit in memory

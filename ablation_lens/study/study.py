@@ -23,6 +23,7 @@ from ablation_lens.tasks.inputs import told
 from ablation_lens.tasks.tasks import COUNTS
 
 if TYPE_CHECKING:
+    from ablation_lens.ranks import Ranks
     from ablation_lens.study.results import Results
 
 
@@ -265,12 +266,22 @@ class Study:
         """The same study on other documents, such as `{"text": "wikitext"}`."""
         return dataclasses.replace(self, corpora={**self.corpora, **corpora})
 
-    def run(self, folder: str | Path, *, progress: bool = True, patience: float | None = None) -> "Results":
+    def run(
+        self,
+        folder: str | Path,
+        *,
+        progress: bool = True,
+        patience: float | None = None,
+        ranks: "Ranks | None" = None,
+    ) -> "Results":
         """Measure what is not in the folder yet, cell by cell, and give the results.
 
         Ctrl-C (`StudyInterrupted`) or a crash loses the cell at hand only; running again goes on. Several processes
         and machines may run the same study in one folder: they share the work, and wait for each other at most
         `patience` seconds (None: as long as ten cells took, and a minute at least), as one of them may be stopped.
+
+        In a program that torchrun started several times, `ranks=Ranks.join()` makes them collect statistics together,
+        too, and the first one shows `progress` (docs/SCALE.md).
 
         A center of your own that gives other values than before is measured anew. The folder keeps the cells of both;
         here the name means the new ones, and `Results.load` tells them apart by what they were set to.
@@ -280,7 +291,7 @@ class Study:
         # Here, because measuring needs models and everything that runs them, and settings do not.
         from ablation_lens.study.run import run_study
 
-        return run_study(self, folder, progress=progress, patience=patience)
+        return run_study(self, folder, progress=progress, patience=patience, ranks=ranks)
 
 
 # ---------------------------------------------------------------------- what settings may be
