@@ -119,7 +119,8 @@ class RunFolder:
             if not marked and path.is_dir():
                 # A run that was killed before it wrote the marker left our parts and hidden files: not foreign ones.
                 shown = {entry.name for entry in path.iterdir() if not entry.name.startswith(".")}
-                if others := shown - {*cls.parts, LOCKS, HOLDERS}:
+                marked = MARKER in shown  # another process has written it since
+                if not marked and (others := shown - {*cls.parts, LOCKS, HOLDERS}):
                     raise AblationLensError(
                         f"{path} holds other files ({min(others)}) and is not a run folder; give an empty or a new one."
                     )
