@@ -15,9 +15,9 @@ only what they change.
 import hashlib
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -43,6 +43,7 @@ from ablation_lens.measure.metrics import metrics_of
 from ablation_lens.names import require_known
 from ablation_lens.neurons import centers
 from ablation_lens.neurons.statistics import ActivationStatistics
+from ablation_lens.ranks import Ranks
 from ablation_lens.records import ModelRecord, Record, Versions, record_of
 from ablation_lens.runs.folder import RunFolder, checking, keeping, key_of, mending, plain_name
 from ablation_lens.sites import Site
@@ -383,6 +384,7 @@ def analyse(
     learned: Sequence[Values] = (),
     said: Callable[[str], None] = lambda text: None,
     progress: bool = True,
+    ranks: Ranks | None = None,
 ) -> tuple[CircuitFolder, AnalysisRecord]:
     """Measure what is not in the folder yet: effects, curves, and a circuit for every center.
 
@@ -400,7 +402,11 @@ def analyse(
             were learned from.
         said: is told what is being done.
         progress: show progress bars.
+        ranks: `Ranks.join()` in a program that torchrun started several times: statistics are collected together, and
+            each rank makes the parts that nobody else is at.
     """
+    ranks = ranks or Ranks()
+    ranks.require_alike({"settings": settings.to_dict(), "prompts": prompts.digest}, "analyse the same")
     halves = Halves.of(model, prompts, settings.seed)
     for each in learned:
         if each.name in settings.centers:
@@ -413,7 +419,7 @@ def analyse(
     if isinstance(statistics, BatchPlan):
         needs = {"passes": _passes(settings.centers), "positions": POSITION_MEAN in settings.centers}
         keys = work.statistics_keys(statistics, sites, needs)
-        statistics = work.collected(statistics, keys, needs)
+        statistics = work.collected(statistics, keys, needs, ranks)
     given = FROM_PROMPTS if statistics is None else statistics
     said("computing what units are set to")
     tried: dict[str, Any] = {**{name: name for name in settings.centers}, **{each.name: each for each in learned}}
@@ -423,24 +429,42 @@ def analyse(
         with keeping(folder.path):
             prompts.save(folder.json("prompts", prompts.digest))
     folder.write_analysis(record)
-    for name, both in values.items():
-        work.effects(halves.first, settings, both.first, record.knockouts[name], record.attributions[name])
     # Their literal types are checked by `require_possible`.
     options: dict[str, Any] = {"level": settings.level, "steps": settings.steps, "seed": settings.seed, "sites": sites}
     options |= {"statistics": given, "progress": progress}
     found_by: dict[str, Any] = {"method": settings.method, "target": settings.target}
+
+    def find(name: str, key: str) -> None:
+        work.save_circuit(key, discover(model, prompts, settings.metric, tried[name], **found_by, **options))
+
+    def judge() -> None:
+        curves = faithfulness_curve(model, prompts, settings.metric, list(tried.values()), **options)
+        if len(curves.areas) < len(values) ** 2:
+            raise KeyboardInterrupt
+        with keeping(folder.path):
+            curves.save(folder.json("curves", record.curves))
+
+    pieces: list[_Piece] = []
+    for name, both in values.items():
+        pieces += work.effects(halves.first, settings, both.first, record.knockouts[name], record.attributions[name])
     for name, key in record.circuits.items():
-        with work.on("circuits", key, f"looking for a circuit, the rest set to {name}") as missing:
-            if missing:
-                work.save_circuit(key, discover(model, prompts, settings.metric, tried[name], **found_by, **options))
-    with work.on("curves", record.curves, "judging circuits of every size with every center") as missing:
-        if missing:
-            curves = faithfulness_curve(model, prompts, settings.metric, list(tried.values()), **options)
-            if len(curves.areas) < len(values) ** 2:
-                raise KeyboardInterrupt
-            with keeping(folder.path):
-                curves.save(folder.json("curves", record.curves))
+        what = f"looking for a circuit, the rest set to {name}"
+        pieces.append(_Piece("circuits", key, what, partial(find, name, key)))
+    what = "judging circuits of every size with every center"
+    pieces.append(_Piece("curves", record.curves, what, judge))
+    work.finish(pieces)
     return folder, record
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """A part of an analysis, and how it is made; where it is optional, a refusal is kept as a sentence in its place."""
+
+    part: str
+    key: str
+    what: str
+    make: Callable[[], None]
+    optional: bool = True
 
 
 class _Work:
@@ -484,54 +508,76 @@ class _Work:
 
     def effects(
         self, half: Prompts, settings: AnalysisSettings, values: Values, knockouts: str, attributions: str
-    ) -> None:
+    ) -> "list[_Piece]":
         """Knock-outs of heads or layers, and attributions of neurons."""
         level: Any = _exact(settings)
-        # What these refuse, nothing of what follows could do.
-        what = f"knocking out every {level}, set to {values.name}"
-        with self.on("effects", knockouts, what, optional=False) as missing:
-            if missing:
-                made = knockout_effects(self.model, half, settings.metric, values, level=level, progress=self.progress)
-                self._save_effects(knockouts, made, len(half))
-        with self.on("effects", attributions, f"attributing to every neuron, set to {values.name}") as missing:
-            if missing:
-                made = attribution_effects(
-                    self.model, half, settings.metric, values, steps=settings.steps, progress=self.progress
-                )
-                self._save_effects(attributions, made, len(half))
 
-    @contextmanager
-    def on(self, part: str, key: str, what: str, *, optional: bool = True) -> Iterator[bool]:
-        """Whether a part is to be made; where it may be missing, a refusal within is kept as a sentence."""
-        with self.folder.locked(key, what=what, waiting=lambda holder: self.said(f"waiting for {holder}")):
-            missing = not self.folder.is_there(part, key)
-            if missing:
-                self.said(what)
+        def knock_out() -> None:
+            made = knockout_effects(self.model, half, settings.metric, values, level=level, progress=self.progress)
+            self._save_effects(knockouts, made, len(half))
+
+        def attribute() -> None:
+            asked: dict[str, Any] = {"steps": settings.steps, "progress": self.progress}
+            made = attribution_effects(self.model, half, settings.metric, values, **asked)
+            self._save_effects(attributions, made, len(half))
+
+        # What knock-outs refuse, nothing of what follows could do.
+        what = f"knocking out every {level}, set to {values.name}"
+        return [
+            _Piece("effects", knockouts, what, knock_out, optional=False),
+            _Piece("effects", attributions, f"attributing to every neuron, set to {values.name}", attribute),
+        ]
+
+    def finish(self, pieces: "Sequence[_Piece]") -> None:
+        """Make what is not there; what another process is at is waited for when nothing else is left."""
+        while pieces:
+            taken = [piece for piece in pieces if not self._is_made(piece)]
+            if len(taken) == len(pieces):
+                self._is_made(taken.pop(0), patience=math.inf)
+            pieces = taken
+
+    def _is_made(self, piece: "_Piece", patience: float = 0.0) -> bool:
+        """Whether a piece is there now, or refused; False while another process is at it."""
+        waiting = partial(self._wait, piece.what)
+        with self.folder.locked(piece.key, what=piece.what, patience=patience, waiting=waiting) as mine:
+            if not mine:
+                return False
+            if self.folder.is_there(piece.part, piece.key):
+                return True
+            self.said(piece.what)
             try:
                 with warnings.catch_warnings():
                     # It is said once, where everything ends.
                     warnings.filterwarnings("ignore", "interrupted: ")
-                    yield missing
+                    piece.make()
             except MismatchError as refusal:
-                if not optional:
+                if not piece.optional:
                     raise
-                self.folder.write_once("refusals", key, REFUSAL, {"told": str(refusal)})
+                self.folder.write_once("refusals", piece.key, REFUSAL, {"told": str(refusal)})
+        return True
+
+    def _wait(self, what: str, holder: str) -> None:
+        self.said(f"{what}: waiting for {holder}")
 
     def statistics_keys(self, plan: BatchPlan, sites: list[Site], needs: Mapping[str, Any]) -> dict[str, str]:
         """By site; a key says in how many passes they were collected, and whether positions were kept."""
         return {site.value: self.key("statistics", site=site.value, plan=plan.digest, **needs) for site in sites}
 
     def collected(
-        self, plan: BatchPlan, keys: Mapping[str, str], needs: Mapping[str, Any]
+        self, plan: BatchPlan, keys: Mapping[str, str], needs: Mapping[str, Any], ranks: Ranks
     ) -> dict[Site, ActivationStatistics]:
-        """Statistics of every site, collected in one pass where they are not there."""
-        missing = [site for site, key in keys.items() if not self.folder.has("statistics", key)]
+        """Statistics of every site, collected in one pass where they are not there; rank 0 looks, and writes."""
+        absent = [site for site, key in keys.items() if not self.folder.has("statistics", key)]
+        missing = ranks.first_text(" ".join(absent)).split()
         if missing:
             self.said(f"collecting over {plan.corpus.name}")
-            made = collect(self.model, plan, site=missing, progress=self.progress, **needs)
+            made = collect(self.model, plan, site=missing, progress=self.progress, ranks=ranks, **needs)
             for site, statistics in made.items():
-                with keeping(self.folder.path):
-                    statistics.save(self.folder.file("statistics", keys[site.value]))
+                path = self.folder.file("statistics", keys[site.value])
+                if ranks.is_first:
+                    with keeping(self.folder.path):
+                        statistics.save(path)
+                ranks.require_written(path)
         return {Site(site): self.folder.statistics(key) for site, key in keys.items()}
 
     def _save_effects(self, key: str, effects: Effects, rows: int) -> None:
