@@ -74,11 +74,11 @@ class Ranks:
         return cls(int(said["RANK"]), int(said["WORLD_SIZE"]), int(said["LOCAL_RANK"]))
 
     @classmethod
-    def join(cls) -> "Ranks":
+    def join(cls, *, gpus: int = 1) -> "Ranks":
         """Meet the other processes that torchrun started, or those of a process group that is there already.
 
-        "cuda" then means the GPU of this process' number on its machine, unless somebody else made the group. Where
-        nobody started several processes, this one is alone.
+        "cuda" then means the GPU of this process' number on its machine, or the first of its `gpus`, unless somebody
+        else made the group. Where nobody started several processes, this one is alone.
         """
         told, there = cls.told(), _process_group_is_there()
         if told.size == 1 and not there:
@@ -91,7 +91,7 @@ class Ranks:
             )
         try:
             if not there:
-                _take_a_gpu(told.local)
+                _take_a_gpu(told.local * gpus)
                 distributed.init_process_group("gloo")
             group = distributed.new_group(backend="gloo", timeout=_LONGEST)
             store = distributed.distributed_c10d._get_default_store()
@@ -274,11 +274,11 @@ def _process_group_is_there() -> bool:
     return distributed is not None and distributed.is_available() and bool(distributed.is_initialized())
 
 
-def _take_a_gpu(local: int) -> None:
+def _take_a_gpu(number: int) -> None:
     import torch
 
     if torch.cuda.is_available():
-        torch.cuda.set_device(local % torch.cuda.device_count())
+        torch.cuda.set_device(number % torch.cuda.device_count())
 
 
 def _own(tensor: "Tensor") -> "Tensor":

@@ -10,12 +10,16 @@ import typer.main
 
 from ablation_lens.cli import circuits, experiments, models, statistics, studies
 from ablation_lens.cli.options import name_options
-from ablation_lens.cli.terminal import INTERRUPTED, announce, complain, give_up, prepare, say
+from ablation_lens.cli.terminal import INTERRUPTED, announce, complain, give_up, hush, prepare, say
 from ablation_lens.errors import AblationLensError
+from ablation_lens.ranks import Ranks
 
 NAME = "ablation-lens"
 COMPLETING = "_ABLATION_LENS_COMPLETE"
 """Set by the scripts that `--install-completion` gives to a shell."""
+
+SHARED = ("collect", "study", "circuit", "recommend")
+"""What several processes do together under torchrun."""
 
 app = typer.Typer(
     help="Ablate attention neurons in TransformerLens models and measure what the model loses.",
@@ -27,6 +31,7 @@ app = typer.Typer(
 
 @app.callback(invoke_without_command=True)
 def _root(
+    context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
 ) -> None:
     if version:
@@ -34,6 +39,14 @@ def _root(
 
         say(f"ablation-lens {__version__}")
         raise typer.Exit
+    ranks, asked = Ranks.told(), context.invoked_subcommand
+    if ranks.size > 1 and asked is not None and asked not in SHARED:
+        raise AblationLensError(
+            f"{asked} is done by one process, and torchrun started {ranks.size}; start it without torchrun, or one of "
+            f"{', '.join(SHARED)} with it."
+        )
+    if not ranks.is_first:
+        hush()
 
 
 @app.command()

@@ -101,7 +101,7 @@ def circuit(
     """Find the heads and MLPs that a task needs, judge them, and write a page about it.
 
     What is found on one half of the prompts is judged on the other, with every center. Run the same command again to go
-    on after Ctrl-C; with other options, what they do not touch is kept.
+    on after Ctrl-C; with other options, what they do not touch is kept. Under torchrun, processes share the parts.
     """
     announce(f"loading {model}")
     names, where = tuple(dict.fromkeys(centers or CENTERS)), tuple(dict.fromkeys(sites or ("z", "mlp")))
@@ -113,6 +113,7 @@ def circuit(
     from ablation_lens.circuits import analysis
     from ablation_lens.files import require_target_folder
     from ablation_lens.models.load import load_model
+    from ablation_lens.ranks import Ranks
 
     settings = analysis.AnalysisSettings(
         model, task, None if prompts is None else str(prompts), count or 64, seed, metric, names, where, level, method,
@@ -122,7 +123,9 @@ def circuit(
     given: Any = _read_statistics(statistics or [], where)
     learned = _read_values(values or [], where)
     require_target_folder(out)
-    _compare(out, settings)
+    ranks = Ranks.join(gpus=n_devices)
+    if ranks.is_first:
+        _compare(out, settings)
     loaded = load_model(model, dtype=dtype, device=device, n_devices=n_devices)
     asked = _prompts(loaded, settings, prompts, batch_size)
     if not statistics and analysis.needs_statistics(settings):
@@ -131,11 +134,22 @@ def circuit(
         given = planned(task_for(loaded, corpus), "collect", tokens, None)
     try:
         folder, record = analysis.analyse(
-            loaded, asked, settings, out, statistics=given, learned=learned, said=announce
+            loaded,
+            asked,
+            settings,
+            out,
+            statistics=given,
+            learned=learned,
+            said=announce,
+            progress=ranks.is_first,
+            ranks=ranks,
         )
     except KeyboardInterrupt:
-        complain(f"interrupted: what is finished is in {out}. Run the same again to go on.")
+        if ranks.is_first:
+            complain(f"interrupted: what is finished is in {out}. Run the same again to go on.")
         raise typer.Exit(INTERRUPTED) from None
+    if not ranks.is_first:
+        return
     announce("drawing the figures")
     from ablation_lens.report.circuit import write_circuit_report
 

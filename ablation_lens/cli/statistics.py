@@ -35,12 +35,14 @@ def collect(
 ) -> None:
     """Measure how every neuron of a model is distributed, and save it.
 
-    Ctrl-C saves what was collected so far beside --out, to be merged later.
+    Ctrl-C saves what was collected so far beside --out, to be merged later. Under torchrun, several processes share the
+    batches (docs/SCALE.md).
     """
     announce(f"loading {model}")
-    from ablation_lens.files import require_target, write_beside, write_result
+    from ablation_lens.files import require_target, write_result
     from ablation_lens.measure import collection
     from ablation_lens.models.load import load_model
+    from ablation_lens.ranks import RankError, Ranks
     from ablation_lens.sites import Site
     from ablation_lens.tasks.tasks import task_for
 
@@ -48,23 +50,47 @@ def collect(
     where = Site.of(site)
     # A hub id is not a path here, so it is passed over.
     require_target(out, *(Path(given).expanduser() for given in (model, corpus, labels) if given is not None))
+    ranks = Ranks.join(gpus=n_devices)
     loaded = load_model(model, dtype=dtype, device=device, n_devices=n_devices)
     further: dict[str, Any] = {} if labels is None else {"labels": labels}
     task = task_for(loaded, corpus, context=context, **further)
     announce(f"reading {task.corpus.name}")
     plan = task.batches(split=split, tokens=tokens, images=images, batch_size=batch_size, model=loaded)
+    if batch_size == "auto":  # all ranks need one plan: the first one's memory decides
+        plan = plan.cut(int(ranks.first_text(str(max(map(len, plan.batches))))))
     try:
-        statistics = collection.collect(loaded, plan, site=where, bins=bins, passes=passes, include_bos=include_bos)
+        statistics = collection.collect(
+            loaded,
+            plan,
+            site=where,
+            bins=bins,
+            passes=passes,
+            include_bos=include_bos,
+            progress=ranks.is_first,
+            ranks=ranks,
+        )
     except collection.CollectionInterrupted as interruption:
         if interruption.statistics is None:
             complain("interrupted within a batch; nothing is saved.")
-        else:
-            # Not `out` itself: an earlier run may have saved a whole file there.
-            place = write_beside(out, "partial", interruption.statistics.save)
+        elif place := _saved_beside(out, interruption.statistics, ranks):
             complain(f"interrupted; {interruption.statistics!r} is in {place}")
         raise typer.Exit(INTERRUPTED) from None
-    write_result(out, statistics.save)
-    _tell_of(statistics, out, as_json)
+    except RankError as error:
+        place = None if error.statistics is None else _saved_beside(out, error.statistics, ranks)
+        kept = "" if place is None else f" What rank {ranks.rank} had collected by then is in {place}."
+        raise RankError(f"{error}{kept}") from error
+    if ranks.is_first:
+        write_result(out, statistics.save)
+        _tell_of(statistics, out, as_json)
+
+
+def _saved_beside(out: Path, statistics: Any, ranks: Any) -> Path | None:
+    """Where a part is kept; not `out` itself, as an earlier run may have saved a whole file there."""
+    from ablation_lens.files import write_beside
+
+    if statistics.provenance.ranks and not ranks.is_first:  # of all ranks together: the first one's is enough
+        return None
+    return write_beside(out, "partial", statistics.save)
 
 
 def learn(

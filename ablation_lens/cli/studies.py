@@ -81,9 +81,10 @@ def study(
     """Ablate 10 % to 100 % of the neurons by every method, and measure what is lost.
 
     Start from a preset or a TOML file, and change single settings by options. Run the same command again to go on
-    after Ctrl-C, or at the same time elsewhere to share the work.
+    after Ctrl-C, or at the same time elsewhere, or under torchrun, to share the work (docs/SCALE.md).
     """
     announce(f"starting in {out}")
+    from ablation_lens.ranks import Ranks
     from ablation_lens.study.study import Study
 
     changes: dict[str, Any] = {
@@ -122,12 +123,16 @@ def study(
     if corpora:
         # Not among `changes`, where --text alone would replace the whole table of a TOML file.
         settings = settings.with_corpora(corpora)
+    ranks = Ranks.join(gpus=settings.n_devices)
     try:
-        results = settings.run(out)
+        results = settings.run(out, ranks=ranks)
     except KeyboardInterrupt as interruption:
         # Ctrl-C before the first model, or after the last cell, is a plain KeyboardInterrupt without a text.
-        complain(str(interruption) or f"interrupted: what is done is in {out}. Run the same again to go on.")
+        if ranks.is_first:
+            complain(str(interruption) or f"interrupted: what is done is in {out}. Run the same again to go on.")
         raise typer.Exit(INTERRUPTED) from None
+    if not ranks.is_first:
+        return
     if as_json:
         values = {"folder": out, "cells": len(results.frame), "failed": results.failed, "left_out": results.left_out}
         say_json("study", values | _table_of(results))
@@ -185,16 +190,18 @@ def recommend(
 ) -> None:
     """Say what to set ablated neurons to in a model: which center loses least, at what cost, and how sure that is.
 
-    A small study; with --folder the same command goes on after Ctrl-C.
+    A small study; with --folder the same command goes on after Ctrl-C, and shares the work under torchrun.
     """
     announce(f"loading {model}")
     from ablation_lens.models.load import load_model
+    from ablation_lens.ranks import Ranks
     from ablation_lens.study.methods import Method
     from ablation_lens.study.recommendation import recommend as recommendation_of
     from ablation_lens.tasks.tasks import task_for
 
     for each in centers or ():  # before the model is loaded
         Method.parse(each)
+    ranks = Ranks.join(gpus=n_devices)
     loaded = load_model(model, dtype=dtype, device=device, n_devices=n_devices)
     given: dict[str, Any] = {} if labels is None else {"labels": labels}
     task = task_for(loaded, corpus, context=context, **given)
@@ -211,11 +218,15 @@ def recommend(
             tokens=tokens,
             images=images,
             folder=folder,
+            ranks=ranks,
             **asked,
         )
     except KeyboardInterrupt as interruption:
-        complain(str(interruption) or "interrupted: nothing is kept.")
+        if ranks.is_first:
+            complain(str(interruption) or "interrupted: nothing is kept.")
         raise typer.Exit(INTERRUPTED) from None
+    if not ranks.is_first:
+        return
     if as_json:
         say_json("recommendation", {"folder": folder, **found.to_dict()})
     else:

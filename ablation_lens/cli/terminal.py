@@ -36,6 +36,16 @@ def prepare() -> None:
         sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
 
 
+_hushed = False
+
+
+def hush() -> None:
+    """Say nothing from now on but what went wrong: another process speaks for all."""
+    global _hushed
+    _hushed = True
+    warnings.simplefilter("ignore")
+
+
 def say(text: str) -> None:
     """One line of what was asked for."""
     _write(_line(text))
@@ -111,7 +121,7 @@ def _plain(value: Any) -> Any:
 
 def announce(text: str) -> None:
     """One line on stderr about what is begun and takes a while; a log or a pipe, at which nobody waits, gets none."""
-    if sys.stderr is not None and sys.stderr.isatty():
+    if sys.stderr is not None and sys.stderr.isatty() and not _hushed:
         complain(f"{text} …")
 
 
@@ -136,7 +146,7 @@ def _line(text: str) -> str:
 
 
 def _write(text: str) -> None:
-    if sys.stdout is None:
+    if sys.stdout is None or _hushed:
         return
     try:
         sys.stdout.write(text)
