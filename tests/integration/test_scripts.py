@@ -21,6 +21,7 @@ BENCHMARKS = {
     "first_number.py": ("--toy", "--rounds", "1"),
     "gpu.py": ("--toy", "--models", "mistral", "roberta-fp16"),
     "loading_memory.py": ("--toy", "--rounds", "1"),
+    "processes.py": ("--toy", "--rounds", "1"),
     "ratios.py": ("--toy", "--rounds", "0"),
     "tables.py": ("--toy", "--rounds", "1"),
 }
