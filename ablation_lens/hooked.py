@@ -85,6 +85,25 @@ def listening(*modules: Any) -> bool:
     return bool(everywhere())
 
 
+def remove_hooks(
+    model: Any, direction: str = "both", including_permanent: bool = False, level: int | None = None
+) -> None:
+    """`remove_all_hook_fns` of TransformerLens, which every `run_with_hooks` ends with, at the points that have hooks.
+
+    It writes two new lists to each of a model's hundreds of points, which takes longer than to ablate.
+
+    >>> from ablation_lens import load_model
+    >>> model = load_model("tiny-opt")
+    >>> model.add_hook("blocks.0.attn.hook_z", lambda value, hook: value)
+    >>> remove_hooks(model)
+    >>> is_hooked(model)
+    False
+    """
+    for point in model.hook_points():
+        if point.fwd_hooks or point.bwd_hooks:
+            point.remove_hooks(direction, including_permanent=including_permanent, level=level)
+
+
 @dataclass(frozen=True)
 class Columns:
     """The columns of one activation: `count` of them, after `start` that a key-value cache holds.

@@ -17,7 +17,7 @@ from transformer_lens.HookedRootModule import HookedRootModule
 
 from ablation_lens.adapters.attention import HookedEncoderAttention, LayerParts, bias_of
 from ablation_lens.errors import MismatchError
-from ablation_lens.hooked import hides, listening
+from ablation_lens.hooked import hides, listening, remove_hooks
 from ablation_lens.records import ModelRecord
 
 
@@ -203,6 +203,10 @@ class HookedEncoder(HookedRootModule):
         if return_cache_object:
             cache = ActivationCache(cache, self, has_batch_dim=not remove_batch_dim)
         return output, cache
+
+    def remove_all_hook_fns(self, *args: Any, **kwargs: Any) -> None:
+        """As on a HookedTransformer, where hooks are."""
+        remove_hooks(self, *args, **kwargs)
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
         """As `nn.Module.to`; `cfg.device` and `cfg.dtype` follow."""

@@ -284,7 +284,7 @@ class Ablation:
         return self._hooks({layer: lambda count: _columns(offset, count) for layer in self._layers()})
 
     def _hooks(self, columns: "Mapping[int, Callable[[int], Columns]]") -> list[Hook]:
-        return [(self.site.hook_name(layer), _Replace(self, layer, columns[layer])) for layer in self._layers()]
+        return [(self.site.hook_name(layer), _Replace(self, layer, count)) for layer, count in columns.items()]
 
     def _require_tensors(self, what: str) -> None:
         if callable(self.positions) or not isinstance(self.values, Tensor):

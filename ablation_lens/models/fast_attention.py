@@ -24,7 +24,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from ablation_lens.errors import ModelError
-from ablation_lens.hooked import hides, listening
+from ablation_lens.hooked import hides, listening, remove_hooks
 
 # Settings under which attention is not what `_attention_forward` computes.
 _stock_only = operator.attrgetter(
@@ -61,6 +61,7 @@ def enable_fast_attention(model: nn.Module) -> None:
         # this one is a shallow copy of, so it is made anew.
         if replacement is not None and (present is None or isinstance(present, _FastForward)):
             module.forward = _FastForward(replacement, module)
+    model.remove_all_hook_fns = _FastForward(remove_hooks, model)
 
 
 def disable_fast_attention(model: nn.Module) -> None:
@@ -72,8 +73,9 @@ def disable_fast_attention(model: nn.Module) -> None:
     """
     _require_hooked_transformer(model)
     for module in model.modules():
-        if isinstance(vars(module).get("forward"), _FastForward):
-            del module.forward
+        for name in ("forward", "remove_all_hook_fns"):
+            if isinstance(vars(module).get(name), _FastForward):
+                delattr(module, name)
 
 
 def is_fast(model: nn.Module) -> bool:
@@ -86,7 +88,7 @@ def is_fast(model: nn.Module) -> bool:
 
 
 class _FastForward(functools.partial[Any]):
-    """A replaced forward. A `partial` follows its module through deepcopy; the type tells ours from others'."""
+    """A replaced method. A `partial` follows its module through deepcopy; the type tells ours from others'."""
 
 
 def _require_hooked_transformer(model: nn.Module) -> None:
@@ -379,15 +381,23 @@ def rotate(
     if attn.cfg.rotary_adjacent_pairs or end > attn.rotary_cos.shape[0]:
         extended: Tensor = attn.apply_rotary(x, offset, padding)  # it also extends the tables
         return extended
+    cos, first, second = _once(padding, ("angles", id(attn), offset, end), lambda: _angles(attn, offset, end, padding))
+    # Dim i turns with dim i + half. In place only in `rotated`, which is new: x is what hooks have seen.
+    half, turning = size // 2, x if size == x.shape[-1] else x[..., :size]
+    rotated = turning * cos
+    rotated[..., :half].addcmul_(turning[..., half:], first, value=-1)
+    rotated[..., half:].addcmul_(turning[..., :half], second)
+    return rotated if turning is x else torch.cat([rotated, x[..., size:]], dim=-1)
+
+
+def _angles(
+    attn: Any, offset: int, end: int, padding: Int[Tensor, "batch key"] | None
+) -> tuple[Float[Tensor, "*batch pos 1 dim"], Float[Tensor, "*batch pos 1 half"], Float[Tensor, "*batch pos 1 half"]]:
+    """Cosines, and the two halves of the sines, as queries and keys share them: one angle for all heads."""
     positions: slice | Tensor = slice(offset, end)
     if padding is not None:
         ids: Any = importlib.import_module("transformer_lens.utilities").get_offset_position_ids
         positions = _once(padding, ("positions", offset), lambda: ids(offset, padding))
-    # [pos 1 dim], or [batch pos 1 dim] with padding: one angle for all heads.
     cos, sin = (table[positions][..., None, :] for table in (attn.rotary_cos, attn.rotary_sin))
-    # Dim i turns with dim i + half. In place only in `rotated`, which is new: x is what hooks have seen.
-    half = size // 2
-    rotated = x[..., :size] * cos
-    rotated[..., :half].addcmul_(x[..., half:size], sin[..., :half], value=-1)
-    rotated[..., half:].addcmul_(x[..., :half], sin[..., half:])
-    return rotated if size == x.shape[-1] else torch.cat([rotated, x[..., size:]], dim=-1)
+    half = attn.cfg.rotary_dim // 2
+    return cos, sin[..., :half], sin[..., half:]

@@ -157,3 +157,29 @@ def test_transformer_lens_major_matches_what_is_returned(loaded):
     model, *_ = loaded
     expected = {3: {"HookedTransformer"}, 4: {"TransformerBridge"}}[transformer_lens_major()]
     assert type(model).__name__ in expected | {"HookedRoberta", "HookedViT"}
+
+
+def test_only_the_hooks_of_a_run_come_off_at_its_end(loaded):
+    model, inputs, mask = loaded
+    places = {name: Site.Z.hook_name(layer) for layer, name in enumerate(("permanent", "before", "around"))}
+    seen = []
+
+    def look(name):
+        return lambda value, hook: seen.append(name)
+
+    model.hook_dict[places["permanent"]].add_perma_hook(look("permanent"))
+    model.add_hook(places["before"], look("before"))
+    with model.hooks(fwd_hooks=[(places["around"], look("around"))]):
+        run(model, inputs, mask, [(places["around"], look("inside"))])
+        run(model, inputs, mask)
+    run(model, inputs, mask)
+    model.reset_hooks()
+    run(model, inputs, mask)
+    model.reset_hooks(including_permanent=True)
+    run(model, inputs, mask)
+    assert [sorted(part) for part in (seen[:4], seen[4:7], seen[7:9], seen[9:])] == [
+        ["around", "before", "inside", "permanent"],
+        ["around", "before", "permanent"],
+        ["before", "permanent"],
+        ["permanent"],
+    ]
