@@ -57,8 +57,14 @@ class HookedEncoderAttention(nn.Module):
         attend = self._attend_openly if listening(self.hook_attn_scores, self.hook_pattern) else _attend_fused
         z = attend(query, key, value, visible)
         if visible is not None:  # a row without any visible key attends to nothing
-            z = z.masked_fill(~visible.any(-1, keepdim=True), 0.0)
-        z = self.hook_z(z.transpose(1, 2))
+            blind = ~visible.any(-1, keepdim=True)
+            # Mostly there is none. An accelerator is not waited for to say so.
+            if blind.device.type != "cpu" or bool(blind.any()):
+                z = z.masked_fill(blind, 0.0)
+        return self.project(self.hook_z(z.transpose(1, 2)))
+
+    def project(self, z: Float[Tensor, "batch pos head d_head"]) -> Float[Tensor, "batch pos d_model"]:
+        """What the heads add to the residual stream."""
         return self.out(rearrange(z, "batch pos head dim -> batch pos (head dim)"))
 
     def _attend_openly(self, query: Tensor, key: Tensor, value: Tensor, visible: Tensor | None) -> Tensor:

@@ -128,7 +128,16 @@ class HookedEncoderBlock(nn.Module):
         """Attention, then MLP."""
         residual = self.hook_resid_pre(residual)
         attention_input = residual if self.post_norm else self.ln1(residual)
-        residual = self.hook_resid_mid(residual + self.hook_attn_out(self.attn(attention_input, visible)))
+        return self._after_attention(residual, self.attn(attention_input, visible))
+
+    def after_z(
+        self, residual: Float[Tensor, "batch pos d_model"], z: Float[Tensor, "batch pos head d_head"]
+    ) -> Float[Tensor, "batch pos d_model"]:
+        """What the block makes of its residual stream and of z, at each position alone."""
+        return self._after_attention(residual, self.attn.project(z))
+
+    def _after_attention(self, residual: Tensor, attention: Tensor) -> Tensor:
+        residual = self.hook_resid_mid(residual + self.hook_attn_out(attention))
         normalized = self.ln1(residual) if self.post_norm else self.ln2(residual)
         mlp_out = self.hook_mlp_out(self.mlp(normalized))
         if not self.post_norm:

@@ -126,18 +126,25 @@ def _model_forward(model: Any, *args: Any, **kwargs: Any) -> Any:
         return _stock(model, *args, **kwargs)
 
 
-def _attention_applies(attn: Any, inputs: tuple[Tensor, Tensor, Tensor], attention_mask: Tensor | None) -> bool:
-    cfg, device = attn.cfg, attn.W_Q.device
-    rotary = cfg.positional_embedding_type == "rotary"
+def _is_plain(attn: Any) -> bool:
+    """Whether these settings are what `_attention_forward` computes."""
+    cfg = attn.cfg
     return not (
-        (not rotary and cfg.positional_embedding_type != "standard")
+        cfg.positional_embedding_type not in ("rotary", "standard")
         or any(_stock_only(cfg))
         or cfg.attn_scores_soft_cap > 0
         or cfg.clip_qkv is not None
         or attn.q_norm is not None
         or attn.k_norm is not None
-        or listening(attn.hook_attn_scores, attn.hook_pattern)
-        or device.type == "mps"  # stock works around an error of torch's F.linear there
+        or attn.W_Q.device.type == "mps"  # stock works around an error of torch's F.linear there
+    )
+
+
+def _attention_applies(attn: Any, inputs: tuple[Tensor, Tensor, Tensor], attention_mask: Tensor | None) -> bool:
+    device = attn.W_Q.device
+    rotary = attn.cfg.positional_embedding_type == "rotary"
+    return _is_plain(attn) and not (
+        listening(attn.hook_attn_scores, attn.hook_pattern)
         # Stock moves tensors between devices; this path does not.
         or any(x.device != device or x.shape != inputs[0].shape for x in inputs)
         or (attention_mask is not None and attention_mask.device != device)
@@ -181,7 +188,10 @@ def _attention_forward(
         k = attn.hook_rot_k(rotate(attn, k, 0, padding))
 
     z = attend(attn, q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), padding)
-    z = attn.hook_z(z.transpose(1, 2))
+    return _project_out(attn, attn.hook_z(z.transpose(1, 2)))
+
+
+def _project_out(attn: Any, z: Float[Tensor, "batch pos head d_head"]) -> Float[Tensor, "batch pos d_model"]:
     # [head d_head d_model] as [(head d_head) d_model]: a view of Hugging Face's weights and of TransformerLens' own.
     matrix = attn.W_O.reshape(-1, attn.W_O.shape[-1])
     return F.linear(z.to(matrix.dtype).reshape(*z.shape[:2], -1), matrix.T, attn.b_O)
@@ -194,13 +204,9 @@ def _block_forward(
     past_kv_cache_entry: Any = None,
     attention_mask: Int[Tensor, "batch key"] | None = None,
 ) -> Float[Tensor, "batch pos d_model"]:
-    cfg = block.cfg
     if (
         shortformer_pos_embed is not None
-        or cfg.use_attn_in
-        or cfg.use_split_qkv_input
-        or cfg.attn_only
-        or cfg.original_architecture in ("Olmo2ForCausalLM", "Olmo3ForCausalLM")  # norms after, not before
+        or not _is_usual(block.cfg)
         or listening(block.ln1, *block.ln1._modules.values())
         or listening(block.attn)  # such a hook may write into one of the three inputs
     ):
@@ -211,6 +217,23 @@ def _block_forward(
     normalized = block.ln1(resid_pre)
     cached = {"past_kv_cache_entry": past_kv_cache_entry, "attention_mask": attention_mask}
     attn_out = block.attn(query_input=normalized, key_input=normalized, value_input=normalized, **cached)
+    return _after_attention(block, resid_pre, attn_out)
+
+
+def _is_usual(cfg: Any) -> bool:
+    """Whether blocks of these settings are what `_block_forward` computes."""
+    return not (
+        cfg.use_attn_in
+        or cfg.use_split_qkv_input
+        or cfg.attn_only
+        or cfg.original_architecture in ("Olmo2ForCausalLM", "Olmo3ForCausalLM")  # norms after, not before
+    )
+
+
+def _after_attention(
+    block: Any, resid_pre: Float[Tensor, "batch pos d_model"], attn_out: Float[Tensor, "batch pos d_model"]
+) -> Float[Tensor, "batch pos d_model"]:
+    cfg = block.cfg
     if cfg.use_normalization_before_and_after:
         attn_out = block.ln1_post(attn_out)
     attn_out = block.hook_attn_out(attn_out)
@@ -223,6 +246,22 @@ def _block_forward(
         mlp_in = block.hook_mlp_in(mlp_in.clone())  # a hook may write into it, and the stream is needed below
     mlp_out = block.apply_mlp(block.ln2(mlp_in))
     return block.hook_resid_post(resid_mid + mlp_out)
+
+
+def after_z(
+    block: Any,
+) -> Callable[[Float[Tensor, "batch pos d_model"], Float[Tensor, "batch pos head d_head"]], Tensor] | None:
+    """What a block makes of its residual stream and of z, at each position alone; None where that is not ours to say.
+
+    >>> after_z(nn.Linear(2, 2)) is None
+    True
+    """
+    parts = (block, getattr(block, "attn", None))
+    if not all(isinstance(getattr(part, "forward", None), _FastForward) for part in parts):
+        return None
+    if not (_is_usual(block.cfg) and _is_plain(block.attn)):
+        return None
+    return lambda residual, z: _after_attention(block, residual, _project_out(block.attn, z))
 
 
 def _fused(norm: Any, x: Float[Tensor, "*batch d"], kernel: Callable[..., Tensor], *names: str) -> Tensor:
