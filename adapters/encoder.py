@@ -204,6 +204,18 @@ class HookedEncoder(HookedRootModule):
             residual = block(residual, visible)
         return residual
 
+    @property
+    def after_z(self) -> Callable[[Tensor, Tensor], Tensor] | None:
+        """What the last block makes of its residual stream and of z; None where a family does it in another way."""
+        block = self.blocks[-1]
+        usual = (
+            type(block) is HookedEncoderBlock
+            and type(block.attn) is HookedEncoderAttention
+            and type(self).encode is HookedEncoder.encode
+        )
+        replaced = any("forward" in vars(module) for module in block.modules())
+        return block.after_z if usual and not replaced else None
+
     def run_with_cache(
         self, *args: Any, return_cache_object: bool = True, remove_batch_dim: bool = False, **kwargs: Any
     ) -> tuple[Any, Any]:

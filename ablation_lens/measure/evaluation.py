@@ -2,21 +2,32 @@
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from ablation_lens.ablation.ablation import Ablation, Ablations
 from ablation_lens.errors import CorpusError, MismatchError, NonFiniteError
 from ablation_lens.hooked import is_hooked
-from ablation_lens.measure.forward import as_given, ends_plainly, final_residual, logits_everywhere, logits_from
+from ablation_lens.measure.forward import (
+    as_given,
+    ends_plainly,
+    final_residual,
+    logits_everywhere,
+    logits_from,
+    reads_first,
+    residual_at,
+)
 from ablation_lens.measure.metrics import BUILT_IN, Asked, Given, Metric, metrics_of, rows_of
 from ablation_lens.measure.score import Score, Sums
 from ablation_lens.sites import Hook
 from ablation_lens.tasks.given import batches_of
 from ablation_lens.tasks.padding import Padding
-from ablation_lens.tasks.plans import Batch
+from ablation_lens.tasks.plans import Batch, BatchPlan
+from ablation_lens.transfer import Fetch, send
 
 CHUNK_LOGITS = 2**25
 """How many logits exist at once: 128 MB in float32, whatever the vocabulary, batch and context."""
@@ -60,23 +71,54 @@ def evaluate(
     >>> score.predictions, score.top1 > 0.9, score["rank"] < 1.5
     (64, True, True)
     """
+    (score,) = _evaluate(model, [batches], ablation, metrics, on_batch)
+    return score
+
+
+def evaluate_each(
+    model: Any, plans: Sequence[BatchPlan], ablation: Hooks | None = None, *, metrics: Given = None
+) -> list[Score]:
+    """What `evaluate` gives for several plans that read the same documents and score others of their predictions.
+
+    The model runs once over each batch, for all of them.
+
+    >>> from ablation_lens import load_model
+    >>> from ablation_lens.tasks.tasks import task_for
+    >>> model = load_model("tiny-opt")
+    >>> plans = [task_for(model).batches(tokens=500, count=count) for count in ("all", "skip-common")]
+    >>> [score.predictions for score in evaluate_each(model, plans)] == [plan.predictions for plan in plans]
+    True
+    """
+    if not plans:
+        raise MismatchError("there is no plan to evaluate; give at least one.")
+    for plan in plans[1:]:
+        if not plan.reads_as(plans[0]):
+            raise MismatchError("these plans read other documents, or in other batches; evaluate them one by one.")
+    return _evaluate(model, plans, ablation, metrics, None)
+
+
+def _evaluate(
+    model: Any, plans: Sequence[Any], ablation: Hooks | None, metrics: Given, on_batch: Callable[[int], None] | None
+) -> list[Score]:
     measured = {**_ALWAYS, **metrics_of(metrics)}
     _warn_of_hooks(model, measured)
     hooks_on = hooks_for(model, ablation)
-    totals = _Totals()
-    splits, padding = 0, Padding(model, stacklevel=3)
+    totals = [_Totals() for _ in plans]
+    padding = Padding(model, stacklevel=4)
+    splits, earlier = 0, _Earlier(totals)
     with torch.inference_mode():
-        for number, item in enumerate(batches_of(model, batches, scored=True)):
-            batch = padding.marked(item)
+        for number, items in enumerate(zip(*(batches_of(model, plan, scored=True) for plan in plans), strict=True)):
+            batches = tuple(map(padding.marked, items))
             if not isinstance(ablation, Ablation | Ablations | None):
-                _require_columns(batch)
-            _require_its_rows(ablation, batch, number, own=isinstance(batches, Batch))
-            rows, splits_here = _score_within_memory(model, batch.to(model.cfg.device), hooks_on, measured)
-            splits += splits_here
-            totals.add(batch, rows)
+                _require_columns(batches[0])
+            _require_its_rows(ablation, batches[0], number, own=isinstance(plans[0], Batch))
+            parts = _score_within_memory(model, batches, hooks_on, measured)
+            splits += len(parts) - 1
+            earlier.follow(batches, parts)
             if on_batch is not None:
-                on_batch(len(batch.inputs))
-    return totals.score(splits)
+                on_batch(len(batches[0].inputs))
+        earlier.add()
+    return [each.score(splits) for each in totals]
 
 
 def _warn_of_hooks(model: Any, metrics: Mapping[str, Metric]) -> None:
@@ -190,38 +232,113 @@ class _Totals:
         )
 
 
+@dataclass(frozen=True)
+class _Scored:
+    """The sums of a batch's rows for every plan, on their way from the device that made them."""
+
+    metrics: Mapping[str, Metric]
+    weights: Sequence[Int[Tensor, " row"]]
+    table: Fetch
+
+    def sums(self) -> list[dict[str, Sums]]:
+        """Plan by plan. The one place of an evaluation where a device is waited for."""
+        columns = iter(self.table.result())
+        made: list[dict[str, Sums]] = []
+        for weights in self.weights:
+            made.append({})
+            for name, metric in self.metrics.items():
+                values = next(columns)
+                _require_finite(name, values)
+                made[-1][name] = Sums(values, next(columns) if metric.whole else weights)
+        return made
+
+
+class _Earlier:
+    """The batch before, whose sums are waited for only when the device has been given the next one."""
+
+    def __init__(self, totals: Sequence[_Totals]) -> None:
+        self._totals = totals
+        self._kept: tuple[Sequence[Batch], Sequence[_Scored]] | None = None
+
+    def follow(self, batches: Sequence[Batch], parts: Sequence[_Scored]) -> None:
+        """Add the batch before, and keep this one."""
+        self.add()
+        self._kept = batches, parts
+
+    def add(self) -> None:
+        """Add what is kept."""
+        if self._kept is None:
+            return
+        (batches, parts), self._kept = self._kept, None
+        for batch, total, *made in zip(batches, self._totals, *(part.sums() for part in parts), strict=True):
+            total.add(batch, {name: _joined([rows[name] for rows in made]) for name in made[0]})
+
+
+def _joined(parts: Sequence[Sums]) -> Sums:
+    if len(parts) == 1:
+        return parts[0]
+    return Sums(torch.cat([part.values for part in parts]), torch.cat([part.weights for part in parts]))
+
+
 def _score_within_memory(
-    model: Any, batch: Batch, hooks_on: Callable[[Batch, Batch], Sequence[Hook]], metrics: Mapping[str, Metric]
-) -> tuple[dict[str, Sums], int]:
+    model: Any,
+    batches: Sequence[Batch],
+    hooks_on: Callable[[Batch, Batch], Sequence[Hook]],
+    metrics: Mapping[str, Metric],
+) -> list[_Scored]:
     """Score a batch; when memory runs out, its halves, padded as before."""
+    rows = len(batches[0].inputs)
     try:
-        return _score(model, batch, hooks_on, metrics), 0
+        return [_score(model, batches, hooks_on, metrics)]
     except torch.OutOfMemoryError:
-        if len(batch.inputs) == 1:
+        if rows == 1:
             raise
     # Outside the except: inside it the traceback keeps the failed run's tensors alive, and memory stays full.
-    middle = len(batch.inputs) // 2
-    first, second = (
-        _score_within_memory(model, rows, hooks_on, metrics) for rows in (batch.rows(0, middle), batch.rows(middle))
-    )
-    together = {
-        name: Sums(torch.cat([sums.values, second[0][name].values]), torch.cat([sums.weights, second[0][name].weights]))
-        for name, sums in first[0].items()
-    }
-    return together, 1 + first[1] + second[1]
+    halves = ([batch.rows(*ends) for batch in batches] for ends in ((0, rows // 2), (rows // 2, None)))
+    return [part for half in halves for part in _score_within_memory(model, half, hooks_on, metrics)]
 
 
 def _score(
     model: Any,
-    given: Batch,
+    given: Sequence[Batch],
     hooks_on: Callable[[Batch, Batch], Sequence[Hook]],
     metrics: Mapping[str, Metric],
     *,
     at_once: int = CHUNK_LOGITS,
-) -> dict[str, Sums]:
-    """The sums of every row; `at_once` is how many logits exist at a time, if no metric wants all of them."""
-    batch, rows = given.from_start(), len(given.inputs)
-    hooks, asked = hooks_on(given, batch), Asked.of(batch)
+) -> _Scored:
+    """The sums of every row, for batches that differ in what is scored; one run, and no wait for its device."""
+    asked = [Asked.of(batch.from_start()) for batch in given]
+    table = row_sums(model, given, hooks_on, metrics, at_once=at_once)
+    return _Scored(metrics, [each.weights(len(given[0].inputs)) for each in asked], Fetch(table))
+
+
+def row_sums(
+    model: Any,
+    given: Sequence[Batch],
+    hooks_on: Callable[[Batch, Batch], Sequence[Hook]],
+    metrics: Mapping[str, Metric],
+    *,
+    at_once: int = CHUNK_LOGITS,
+) -> Float[Tensor, "column row"]:
+    """On the model's device: for every batch of `given`, for every metric, the sums over each row's predictions.
+
+    Of a metric that sees whole logits, two columns: values times weights, and the weights. What depends on the batches
+    alone is found before they are moved, so that the device is asked nothing. `at_once` is how many logits exist at a
+    time, if no metric wants all of them.
+    """
+    device, rows = model.cfg.device, len(given[0].inputs)
+    # On the host, where the batches are.
+    from_start = [batch.from_start() for batch in given]
+    places = _scored_by_any(from_start)
+    asked, inside = (
+        Asked.of(places),
+        [Asked.of_all(Asked.of(places), each.scored[..., None])[:, 0] for each in from_start],
+    )
+    asked = asked.to(device)
+    moved = given[0].to(device)
+    batch = moved if from_start[0] is given[0] else from_start[0].to(device)
+    hooks = hooks_on(moved, batch)
+
     single = {name: metric for name, metric in metrics.items() if not metric.whole}
     whole = {name: metric for name, metric in metrics.items() if metric.whole}
     found: dict[str, list[Tensor]] = {name: [] for name in single}
@@ -233,37 +350,57 @@ def _score(
             found[name].append(metric.per_prediction(predictions))
 
     everywhere = clean_everywhere = None
-    if ends_plainly(model, batch) and all(map(_acts_in_blocks, hooks)):
-        residual = final_residual(model, batch, hooks)
-        hidden = residual[batch.scored]
-        clean = final_residual(model, batch)[batch.scored] if compares else None
+    plainly = ends_plainly(model, batch)
+    if (plainly or (not whole and reads_first(model, batch))) and all(map(_acts_in_blocks, hooks)):
+        residual = final_residual(model, batch, hooks) if whole else None
+        hidden = (
+            residual_at(model, batch, asked.row, asked.column, hooks) if residual is None else asked.of_all(residual)
+        )
+        clean = residual_at(model, batch, asked.row, asked.column) if compares else None
         chunk = max(1, at_once // int(model.cfg.d_vocab_out))
         for start in range(0, len(hidden), chunk):
             part = slice(start, start + chunk)
             take(logits_from(model, hidden[part]), None if clean is None else logits_from(model, clean[part]), part)
-        if whole:
+        if residual is not None:
             everywhere = logits_from(model, residual.flatten(0, 1)).unflatten(0, residual.shape[:2])
         if compares_whole:
             clean_everywhere = logits_everywhere(model, batch)
     else:
         everywhere = logits_everywhere(model, batch, hooks)
         clean_everywhere = logits_everywhere(model, batch) if compares or compares_whole else None
-        clean = None if clean_everywhere is None else clean_everywhere[batch.scored]
-        take(everywhere[batch.scored], clean, slice(None))
-    made, weights = {}, asked.weights(rows).cpu()
-    for name, parts in found.items():
-        values = torch.cat(parts).double() if parts else asked.labels.new_zeros(0, dtype=torch.float64)
-        _require_finite(name, values)
-        made[name] = Sums(asked.per_row(values, rows).cpu(), weights)
-    if whole:
-        assert everywhere is not None
-        logits = as_given(everywhere, given)
-        clean = None if clean_everywhere is None else as_given(clean_everywhere, given)
-        for name, metric in whole.items():
-            values, weight = rows_of(metric, logits, given, clean)
-            _require_finite(name, values)
-            made[name] = Sums((values.double() * weight.double()).cpu(), weight.double().cpu())
-    return {name: made[name] for name in metrics}
+        clean = None if clean_everywhere is None else asked.of_all(clean_everywhere)
+        take(asked.of_all(everywhere), clean, slice(None))
+
+    values = {
+        name: torch.cat(parts).double() if parts else torch.zeros(0, dtype=torch.float64, device=device)
+        for name, parts in found.items()
+    }
+    columns: list[Tensor] = []
+    for each, scored in zip(given, inside, strict=True):
+        here = {
+            name: (asked.per_row(part if len(given) == 1 else torch.where(send(scored, device), part, 0), rows),)
+            for name, part in values.items()
+        }
+        if whole:
+            assert everywhere is not None
+            seen = moved if each is given[0] else each.to(device)
+            logits = as_given(everywhere, seen)
+            clean = None if clean_everywhere is None else as_given(clean_everywhere, seen)
+            for name, metric in whole.items():
+                of_rows, weight = rows_of(metric, logits, seen, clean)
+                here[name] = (of_rows.double() * weight.double(), weight.double())
+        columns += [column for name in metrics for column in here[name]]
+    return torch.stack([column.to(columns[0].device) for column in columns])
+
+
+def _scored_by_any(batches: Sequence[Batch]) -> Batch:
+    """The first of batches of equal inputs, with what any of them scores."""
+    first, *others = batches
+    scored, labels = first.scored, first.labels
+    for other in others:
+        labels = torch.where(other.scored, other.labels, labels)
+        scored = scored | other.scored
+    return replace(first, scored=scored, labels=labels) if others else first
 
 
 def _acts_in_blocks(hook: Hook) -> bool:

@@ -6,15 +6,16 @@ than everything else. Models that end in some other way are run whole.
 
 import weakref
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from ablation_lens.errors import MismatchError
 from ablation_lens.hooked import hiding, listening, require_site
+from ablation_lens.models.fast_attention import after_z
 from ablation_lens.sites import Hook, Site, residual_after
 from ablation_lens.tasks.plans import Batch
 
@@ -51,6 +52,55 @@ def final_residual(
         # Of a model on several devices the last block lies elsewhere; what a batch says of positions is beside it.
         return caught[0].to(batch.inputs.device)
     raise RuntimeError(f"{last[0]} of {type(model).__name__} never fired")  # unreachable with TransformerLens hooks
+
+
+_FEW = 256
+"""Of fewer rows than this, and the more so among threads, a product may be another kernel's, and its last bits, too."""
+
+
+def residual_at(
+    model: Any,
+    batch: Batch,
+    row: Int[Tensor, " place"],
+    column: Int[Tensor, " place"],
+    hooks: Sequence[Hook] = (),
+    *,
+    few: int = _FEW,
+) -> Float[Tensor, "place d_model"]:
+    """The residual stream after the last block at some places, with `hooks` in place.
+
+    A place's keys and values are needed by others, what the last block makes of z by nobody else: where nobody
+    listens, that is done for these places alone, unless they are `few`. Nothing here waits for a device.
+    """
+    after_z = None if len(row) < few else _after_z(model, hooks)
+    if after_z is None:
+        return final_residual(model, batch, hooks)[row, column]
+    caught: list[Tensor] = []
+
+    def stop(z: Tensor, hook: Any) -> None:
+        caught.append(z)
+        raise _ReachedTheEnd
+
+    last = model.cfg.n_layers - 1
+    see = (Site.RESID_PRE.hook_name(last), lambda residual, hook: caught.append(residual))
+    args, options = batch.arguments()
+    with suppress(_ReachedTheEnd):
+        _run(model, args, [*hooks, see, (Site.Z.hook_name(last), stop)], options)
+    # The places are taken for one text, as each is acted on alone.
+    residual, z = (values[row, column][None] for values in caught)
+    return after_z(residual, z)[0]
+
+
+def _after_z(model: Any, hooks: Sequence[Hook]) -> Callable[[Tensor, Tensor], Tensor] | None:
+    """How the last block goes on from z; None where that is not known, or somebody would see single positions."""
+    last = model.cfg.n_layers - 1
+    before = (Site.RESID_PRE, Site.Q, Site.K, Site.V, Site.Z)
+    harmless = {site.hook_name(last) for site in before}
+    if any(name.startswith(f"blocks.{last}.") and name not in harmless for name, _ in hooks):
+        return None
+    if not isinstance(blocks := getattr(model, "blocks", None), nn.ModuleList) or listening(*blocks[last].modules()):
+        return None
+    return getattr(model, "after_z", None) if is_encoder(model) else after_z(model)
 
 
 def watch(
@@ -166,7 +216,7 @@ def require_ordinary(model: Any) -> None:
 def logits_from(model: Any, residual: Float[Tensor, "row d_model"]) -> Float[Tensor, "row out"]:
     """Final norm and unembedding of single positions."""
     if is_encoder(model):
-        return model.head(residual)
+        return model.head(residual[:, None] if model.task == "image-classification" else residual)
     # TransformerLens wants [batch pos d_model]; the rows are taken for one text, as both act on each position alone.
     return model.unembed(model.ln_final(residual[None]))[0]
 
@@ -190,9 +240,23 @@ def ends_plainly(model: Any, batch: Batch) -> bool:
     return _ends_plainly[model]
 
 
+_reads_first: "weakref.WeakKeyDictionary[Any, bool]" = weakref.WeakKeyDictionary()
+
+
+@torch.inference_mode()
+def reads_first(model: Any, batch: Batch) -> bool:
+    """Whether the head of an image model reads the first position alone, as ViT's does. Tried out once per model."""
+    if not is_encoder(model) or model.task != "image-classification" or _is_heard_after_the_blocks(model):
+        return False
+    if model not in _reads_first:
+        residual = final_residual(model, batch.rows(0, 1))
+        _reads_first[model] = _close(model, logits_from(model, residual[:, 0]), model.head(residual))
+    return _reads_first[model]
+
+
 def _is_heard_after_the_blocks(model: Any) -> bool:
     """Whether a hook there would see single positions, and not rows of them."""
-    ends = [getattr(model, name, None) for name in ("ln_final", "unembed")]
+    ends = [getattr(model, name, None) for name in ("ln_final", "unembed", "classifier")]
     return listening(*(part for end in ends if isinstance(end, nn.Module) for part in end.modules()))
 
 
@@ -208,10 +272,12 @@ def _agrees(model: Any, batch: Batch) -> bool:
     if batch.labels.ndim != 2 or not (hasattr(model, "ln_final") and hasattr(model, "unembed")):
         return False
     row = Batch(batch.inputs[:1], batch.valid[:1], batch.labels[:1], batch.scored[:1])
-    expected = logits_everywhere(model, row)[0].float()
-    ours = logits_from(model, final_residual(model, row)[0]).float()
+    return _close(model, logits_from(model, final_residual(model, row)[0]), logits_everywhere(model, row)[0])
+
+
+def _close(model: Any, ours: Tensor, expected: Tensor) -> bool:
     # Real disagreement is large; rounding differs with the shape of the product, most of all in 16 bits.
     tolerance = 1e-3 if expected.dtype == ours.dtype == torch.float32 and model.cfg.dtype == torch.float32 else 5e-2
     return ours.shape == expected.shape and torch.allclose(
-        ours, expected, rtol=0, atol=tolerance * float(expected.abs().max())
+        ours.float(), expected.float(), rtol=0, atol=tolerance * float(expected.float().abs().max())
     )

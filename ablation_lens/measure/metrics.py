@@ -14,12 +14,13 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from ablation_lens.errors import MismatchError
 from ablation_lens.names import require_known
 from ablation_lens.tasks.plans import Batch
+from ablation_lens.transfer import send
 
 Better = Literal["higher", "lower"]
 
@@ -38,26 +39,36 @@ class Predictions:
 
 @dataclass(frozen=True)
 class Asked:
-    """What is asked of a batch: the row of every scored prediction, and what is right and wrong there."""
+    """What is asked of a batch: where every scored prediction is made, and what is right and wrong there."""
 
     row: Int[Tensor, " prediction"]
+    column: Int[Tensor, " prediction"]
     labels: Int[Tensor, " prediction"]
     answers: Int[Tensor, "prediction answer"] | None
     wrong: Int[Tensor, "prediction answer"] | None
 
     @classmethod
     def of(cls, batch: Batch) -> "Asked":
-        """The scored predictions, in the order in which indexing by `scored` takes them."""
-        row = batch.scored.reshape(len(batch.scored), -1).nonzero()[:, 0]
+        """The scored predictions, in the order in which indexing by `scored` takes them; an image's is in column 0."""
+        row, column = batch.scored.reshape(len(batch.scored), -1).nonzero().unbind(1)
         answers, wrong = (None if ids is None else ids[row] for ids in (batch.answers, batch.wrong))
-        return cls(row, batch.labels[batch.scored], answers, wrong)
+        return cls(row, column, batch.labels[batch.scored], answers, wrong)
+
+    def to(self, device: torch.device | str) -> "Asked":
+        """The same on another device, which is not waited for."""
+        return Asked(*(None if part is None else send(part, device) for part in vars(self).values()))  # type: ignore[arg-type]
+
+    def of_all(self, values: Shaped[Tensor, "batch *pos any"]) -> Shaped[Tensor, "prediction any"]:
+        """What is there for every prediction, out of what is there for every position, or every image."""
+        return values[self.row, self.column] if values.ndim > 2 else values[self.row]
 
     def repeated(self, copies: int) -> "Asked":
         """The same of a batch whose rows come several times, one copy after another."""
         if copies == 1:
             return self
         answers, wrong = (None if ids is None else ids.repeat(copies, 1) for ids in (self.answers, self.wrong))
-        return Asked(self.row.repeat(copies), self.labels.repeat(copies), answers, wrong)
+        places = (self.row.repeat(copies), self.column.repeat(copies))
+        return Asked(*places, self.labels.repeat(copies), answers, wrong)
 
     def answered(
         self,

@@ -194,7 +194,7 @@ def _attention_forward(
 def _project_out(attn: Any, z: Float[Tensor, "batch pos head d_head"]) -> Float[Tensor, "batch pos d_model"]:
     # [head d_head d_model] as [(head d_head) d_model]: a view of Hugging Face's weights and of TransformerLens' own.
     matrix = attn.W_O.reshape(-1, attn.W_O.shape[-1])
-    return F.linear(z.to(matrix.dtype).reshape(*z.shape[:2], -1), matrix.T, attn.b_O)
+    return F.linear(z.to(matrix.dtype).flatten(2), matrix.T, attn.b_O)
 
 
 def _block_forward(
@@ -249,14 +249,15 @@ def _after_attention(
 
 
 def after_z(
-    block: Any,
+    model: Any,
 ) -> Callable[[Float[Tensor, "batch pos d_model"], Float[Tensor, "batch pos head d_head"]], Tensor] | None:
-    """What a block makes of its residual stream and of z, at each position alone; None where that is not ours to say.
+    """What the last block makes of its residual stream and of z, at each position alone; None if that is not ours.
 
     >>> after_z(nn.Linear(2, 2)) is None
     True
     """
-    parts = (block, getattr(block, "attn", None))
+    block = getattr(model, "blocks", (None,))[-1]
+    parts = (model, block, getattr(block, "attn", None))
     if not all(isinstance(getattr(part, "forward", None), _FastForward) for part in parts):
         return None
     if not (_is_usual(block.cfg) and _is_plain(block.attn)):

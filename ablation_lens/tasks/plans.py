@@ -8,7 +8,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, overload
 
 import numpy as np
@@ -222,7 +222,10 @@ class Batch:
     def each_tensor(self, change: Callable[[Tensor], Tensor], **others: Any) -> "Batch":
         """The same batch with one change made to all of its tensors, and others to what else it holds."""
         changed: dict[str, Any] = {name: change(part) for name, part in vars(self).items() if isinstance(part, Tensor)}
-        return replace(self, **changed, **others)
+        made = object.__new__(type(self))
+        # Not by the constructor, which asks whether answers are possible: these were, and may be on a device by now.
+        vars(made).update({field.name: vars(self)[field.name] for field in fields(self)} | changed | others)
+        return made
 
     def to(self, device: str | torch.device) -> "Batch":
         """The same batch on another device, which is not waited for."""
@@ -354,6 +357,11 @@ class TextItem:
         """Positions."""
         return len(self.inputs)
 
+    @property
+    def fed(self) -> Any:
+        """What a model is given of it."""
+        return self.inputs
+
     def facts(self) -> list[Any]:
         """What the plan's digest covers."""
         # Not `special`: no score depends on it.
@@ -370,6 +378,11 @@ class ImageItem:
     length: int
     # Not compared: `==` of two tensors has no single truth value. `content` is a digest of the image.
     pixels: Float[Tensor, "channel height width"] = field(compare=False, repr=False)
+
+    @property
+    def fed(self) -> Any:
+        """What a model is given of it, by its content."""
+        return self.content, self.length
 
     def facts(self) -> list[Any]:
         """What the plan's digest covers."""
@@ -442,6 +455,18 @@ class BatchPlan:
         True
         """
         return replace(self, batches=cut_batches([item.length for item in self.items], batch_size))
+
+    def reads_as(self, other: "BatchPlan") -> bool:
+        """Whether another plan feeds a model the same, batch by batch; what is scored may be other predictions.
+
+        >>> from ablation_lens import load_model, task_for
+        >>> task = task_for(load_model("tiny-opt"))
+        >>> both = [task.batches(tokens=500, count=count) for count in ("all", "skip-common")]
+        >>> both[0].reads_as(both[1]), both[0].reads_as(task.batches(tokens=600))
+        (True, False)
+        """
+        alike = (self.task, self.batches, self.pad_token) == (other.task, other.batches, other.pad_token)
+        return alike and [item.fed for item in self.items] == [item.fed for item in other.items]
 
     def part(self, start: int, stop: int | None = None) -> "PlanPart":
         """Some of the batches, `[start, stop)`: a shard, or what an interrupted collection left.

@@ -11,12 +11,13 @@ from ablation_lens import load_model
 from ablation_lens.ablation.ablation import Ablation
 from ablation_lens.ablation.masks import random_neurons
 from ablation_lens.errors import CorpusError, MismatchError, NonFiniteError
-from ablation_lens.measure.evaluation import evaluate
-from ablation_lens.measure.forward import ends_plainly, final_residual, logits_from
+from ablation_lens.measure.evaluation import evaluate, evaluate_each
+from ablation_lens.measure.forward import ends_plainly, final_residual, logits_from, reads_first, residual_at
 from ablation_lens.models.load import transformer_lens_major
 from ablation_lens.sites import Site
 from ablation_lens.tasks.padding import PaddingWarning
 from ablation_lens.tasks.plans import Batch
+from ablation_lens.tasks.tasks import task_for
 from tests.tiny_models import BY_NAME, VARIANTS, reference
 
 
@@ -69,11 +70,11 @@ def test_scores_equal_hugging_face_and_numpy(tiny, saved):
 def test_so_they_do_four_positions_at_a_time(tiny, saved):
     model, batch, expected = beside_the_oracle(tiny, saved)
     with torch.inference_mode():
-        sums = evaluation._score(
-            model, batch, lambda given, run: [], evaluation._ALWAYS, at_once=4 * model.cfg.d_vocab_out
+        top1, loss = evaluation.row_sums(
+            model, [batch], lambda given, run: [], evaluation._ALWAYS, at_once=4 * model.cfg.d_vocab_out
         )
-    assert sums["top1"].values.tolist() == expected[:, 0].tolist()
-    assert np.abs(sums["cross_entropy"].values.numpy() - expected[:, 1]).max() <= 1e-4
+    assert top1.tolist() == expected[:, 0].tolist()
+    assert np.abs(loss.numpy() - expected[:, 1]).max() <= 1e-4
 
 
 @pytest.fixture
@@ -268,3 +269,78 @@ def test_several_ablations_are_one(opt):
     together = Ablation(first.mask | second.mask, torch.where(second.mask, second.values, first.values))
     plan = [Batch.causal(torch.tensor([[2, 7, 9], [2, 8, 4]]))]
     assert torch.equal(evaluate(opt, plan, first | second).loss, evaluate(opt, plan, together).loss)
+
+
+@pytest.mark.parametrize("name", ["opt", "mistral", "roberta", "vit"])
+def test_a_batch_waits_for_its_device_nowhere_but_at_the_end(name, saved):
+    """On the meta device whatever would wait raises."""
+    if transformer_lens_major() > 3 and name in ("opt", "mistral"):
+        pytest.skip("a bridge asks its device for padding")
+    model, batch = load_model(saved(name)), batch_for(BY_NAME[name])
+    shape = Site.Z.shape(model.cfg)
+    ablation = Ablation(random_neurons(shape, 0.5, seed=1), torch.zeros(shape))
+    metrics = evaluation.metrics_of(["kl", "rank", "probability"])
+    expected = evaluate(model, [batch], ablation, metrics=metrics)  # also tries out, once, how the model ends
+    model.to("meta")
+    model.cfg.device = torch.device("meta")
+    with torch.inference_mode():
+        hooks_on = evaluation.hooks_for(model, ablation)
+        table = evaluation.row_sums(model, [batch, batch], hooks_on, {**evaluation._ALWAYS, **metrics})
+    assert (table.device.type, table.shape) == ("meta", (10, len(expected.documents)))
+
+
+@pytest.mark.parametrize("name", ["opt", "mistral", "roberta", "vit"])
+def test_the_last_block_goes_on_with_what_is_scored_unless_somebody_listens(name, saved):
+    model, batch = load_model(saved(name)), batch_for(BY_NAME[name])
+    last = model.cfg.n_layers - 1
+    row, column = batch.scored.reshape(len(batch.scored), -1).nonzero().unbind(1)
+    mine = [("blocks.0.hook_resid_pre", lambda value, hook: value * 1.5), (Site.Z.hook_name(last), lambda z, hook: -z)]
+    whole, seen = final_residual(model, batch, mine)[row, column], []
+
+    def look(value, hook):
+        seen.append(tuple(value.shape[:2]))
+
+    with torch.inference_mode():
+        alone = residual_at(model, batch, row, column, mine, few=0)
+        assert torch.allclose(alone, whole, atol=1e-5)
+        for place in ("hook_resid_mid", "mlp.hook_post", "hook_resid_post", "hook_attn_out"):
+            listener = (f"blocks.{last}.{place}", look)
+            assert torch.equal(residual_at(model, batch, row, column, [*mine, listener], few=0), whole), place
+            with model.hooks(fwd_hooks=[listener]):
+                assert torch.equal(residual_at(model, batch, row, column, mine, few=0), whole), place
+    assert set(seen) == {tuple(batch.valid.shape)}
+
+
+def test_an_image_model_whose_head_reads_all_positions_is_run_whole(saved):
+    model, batch = load_model(saved("vit")), batch_for(BY_NAME["vit"])
+    assert reads_first(model, batch)
+    before = evaluate(model, [batch]).loss
+    pooled = load_model(saved("vit"))
+    pooled.head = lambda residual: pooled.classifier(pooled.ln_final(residual).mean(1))
+    assert not reads_first(pooled, batch)
+    assert not torch.allclose(evaluate(pooled, [batch]).loss, before, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["tiny-opt", "tiny-roberta"])
+def test_one_run_gives_the_scores_of_every_count(name):
+    model = load_model(name)
+    plans = [task_for(model).batches(tokens=900, batch_size=2, count=count) for count in ("skip-common", "all")]
+    shape = Site.Z.shape(model.cfg)
+    ablation = Ablation(random_neurons(shape, 0.5, seed=1), torch.zeros(shape))
+    metrics = {"kl": "kl", "mine": lambda logits, batch: batch.scored.sum(-1).double()}
+    calls, run = [], model.run_with_hooks
+    evaluate(model, plans[0])  # tries out, once, how the model ends
+    model.run_with_hooks = lambda *args, **options: (calls.append(1), run(*args, **options))[1]
+    together = evaluate_each(model, plans, ablation, metrics=metrics)
+    runs = len(calls)
+    apart = [evaluate(model, plan, ablation, metrics=metrics) for plan in plans]
+    assert runs * 2 == len(calls) - runs
+    for one, other in zip(together, apart, strict=True):
+        assert one.documents == other.documents
+        assert one.correct.tolist() == other.correct.tolist()
+        assert torch.equal(one.predictions_per_document, other.predictions_per_document)
+        for metric in ("cross_entropy", "kl", "mine"):
+            assert np.allclose(one.rows(metric), other.rows(metric), rtol=1e-6, equal_nan=True), metric
+    assert together[0].predictions < together[1].predictions
+    with pytest.raises(MismatchError, match="other documents"):
+        evaluate_each(model, [plans[0], task_for(model).batches(tokens=800)])
