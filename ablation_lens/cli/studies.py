@@ -69,7 +69,9 @@ def study(
         list[str] | None,
         typer.Option("--metric", help="What to measure besides top-1 and cross-entropy, such as kl; repeat."),
     ] = None,
-    count: Annotated[str | None, typer.Option(help="all, or skip-common.")] = None,
+    count: Annotated[
+        list[str] | None, typer.Option("--count", help="all, or skip-common; repeat to measure both in one go.")
+    ] = None,
     context: options.Context = None,
     batch_size: options.BatchSize = None,
     labels: Annotated[str | None, typer.Option(help="A CSV file,label for a folder of images.")] = None,
@@ -101,7 +103,7 @@ def study(
         "collect_images": collect_images,
         "evaluate_images": evaluate_images,
         "metrics": metrics or None,
-        "count": count,
+        "count": count or None,
         "batch_size": batch_size,
         "labels": labels,
         "dtype": dtype,

@@ -5,7 +5,7 @@ import json
 import time
 import warnings
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -23,7 +23,7 @@ from ablation_lens.files import CannotWrite
 from ablation_lens.hooked import task_of, tokenizer_of
 from ablation_lens.measure import learners, resampling
 from ablation_lens.measure.collection import collect
-from ablation_lens.measure.evaluation import evaluate
+from ablation_lens.measure.evaluation import evaluate_each
 from ablation_lens.measure.metrics import Metric, metrics_of
 from ablation_lens.measure.metrics import identity_of as identity_of_metric
 from ablation_lens.models.checkpoints import find_checkpoint
@@ -58,8 +58,10 @@ class _Elsewhere(Exception):  # noqa: N818  (no error)
     """Another process makes what a cell needs, and there are other cells to go on with."""
 
 
-def load_model_run(study: "Study", name: str, folder: StudyFolder, *, patience: float | None = None) -> "ModelRun":
-    """Load a model of the study, unless it was given, and fix what it reads."""
+def load_model_runs(
+    study: "Study", name: str, folder: StudyFolder, *, patience: float | None = None
+) -> "list[ModelRun]":
+    """Load a model of the study, unless it was given, and fix what it reads: a run for everything that is counted."""
     given = study.named_models[name]
     loaded = isinstance(given, str)
     model = _loaded(study, given) if loaded else given
@@ -76,9 +78,12 @@ def load_model_run(study: "Study", name: str, folder: StudyFolder, *, patience: 
         size = folder.batch_size(known, partial(fitting_batch_size, model, collected, scored))
         collected, scored = collected.cut(size), scored.cut(size)
     # run.py asks this before anything is loaded, but cannot for models on the hub: their task is known only now.
-    if not any(Method.parse(method).suits(scored.task) for method in study.methods):
-        raise MismatchError(f"{', '.join(study.methods)} cannot be applied to {name}, a model for {scored.task}.")
-    return ModelRun(study, name, folder, model, record, collected, scored, patience)
+    if not any(Method.parse(method).suits(collected.task) for method in study.methods):
+        raise MismatchError(f"{', '.join(study.methods)} cannot be applied to {name}, a model for {collected.task}.")
+    runs = [ModelRun(study, name, folder, model, record, collected, plan, patience) for plan in scored]
+    for run in runs:
+        run.beside = [other for other in runs if other is not run]
+    return runs
 
 
 def _loaded(study: "Study", name: str) -> Any:
@@ -103,19 +108,22 @@ def _record_of_ones_own(model: Any, name: str) -> ModelRecord:
     return replace(record, name=name)
 
 
-def _plans(study: "Study", given: Any, model: Any) -> tuple[BatchPlan, BatchPlan]:
-    """What statistics and scores are of."""
+def _plans(study: "Study", given: Any, model: Any) -> tuple[BatchPlan, list[BatchPlan]]:
+    """What statistics are of, and scores, for everything that is counted."""
     own = study.batches_of(given)
     if own is not None:
         plans = tuple(freeze(model, own[side], split=side, scored=side == "evaluate") for side in SIDES)
         require_disjoint(*plans)
-        return plans[0], plans[1]
+        return plans[0], [plans[1]]
     image = task_of(model) == "image-classification"
     options = {"labels": study.labels} if image and study.labels else {}
     corpus = study.corpora.get("image" if image else "text")
     task = task_for(model, corpus, context=None if image else study.context, **options)
     sizes = (study.collect_images, study.evaluate_images) if image else (study.collect_tokens, study.evaluate_tokens)
-    return _plan(study, task, "collect", sizes[0], "all"), _plan(study, task, "evaluate", sizes[1], study.count)
+    # Of images all are counted, whatever else is asked of texts beside them.
+    counts = ("all",) if image and "all" in study.counts else study.counts
+    scored = [_plan(study, task, "evaluate", sizes[1], count) for count in counts]
+    return _plan(study, task, "collect", sizes[0], "all"), scored
 
 
 def _plan(study: "Study", task: Task, split: str, size: int | None, count: str) -> BatchPlan:
@@ -155,6 +163,8 @@ class ModelRun:
     collected: BatchPlan
     scored: BatchPlan
     patience: float | None = None
+    beside: "Sequence[ModelRun]" = ()
+    """Runs of the same model that count other predictions of the same documents."""
     keys: set[str] = field(default_factory=set)
     """Of the cells that are finished, as far as this run has come."""
     _values: dict[tuple[str, float | None], tuple[int | None, Tensor, dict[str, Any]]] = field(default_factory=dict)
@@ -372,10 +382,47 @@ class ModelRun:
     def _measure(self, cell: Cell, facts: dict[str, Any], shown: CellProgress) -> None:
         started = time.perf_counter()
         ablation, origin = self._ablation(cell, shown)
-        score = evaluate(self.model, self.scored, ablation, metrics=self.metrics)
-        seconds = self._took(started)
-        header = {**facts, **origin, "seconds": seconds, "threads": torch.get_num_threads(), "splits": score.splits}
-        self.folder.write_cell(CellRecord.from_dict(header), score)
+        with ExitStack() as held:
+            others = [
+                (other, found)
+                for other in self.beside
+                if (found := other._measured_by_the_way(cell, ablation, held, shown)) is not None
+            ]
+            told = [(self, {**facts, **origin}), *others]
+            scores = evaluate_each(self.model, [run.scored for run, _ in told], ablation, metrics=self.metrics)
+            seconds = self._took(started)
+            for (run, header), score in zip(told, scores, strict=True):
+                # The time of a run that served several is dealt out among them.
+                header |= {"seconds": seconds / len(told), "threads": torch.get_num_threads(), "splits": score.splits}
+                run.folder.write_cell(CellRecord.from_dict(header), score)
+
+    def _measured_by_the_way(
+        self, cell: Cell, ablation: Ablation | None, held: ExitStack, shown: CellProgress
+    ) -> dict[str, Any] | None:
+        """What this run's cell is told by, where the run of another, ablated so, can measure it, too; else None.
+
+        Whatever is wrong here is found again, and said, when it is this run's turn.
+        """
+        self._waits = False
+        try:
+            facts = self.cell_facts(cell, shown)
+            key = key_of(facts)
+            if self.folder.has("cells", key) or not held.enter_context(self._working_on(key, "", shown, waits=False)):
+                return None
+            if self.folder.has("cells", key):
+                return None
+            mine, origin = self._ablation(cell, shown)
+        except CannotWrite:
+            raise
+        except Exception:
+            return None
+        same = (mine is None and ablation is None) or (
+            mine is not None and ablation is not None and torch.equal(mine.values, ablation.values)  # type: ignore[arg-type]
+        )
+        if not same:  # an input that another machine drew for one of the two
+            return None
+        self.folder.write_group(self._group_record)
+        return {**facts, **origin}
 
     def _took(self, started: float) -> float:
         seconds = time.perf_counter() - started

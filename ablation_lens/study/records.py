@@ -216,7 +216,7 @@ class StudyRecord(Record):
     collect_images: int | None = None
     evaluate_images: int | None = None
     metrics: tuple[str, ...] = ()
-    count: str = "all"
+    count: str | tuple[str, ...] = "all"
     context: int | None = None
     batch_size: int | str | None = None
     bins: int = 256
@@ -231,6 +231,11 @@ class StudyRecord(Record):
     n_devices: int | None = None
     given: dict[str, str] = field(default_factory=dict)
     """What was given in Python and has no name, described; empty for a study that a file can say."""
+
+    @property
+    def counts(self) -> tuple[str, ...]:
+        """What is counted, one or several."""
+        return (self.count,) if isinstance(self.count, str) else self.count
 
     def require_named(self) -> None:
         """Refuse to write down, as TOML or a command, a study of what has no name."""

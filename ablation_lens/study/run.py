@@ -14,7 +14,7 @@ from ablation_lens.ranks import Ranks
 from ablation_lens.runs.folder import key_of
 from ablation_lens.study.cells import StudyFolder
 from ablation_lens.study.methods import Method
-from ablation_lens.study.model_run import load_model_run, without_frames
+from ablation_lens.study.model_run import ModelRun, load_model_runs, without_frames
 from ablation_lens.study.results import Results
 
 if TYPE_CHECKING:
@@ -39,7 +39,8 @@ def run_study(
     ranks = ranks or Ranks()
     ranks.require_alike(study.to_dict(), "run the same study")
     kept = StudyFolder.create(folder)
-    expected = [len(study.cells("causal-lm"))] * len(study.models)  # until a model's task is known
+    # Until a model's task is known.
+    expected = [len(study.cells("causal-lm")) * len(study.counts)] * len(study.models)
     try:
         return _run_in(study, kept, expected, ranks, progress=progress and ranks.is_first, patience=patience)
     except KeyboardInterrupt:
@@ -63,27 +64,29 @@ def _run_in(
             shown.describe(f"{name}: loading")
             facts = {"model": name}
             key = key_of(facts)  # until it can be measured, by whatever settings
-            model_run = None
+            runs: list[ModelRun] = []
             try:
-                model_run = load_model_run(study, name, kept, patience=patience)
+                runs = load_model_runs(study, name, kept, patience=patience)
             except CannotWrite:  # every other model would meet the same disk
                 raise
             except Exception as error:
                 kept.record_failure(key, {"model": name, "facts": facts}, error)
                 failed[name] = without_frames(error)
                 expected[place] = 0
-            loaded = ranks.texts("" if model_run is None else "loaded")
-            if model_run is None:
+            loaded = ranks.texts("loaded" if runs else "")
+            if not runs:
                 continue
             kept.forget_failure(key)
-            tasks.add(model_run.task)
-            expected[place] = len(model_run.cells)
+            tasks.add(runs[0].task)
+            expected[place] = sum(len(model_run.cells) for model_run in runs)
             shown.expect(sum(expected))
             if ranks.size > 1 and all(loaded):
-                model_run.share_statistics(ranks, shown)
-            failed |= model_run.measure(shown)
-            own |= model_run.keys
-            del model_run  # two models need not fit in memory
+                for model_run in runs:
+                    model_run.share_statistics(ranks, shown)
+            for model_run in runs:
+                failed |= model_run.measure(shown)
+                own |= model_run.keys
+            del runs, model_run  # two models need not fit in memory
     if failed and not shown.done:  # nothing could be measured at all: that is not a study with gaps
         first = next(iter(failed.values()))
         if isinstance(first, AblationLensError | OSError):

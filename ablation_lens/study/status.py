@@ -1,5 +1,6 @@
 """How far the studies of a run folder are: what is done, left and failed, and who is at work. Nothing is run for it."""
 
+import itertools
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -91,9 +92,11 @@ class _Comparison:
         # By group, and by name where a model has none yet.
         asked: dict[str, _Places] = defaultdict(lambda: defaultdict(set))
         for study in self.studies:
-            for model in study.models:
-                group = self._group(study, model)
+            for model, count in itertools.product(study.models, study.counts):
+                group = self._group(study, model, count)
                 task = self.groups[group].task if group else _task(model)
+                if task == "image-classification" and count != study.counts[0]:
+                    continue  # of images there is one count
                 for method, places in _asked(study, task).items():
                     asked[group or model][method] |= places
         rows = []
@@ -106,10 +109,14 @@ class _Comparison:
                 rows.append(MethodStatus(labels.get(place, place), method, len(have), left, failed))
         return Status(tuple(rows), tuple(self.failures), tuple(self.unreadable), tuple(self.folder.holders()))
 
-    def _group(self, study: StudyRecord, model: str) -> str | None:
+    def _group(self, study: StudyRecord, model: str, count: str) -> str | None:
         """The group that the study's cells of a model are in: of those with its settings, the one with most cells."""
         fitting = [
-            name for name, group in self.groups.items() if group.model.name == model and _is_measured_so(study, group)
+            name
+            for name, group in self.groups.items()
+            if group.model.name == model
+            and _is_measured_so(study, group)
+            and (group.count == count or group.task == "image-classification")
         ]
         return max(fitting, key=lambda name: sum(map(len, self.done[name].values())), default=None)
 
@@ -132,7 +139,6 @@ def _is_measured_so(study: StudyRecord, group: GroupRecord) -> bool:
         "site": (study.site, group.facts["site"]),
         "bins": (study.bins, group.facts.get("bins")),
         "include_bos": (study.include_bos, group.facts.get("include_bos")),
-        "count": (study.count, group.count),
         "metrics": (set(study.metrics), set(group.metrics)),
         # Early files say False where None stands now.
         "shared": (study.shared_input, group.facts.get("shared_input") not in (None, False)),

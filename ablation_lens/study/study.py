@@ -47,7 +47,7 @@ class Study:
         evaluate_images: likewise.
         metrics: what to measure besides top-1 and cross-entropy, as `evaluate` takes it: names such as "kl", or
             functions by name. A function's cells are found again as long as it gives the same values.
-        count: "all" predictions, or "skip-common".
+        count: "all" predictions, or "skip-common"; several are measured by the same runs of a model.
         context: positions a document is truncated to; None for the paper's.
         batch_size: documents per batch; None chooses about 8192 positions. "auto" chooses by the memory that is free
             beside each model, once per folder: who goes on with it, here or elsewhere, takes the same.
@@ -85,7 +85,7 @@ class Study:
     collect_images: int | None = None
     evaluate_images: int | None = None
     metrics: Given = ()
-    count: str = "all"
+    count: str | Sequence[str] = "all"
     context: int | None = None
     batch_size: int | str | None = None
     bins: int = 256
@@ -124,7 +124,10 @@ class Study:
         unknown = set(self.corpora) - {"text", "image"}
         if unknown:
             raise MismatchError(f"corpora are for 'text' and 'image', not for {', '.join(sorted(unknown))}.")
-        require_known(self.count, COUNTS, "count")
+        for count in self.counts:
+            require_known(count, COUNTS, "count")
+        # A single one as it always was, also in the settings that a folder keeps.
+        object.__setattr__(self, "count", self.counts[0] if len(self.counts) == 1 else self.counts)
         require_known(self.site, [site.value for site in Site], "site")
         if isinstance(self.dtype, Mapping):
             for model in self.dtype:
@@ -161,6 +164,11 @@ class Study:
                     "given; leave it out."
                 )
         object.__setattr__(self, "batches", dict(kept) if kept[0][0] is not None else kept[0][1])
+
+    @property
+    def counts(self) -> tuple[str, ...]:
+        """What is counted, one or several."""
+        return (self.count,) if isinstance(self.count, str) else tuple(dict.fromkeys(self.count))
 
     @property
     def named_models(self) -> dict[str, Any]:
@@ -386,6 +394,10 @@ _VALUES: dict[str, _Check] = {
     **dict.fromkeys(("include_bos", "shared_input"), (_is_flag, "true or false")),
     **dict.fromkeys(("labels", "device"), (lambda value: value is None or _is_text(value), "text in UTF-8")),
     "corpora": (_are_corpora, 'a table such as {text = "stdlib"}, in UTF-8, or lists of texts and Datasets'),
+    "count": (
+        lambda value: _is_text(value) or (isinstance(value, list | tuple) and value and all(map(_is_text, value))),
+        "'all', 'skip-common', or both in a list",
+    ),
     "bins": (lambda value: _is_whole(value) and 2 <= value <= 2**16, "a whole number from 2 to 65536"),
     "n_devices": (lambda value: _is_size(value) and value is not None, "a positive whole number"),
     "mask_seed": (_is_whole, "a whole number"),

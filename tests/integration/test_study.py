@@ -184,7 +184,7 @@ def test_a_drawn_input_is_run_through_the_model_once(tmp_path, monkeypatch):
     monkeypatch.setattr(HookedViT, "forward", counting)
     study = vit(methods=["resample-pixels"], fractions=[0.5], seeds=[1], evaluate_images=16, batch_size=16)
     study.run(tmp_path, progress=False)
-    assert runs == [16, 1, 16]  # the baseline, the input, the ablated images
+    assert runs == [1, 16, 1, 16]  # how the model ends, the baseline, the input, the ablated images
     runs.clear()
     vit(methods=["resample-pixels"], fractions=[0.5, 0.7], seeds=[1], batch_size=16).run(tmp_path, progress=False)
     assert runs == [1, 16]

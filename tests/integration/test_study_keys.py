@@ -11,12 +11,14 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from ablation_lens.errors import MismatchError
 from ablation_lens.neurons import centers
 from ablation_lens.progress import CellProgress
 from ablation_lens.records import Versions
 from ablation_lens.runs.folder import key_of
 from ablation_lens.study.cells import StudyFolder
-from ablation_lens.study.model_run import load_model_run
+from ablation_lens.study.model_run import load_model_runs
+from ablation_lens.study.status import status_of
 from ablation_lens.study.study import Study
 from tests.tiny_tokenizers import word_tokenizer
 
@@ -63,7 +65,8 @@ def model_run(place, model, **changes):
     if model == "vit":
         settings["methods"] = ("zero", "resample-pixels")
     study = Study(models=[str(place / model)], **{**settings, **changes})
-    return load_model_run(study, study.models[0], StudyFolder.create(place / "run"))
+    (run,) = load_model_runs(study, study.models[0], StudyFolder.create(place / "run"))
+    return run
 
 
 def keys(place, model, **changes):
@@ -217,3 +220,40 @@ def test_a_center_of_this_package_is_keyed_by_its_version(place, monkeypatch):
     after = keys(place, "vit", methods=["peak", "zero"])
     assert {method for method in before if before[method] != after[method]} == {"peak"}
     assert SimpleNamespace(**before).zero == after["zero"]
+
+
+def test_a_study_of_both_counts_runs_a_model_once_and_fills_the_cells_of_each(tmp_path, monkeypatch):
+    import ablation_lens.study.model_run as model_run
+
+    evaluated, evaluate_each = [], model_run.evaluate_each
+
+    def counting(model, plans, *args, **options):
+        evaluated.append(len(plans))
+        return evaluate_each(model, plans, *args, **options)
+
+    monkeypatch.setattr(model_run, "evaluate_each", counting)
+    settings = {
+        "models": ["tiny-roberta"],
+        "methods": ["zero", "resample-tokens"],
+        "fractions": [0.5],
+        "seeds": [1],
+        "collect_tokens": 300,
+        "evaluate_tokens": 300,
+    }
+    both = Study(**settings, count=["all", "skip-common"])
+    together = both.run(tmp_path / "both", progress=False)
+    assert evaluated == [2, 2, 2]
+    assert Study(**both.to_dict()) == both
+    assert {(row.left, row.done) for row in status_of(tmp_path / "both").rows} == {(0, 1)}
+    for count in both.counts:
+        apart = Study(**settings, count=count).run(tmp_path / count, progress=False)
+        assert set(apart.frame.index) < set(together.frame.index)  # by their keys
+        difference = apart.frame["cross_entropy"] - together.frame.loc[apart.frame.index, "cross_entropy"]
+        assert difference.abs().max() < 1e-6
+    evaluated.clear()
+    Study(**settings, count="skip-common").run(tmp_path / "both", progress=False)
+    assert not evaluated
+    with pytest.raises(MismatchError, match="skip-common"):
+        Study(**settings, count=["all", "skip-comon"])
+    with pytest.raises(MismatchError, match="count=3"):
+        Study(**settings, count=3)

@@ -148,7 +148,7 @@ def test_a_folder_is_gone_on_with_and_judged_by_what_was_asked_for(planted, doub
     def stop(*given, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("ablation_lens.study.model_run.evaluate", stop)
+    monkeypatch.setattr("ablation_lens.study.model_run.evaluate_each", stop)
     with pytest.raises(StudyInterrupted, match="Run the same again"):
         asked(planted, "zero", "peak", folder=tmp_path / "run")
     with pytest.raises(KeyboardInterrupt, match="folder=… keeps"):
