@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ablation_lens.circuits.setting import Prepared
 from ablation_lens.hooked import listening, projection
-from ablation_lens.measure.forward import final_residual
+from ablation_lens.measure.forward import final_residual, forward_of, giving
 from ablation_lens.measure.score import Sums
 from ablation_lens.sites import Hook, Site
 
@@ -198,7 +198,7 @@ class Trunk:
         made = []
         for copy in residual.split(self.rows):
             output = _with_stream(self._last, copy)
-            with _giving((block, output) for block in self._blocks):
+            with giving((block, output) for block in self._blocks):
                 made.append(readout.under([]).values)
         return torch.cat(made)
 
@@ -304,7 +304,7 @@ class _Block:
             streams.pop(weights.module, None)
         block = self.model.blocks[self.layer]
         given = [(getattr(block, name), _with_stream(self.outputs[name], each)) for name, each in streams.items()]
-        with _giving(given):
+        with giving(given):
             return self._called(units) if weights.module in streams else self.computed(units)
 
     def computed(self, units: Units) -> Float[Tensor, "unit*row pos d_model"]:
@@ -355,21 +355,6 @@ def _with_stream(output: Any, stream: Tensor) -> Any:
 
 
 @contextmanager
-def _forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """Another forward for a while. Its own may lie in the module's `__dict__`, as fast attention has it."""
-    own = vars(module)
-    before = own.get("forward")
-    own["forward"] = forward
-    try:
-        yield
-    finally:
-        if before is None:
-            del own["forward"]
-        else:
-            own["forward"] = before
-
-
-@contextmanager
 def _outputs_of(modules: Iterable[nn.Module]) -> Iterator[dict[int, Any]]:
     """What modules give, by their number here, of those that are called once.
 
@@ -379,7 +364,7 @@ def _outputs_of(modules: Iterable[nn.Module]) -> Iterator[dict[int, Any]]:
     outputs: dict[int, Any] = {}
     with ExitStack() as leaving:
         for number, module in enumerate(modules):
-            leaving.enter_context(_forward(module, _seen(module.forward, seen.setdefault(number, []))))
+            leaving.enter_context(forward_of(module, _seen(module.forward, seen.setdefault(number, []))))
         yield outputs
     outputs |= {number: given[0] for number, given in seen.items() if len(given) == 1}
 
@@ -391,15 +376,6 @@ def _seen(forward: Callable[..., Any], seen: list[Any]) -> Callable[..., Any]:
         return output
 
     return see
-
-
-@contextmanager
-def _giving(outputs: Iterable[tuple[nn.Module, Any]]) -> Iterator[None]:
-    """Modules that give this, whatever they are called with."""
-    with ExitStack() as leaving:
-        for module, output in outputs:
-            leaving.enter_context(_forward(module, lambda *args, _output=output, **kwargs: _output))
-        yield
 
 
 class _NotAlike(Exception):  # noqa: N818  (a jump, not an error: never leaves this module)

@@ -17,8 +17,9 @@ from torch import Tensor
 
 from ablation_lens.ablation.ablation import Ablation
 from ablation_lens.errors import MismatchError
-from ablation_lens.measure.evaluation import evaluate
+from ablation_lens.measure.evaluation import evaluate_each
 from ablation_lens.measure.metrics import Given, metrics_of
+from ablation_lens.measure.prefix import Prefix
 from ablation_lens.measure.resampling import digest_of
 from ablation_lens.measure.score import Score
 from ablation_lens.measure.score_file import score_of, tensors_of
@@ -77,6 +78,8 @@ class Scores:
         if self.folder is not None and not all(metric.is_ours for metric in self.metrics.values()):
             raise MismatchError("a folder keeps scores of metrics out of al.metrics only; leave folder= or yours out.")
         self._held: dict[str, Score] = {}
+        # Layers and heads are ablated one by one, from the first to the last.
+        self._prefix = Prefix(model)
         self.about = {
             "model": record_of(model).identity,
             "documents": self.batches.digest,
@@ -101,7 +104,7 @@ class Scores:
             return score_of(tensors)
 
     def _measured(self, key: str, ablation: "Ablation | Biased | None") -> Score:
-        score = evaluate(self.model, self.batches, ablation, metrics=self.metrics)
+        (score,) = evaluate_each(self.model, [self.batches], ablation, metrics=self.metrics, prefix=self._prefix)
         if self.folder is not None:
             about = {"center": ablation.center, "site": ablation.site.value} if isinstance(ablation, Ablation) else {}
             self.folder.write("scores", key, KIND, about, tensors_of(score))

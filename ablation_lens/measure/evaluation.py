@@ -1,7 +1,9 @@
 """How well a model predicts: top-1, cross-entropy and other metrics over a batch plan, with or without an ablation."""
 
+import functools
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -22,6 +24,7 @@ from ablation_lens.measure.forward import (
     residual_at,
 )
 from ablation_lens.measure.metrics import BUILT_IN, Asked, Given, Metric, metrics_of, rows_of
+from ablation_lens.measure.prefix import Prefix
 from ablation_lens.measure.score import Score, Sums
 from ablation_lens.sites import Hook
 from ablation_lens.tasks.given import batches_of
@@ -40,6 +43,9 @@ class Hooks(Protocol):
         """The pairs for `run_with_hooks`."""
         ...
 
+
+_Begun = Callable[[Batch, Sequence[Hook]], AbstractContextManager[Any]]
+"""Around the runs of a batch under hooks: they need not begin at its beginning."""
 
 _ALWAYS = {name: BUILT_IN[name] for name in ("top1", "cross_entropy")}
 
@@ -76,11 +82,17 @@ def evaluate(
 
 
 def evaluate_each(
-    model: Any, plans: Sequence[BatchPlan], ablation: Hooks | None = None, *, metrics: Given = None
+    model: Any,
+    plans: Sequence[BatchPlan],
+    ablation: Hooks | None = None,
+    *,
+    metrics: Given = None,
+    prefix: Prefix | None = None,
 ) -> list[Score]:
     """What `evaluate` gives for several plans that read the same documents and score others of their predictions.
 
-    The model runs once over each batch, for all of them.
+    The model runs once over each batch, for all of them. Who asks again, with other ablations, may give a `prefix` of
+    the same model and plans, in which the blocks before the first ablated layer are kept.
 
     >>> from ablation_lens import load_model
     >>> from ablation_lens.tasks.tasks import task_for
@@ -94,11 +106,16 @@ def evaluate_each(
     for plan in plans[1:]:
         if not plan.reads_as(plans[0]):
             raise MismatchError("these plans read other documents, or in other batches; evaluate them one by one.")
-    return _evaluate(model, plans, ablation, metrics, None)
+    return _evaluate(model, plans, ablation, metrics, None, prefix)
 
 
 def _evaluate(
-    model: Any, plans: Sequence[Any], ablation: Hooks | None, metrics: Given, on_batch: Callable[[int], None] | None
+    model: Any,
+    plans: Sequence[Any],
+    ablation: Hooks | None,
+    metrics: Given,
+    on_batch: Callable[[int], None] | None,
+    prefix: Prefix | None = None,
 ) -> list[Score]:
     measured = {**_ALWAYS, **metrics_of(metrics)}
     _warn_of_hooks(model, measured)
@@ -112,7 +129,8 @@ def _evaluate(
             if not isinstance(ablation, Ablation | Ablations | None):
                 _require_columns(batches[0])
             _require_its_rows(ablation, batches[0], number, own=isinstance(plans[0], Batch))
-            parts = _score_within_memory(model, batches, hooks_on, measured)
+            begun = None if prefix is None else functools.partial(prefix.of, number)
+            parts = _score_within_memory(model, batches, hooks_on, measured, begun)
             splits += len(parts) - 1
             earlier.follow(batches, parts)
             if on_batch is not None:
@@ -285,11 +303,14 @@ def _score_within_memory(
     batches: Sequence[Batch],
     hooks_on: Callable[[Batch, Batch], Sequence[Hook]],
     metrics: Mapping[str, Metric],
+    begun: _Begun | None = None,
 ) -> list[_Scored]:
-    """Score a batch; when memory runs out, its halves, padded as before."""
+    """Score a batch; when memory runs out, its halves, padded as before, and from the beginning."""
     rows = len(batches[0].inputs)
     try:
-        return [_score(model, batches, hooks_on, metrics)]
+        asked = [Asked.of(batch.from_start()) for batch in batches]
+        table = Fetch(row_sums(model, batches, hooks_on, metrics, begun=begun))
+        return [_Scored(metrics, [each.weights(rows) for each in asked], table)]
     except torch.OutOfMemoryError:
         if rows == 1:
             raise
@@ -298,26 +319,13 @@ def _score_within_memory(
     return [part for half in halves for part in _score_within_memory(model, half, hooks_on, metrics)]
 
 
-def _score(
-    model: Any,
-    given: Sequence[Batch],
-    hooks_on: Callable[[Batch, Batch], Sequence[Hook]],
-    metrics: Mapping[str, Metric],
-    *,
-    at_once: int = CHUNK_LOGITS,
-) -> _Scored:
-    """The sums of every row, for batches that differ in what is scored; one run, and no wait for its device."""
-    asked = [Asked.of(batch.from_start()) for batch in given]
-    table = row_sums(model, given, hooks_on, metrics, at_once=at_once)
-    return _Scored(metrics, [each.weights(len(given[0].inputs)) for each in asked], Fetch(table))
-
-
 def row_sums(
     model: Any,
     given: Sequence[Batch],
     hooks_on: Callable[[Batch, Batch], Sequence[Hook]],
     metrics: Mapping[str, Metric],
     *,
+    begun: _Begun | None = None,
     at_once: int = CHUNK_LOGITS,
 ) -> Float[Tensor, "column row"]:
     """On the model's device: for every batch of `given`, for every metric, the sums over each row's predictions.
@@ -349,27 +357,28 @@ def row_sums(
         for name, metric in single.items():
             found[name].append(metric.per_prediction(predictions))
 
-    everywhere = clean_everywhere = None
-    plainly = ends_plainly(model, batch)
-    if (plainly or (not whole and reads_first(model, batch))) and all(map(_acts_in_blocks, hooks)):
-        residual = final_residual(model, batch, hooks) if whole else None
-        hidden = (
-            residual_at(model, batch, asked.row, asked.column, hooks) if residual is None else asked.of_all(residual)
-        )
-        clean = residual_at(model, batch, asked.row, asked.column) if compares else None
+    at_places = ends_plainly(model, batch) or (not whole and reads_first(model, batch))
+    with nullcontext() if begun is None else begun(batch, hooks):
+        if at_places and all(map(_acts_in_blocks, hooks)):
+            residual = final_residual(model, batch, hooks) if whole else None
+            places = (asked.row, asked.column)
+            hidden = residual_at(model, batch, *places, hooks) if residual is None else asked.of_all(residual)
+            clean = residual_at(model, batch, *places) if compares else None
+            everywhere = None if residual is None else _unembedded(model, residual)
+            clean_everywhere = logits_everywhere(model, batch) if compares_whole else None
+        else:
+            hidden = clean = None
+            everywhere = logits_everywhere(model, batch, hooks)
+            clean_everywhere = logits_everywhere(model, batch) if compares or compares_whole else None
+    if hidden is None:
+        assert everywhere is not None
+        clean = asked.of_all(clean_everywhere) if compares and clean_everywhere is not None else None
+        take(asked.of_all(everywhere), clean, slice(None))
+    else:
         chunk = max(1, at_once // int(model.cfg.d_vocab_out))
         for start in range(0, len(hidden), chunk):
             part = slice(start, start + chunk)
             take(logits_from(model, hidden[part]), None if clean is None else logits_from(model, clean[part]), part)
-        if residual is not None:
-            everywhere = logits_from(model, residual.flatten(0, 1)).unflatten(0, residual.shape[:2])
-        if compares_whole:
-            clean_everywhere = logits_everywhere(model, batch)
-    else:
-        everywhere = logits_everywhere(model, batch, hooks)
-        clean_everywhere = logits_everywhere(model, batch) if compares or compares_whole else None
-        clean = None if clean_everywhere is None else asked.of_all(clean_everywhere)
-        take(asked.of_all(everywhere), clean, slice(None))
 
     values = {
         name: torch.cat(parts).double() if parts else torch.zeros(0, dtype=torch.float64, device=device)
@@ -391,6 +400,10 @@ def row_sums(
                 here[name] = (of_rows.double() * weight.double(), weight.double())
         columns += [column for name in metrics for column in here[name]]
     return torch.stack([column.to(columns[0].device) for column in columns])
+
+
+def _unembedded(model: Any, residual: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos out"]:
+    return logits_from(model, residual.flatten(0, 1)).unflatten(0, residual.shape[:2])
 
 
 def _scored_by_any(batches: Sequence[Batch]) -> Batch:

@@ -5,8 +5,8 @@ than everything else. Models that end in some other way are run whole.
 """
 
 import weakref
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext, suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from typing import Any
 
 import torch
@@ -25,8 +25,8 @@ def is_encoder(model: Any) -> bool:
     return hasattr(model, "encode") and hasattr(model, "head")
 
 
-class _ReachedTheEnd(Exception):  # noqa: N818  (a jump, not an error: never leaves this module)
-    """Raised by our own hook after the last block."""
+class ReachedTheEnd(Exception):  # noqa: N818  (a jump, not an error: never leaves this package)
+    """Raised where no more of a run is wanted."""
 
 
 def final_residual(
@@ -41,14 +41,14 @@ def final_residual(
 
     def stop(residual: Tensor, hook: Any) -> None:
         caught.append(residual)
-        raise _ReachedTheEnd
+        raise ReachedTheEnd
 
     last = (residual_after(last_layer), stop)
     # Last in the list: hooks of one point run in order, so the caller's may still change the residual stream.
     # Raising is safe, as run_with_hooks takes its hooks off in a `finally`.
     try:
         _run(model, args, [*hooks, last], options)
-    except _ReachedTheEnd:
+    except ReachedTheEnd:
         # Of a model on several devices the last block lies elsewhere; what a batch says of positions is beside it.
         return caught[0].to(batch.inputs.device)
     raise RuntimeError(f"{last[0]} of {type(model).__name__} never fired")  # unreachable with TransformerLens hooks
@@ -79,16 +79,16 @@ def residual_at(
 
     def stop(z: Tensor, hook: Any) -> None:
         caught.append(z)
-        raise _ReachedTheEnd
+        raise ReachedTheEnd
 
     last = model.cfg.n_layers - 1
     see = (Site.RESID_PRE.hook_name(last), lambda residual, hook: caught.append(residual))
     args, options = batch.arguments()
-    with suppress(_ReachedTheEnd):
+    with suppress(ReachedTheEnd):
         _run(model, args, [*hooks, see, (Site.Z.hook_name(last), stop)], options)
     # The places are taken for one text, as each is acted on alone.
     residual, z = (values[row, column][None] for values in caught)
-    return after_z(residual, z)[0]
+    return after_z(residual, z)[0].to(batch.inputs.device)
 
 
 def _after_z(model: Any, hooks: Sequence[Hook]) -> Callable[[Tensor, Tensor], Tensor] | None:
@@ -166,6 +166,30 @@ def logits_everywhere(model: Any, batch: Batch, hooks: Sequence[Hook] = ()) -> F
 def _run(model: Any, args: Sequence[Any], hooks: Sequence[Hook], options: dict[str, Any]) -> Any:
     with hiding() if "attention_mask" in options else nullcontext():
         return model.run_with_hooks(*args, fwd_hooks=list(hooks), **options)
+
+
+@contextmanager
+def forward_of(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Another forward for a while. Its own may lie in the module's `__dict__`, as fast attention has it."""
+    own = vars(module)
+    before = own.get("forward")
+    own["forward"] = forward
+    try:
+        yield
+    finally:
+        if before is None:
+            del own["forward"]
+        else:
+            own["forward"] = before
+
+
+@contextmanager
+def giving(outputs: Iterable[tuple[nn.Module, Any]]) -> Iterator[None]:
+    """Modules that give this, whatever they are called with."""
+    with ExitStack() as leaving:
+        for module, output in outputs:
+            leaving.enter_context(forward_of(module, lambda *args, _output=output, **kwargs: _output))
+        yield
 
 
 def scored_logits(model: Any, batch: Batch, hooks: Sequence[Hook] = ()) -> Float[Tensor, "prediction out"]:

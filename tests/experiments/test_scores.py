@@ -34,7 +34,7 @@ def test_a_score_is_what_evaluate_says(model, batches):
 
 def test_a_folder_is_read_instead_of_measuring_again(model, batches, tmp_path, monkeypatch):
     first = Scores(model, batches, folder=tmp_path / "run").of(of_head(model, 0.5))
-    monkeypatch.setattr("ablation_lens.experiments.scores.evaluate", None)  # measuring would fail
+    monkeypatch.setattr("ablation_lens.experiments.scores.evaluate_each", None)  # measuring would fail
     again = Scores(model, batches, folder=tmp_path / "run")
     assert torch.equal(again.of(of_head(model, 0.5, others=9.0)).loss, first.loss)
     with pytest.raises(TypeError):

@@ -93,7 +93,7 @@ def test_a_higher_top1_is_not_a_cost(model, judged):
 def test_a_folder_is_gone_on_with(model, judged, stats, plan, found, tmp_path, monkeypatch):
     options = {"sizes": [300], "centers": ["mean"], "seeds": [1], "pairs": 1, "progress": False}
     first = compare_collections(model, judged, stats, plan, folder=tmp_path / "run", **options)
-    monkeypatch.setattr("ablation_lens.experiments.scores.evaluate", None)  # measuring would fail
+    monkeypatch.setattr("ablation_lens.experiments.scores.evaluate_each", None)  # measuring would fail
     assert compare_collections(model, judged, stats, plan, folder=tmp_path / "run", **options).rows == first.rows
 
 

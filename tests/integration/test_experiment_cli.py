@@ -46,7 +46,7 @@ def test_the_same_command_measures_nothing_twice(done, command, monkeypatch):
     def refuse(*args, **options):
         raise AssertionError("this is there already")
 
-    for place in ("ablation_lens.experiments.scores.evaluate", "ablation_lens.measure.collection.collect"):
+    for place in ("ablation_lens.experiments.scores.evaluate_each", "ablation_lens.measure.collection.collect"):
         monkeypatch.setattr(place, refuse)
     folder = done.files["csv"].parent
     values = answered(command("experiment", "layers", *SMALL, *TWO, "--out", folder, "--json"), "experiment")
