@@ -22,6 +22,8 @@ from peak_memory import apart, peak_mib
 
 import ablation_lens as al
 from ablation_lens import circuits
+from ablation_lens.experiments.scores import Scores
+from ablation_lens.tasks.freezing import freeze
 
 GOAL = 0.55
 
@@ -128,6 +130,28 @@ def knockouts(rounds: int, size: Size) -> None:
         print(f"ours over {which}: {ratio:.3f}; goal ≤ {GOAL}: {'reached' if ratio <= GOAL else 'MISSED'}")
 
 
+def layers_one_by_one(rounds: int, size: Size) -> None:
+    """Every layer and some heads, to three values each, as experiments score them, over evaluating each alone."""
+    model = opt(*size.model)
+    rows, length = size.prompts
+    plan = freeze(model, [al.Batch.causal(torch.randint(3, 2048, (rows, 4 * length)))])
+    units = [f"L{layer}" for layer in range(model.cfg.n_layers)]
+    units += sorted((f"L{layer}.H{head}" for layer, head in heads(size)), key=lambda name: int(name[1:].split(".")[0]))
+    ablations = [al.Ablation.from_names(unit, value, model=model) for unit in units for value in (0.0, 0.1, -0.1)]
+
+    def shared() -> list[float]:
+        scores = Scores(model, plan)
+        return [scores.of(ablation).cross_entropy for ablation in ablations]
+
+    def alone() -> list[float]:
+        return [al.evaluate(model, plan, ablation).cross_entropy for ablation in ablations]
+
+    same = shared() == alone()
+    seconds = interleaved({"shared": shared, "alone": alone}, rounds)
+    print(f"{len(units)} layers and heads one by one, to three values: over evaluating each alone "
+          f"{median_ratio(seconds, 'shared', 'alone'):.3f}, {'the same bits' if same else 'OTHER bits'}")  # fmt: skip
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -144,6 +168,7 @@ def main() -> None:
     print(f"{platform.machine()}, {torch.get_num_threads()} threads, torch {version('torch')}, "
           f"transformer-lens {version('transformer-lens')}")  # fmt: skip
     knockouts(arguments.rounds, size)
+    layers_one_by_one(arguments.rounds, size)
     for which in WAYS:
         peak = apart(
             __file__, functools.partial(child, size=size), which, *(["--quick"] * arguments.quick), toy=size is TOY

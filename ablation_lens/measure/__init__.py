@@ -4,6 +4,7 @@
 - `collection`: `collect`, statistics in one pass; `sharding`: by several processes, and their sum.
 - `evaluation`: `evaluate`, with or without an ablation; `metrics`: what it measures; `score`: what it gives;
   `score_file`: how that lies in a file; `intervals`: how sure a difference is.
+- `prefix`: the blocks before the first ablated layer, kept for runs with other ablations.
 - `readout`: a metric row by row for one batch, with gradients, and of residuals made apart.
 - `comparison`: which center does the least harm; `prompting`: what a model says to one text, before and after.
 - `resampling`: the values of one random input; `random_inputs`: how it is drawn.
