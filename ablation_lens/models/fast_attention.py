@@ -61,7 +61,7 @@ def enable_fast_attention(model: nn.Module) -> None:
         # this one is a shallow copy of, so it is made anew.
         if replacement is not None and (present is None or isinstance(present, _FastForward)):
             module.forward = _FastForward(replacement, module)
-    model.remove_all_hook_fns = _FastForward(remove_hooks, model)
+    vars(model)["remove_all_hook_fns"] = _FastForward(remove_hooks, model)
 
 
 def disable_fast_attention(model: nn.Module) -> None:
@@ -256,7 +256,7 @@ def after_z(
     >>> after_z(nn.Linear(2, 2)) is None
     True
     """
-    block = getattr(model, "blocks", (None,))[-1]
+    block: Any = getattr(model, "blocks", (None,))[-1]
     parts = (model, block, getattr(block, "attn", None))
     if not all(isinstance(getattr(part, "forward", None), _FastForward) for part in parts):
         return None
