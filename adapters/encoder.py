@@ -207,7 +207,7 @@ class HookedEncoder(HookedRootModule):
     @property
     def after_z(self) -> Callable[[Tensor, Tensor], Tensor] | None:
         """What the last block makes of its residual stream and of z; None where a family does it in another way."""
-        block = self.blocks[-1]
+        block: Any = self.blocks[-1]
         usual = (
             type(block) is HookedEncoderBlock
             and type(block.attn) is HookedEncoderAttention

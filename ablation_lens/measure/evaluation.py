@@ -337,12 +337,9 @@ def row_sums(
     device, rows = model.cfg.device, len(given[0].inputs)
     # On the host, where the batches are.
     from_start = [batch.from_start() for batch in given]
-    places = _scored_by_any(from_start)
-    asked, inside = (
-        Asked.of(places),
-        [Asked.of_all(Asked.of(places), each.scored[..., None])[:, 0] for each in from_start],
-    )
-    asked = asked.to(device)
+    on_host = Asked.of(_scored_by_any(from_start))
+    inside = [on_host.of_all(each.scored[..., None])[:, 0] for each in from_start]
+    asked = on_host.to(device)
     moved = given[0].to(device)
     batch = moved if from_start[0] is given[0] else from_start[0].to(device)
     hooks = hooks_on(moved, batch)
@@ -353,21 +350,23 @@ def row_sums(
     compares, compares_whole = (any(metric.clean for metric in each.values()) for each in (single, whole))
 
     def take(logits: Tensor, clean: Tensor | None, part: slice) -> None:
-        predictions = asked.answered(logits, clean, part)
+        # A model that lies on several devices ends on another than it begins on.
+        predictions = asked.to(logits.device).answered(logits, clean, part)
         for name, metric in single.items():
             found[name].append(metric.per_prediction(predictions))
 
+    hidden: Tensor | None = None
+    clean: Tensor | None = None
     at_places = ends_plainly(model, batch) or (not whole and reads_first(model, batch))
     with nullcontext() if begun is None else begun(batch, hooks):
         if at_places and all(map(_acts_in_blocks, hooks)):
             residual = final_residual(model, batch, hooks) if whole else None
-            places = (asked.row, asked.column)
-            hidden = residual_at(model, batch, *places, hooks) if residual is None else asked.of_all(residual)
-            clean = residual_at(model, batch, *places) if compares else None
+            row, column = asked.row, asked.column
+            hidden = residual_at(model, batch, row, column, hooks) if residual is None else asked.of_all(residual)
+            clean = residual_at(model, batch, row, column) if compares else None
             everywhere = None if residual is None else _unembedded(model, residual)
             clean_everywhere = logits_everywhere(model, batch) if compares_whole else None
         else:
-            hidden = clean = None
             everywhere = logits_everywhere(model, batch, hooks)
             clean_everywhere = logits_everywhere(model, batch) if compares or compares_whole else None
     if hidden is None:
@@ -386,10 +385,10 @@ def row_sums(
     }
     columns: list[Tensor] = []
     for each, scored in zip(given, inside, strict=True):
-        here = {
-            name: (asked.per_row(part if len(given) == 1 else torch.where(send(scored, device), part, 0), rows),)
-            for name, part in values.items()
-        }
+        here: dict[str, tuple[Tensor, ...]] = {}
+        for name, part in values.items():
+            counted = part if len(given) == 1 else torch.where(send(scored, part.device), part, 0)
+            here[name] = (asked.to(part.device).per_row(counted, rows),)
         if whole:
             assert everywhere is not None
             seen = moved if each is given[0] else each.to(device)
@@ -403,7 +402,8 @@ def row_sums(
 
 
 def _unembedded(model: Any, residual: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos out"]:
-    return logits_from(model, residual.flatten(0, 1)).unflatten(0, residual.shape[:2])
+    logits: Tensor = logits_from(model, residual.flatten(0, 1))
+    return logits.unflatten(0, residual.shape[:2])
 
 
 def _scored_by_any(batches: Sequence[Batch]) -> Batch:

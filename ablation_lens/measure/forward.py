@@ -74,7 +74,8 @@ def residual_at(
     """
     after_z = None if len(row) < few else _after_z(model, hooks)
     if after_z is None:
-        return final_residual(model, batch, hooks)[row, column]
+        whole = final_residual(model, batch, hooks)
+        return whole[row.to(whole.device), column.to(whole.device)]
     caught: list[Tensor] = []
 
     def stop(z: Tensor, hook: Any) -> None:
@@ -87,7 +88,7 @@ def residual_at(
     with suppress(ReachedTheEnd):
         _run(model, args, [*hooks, see, (Site.Z.hook_name(last), stop)], options)
     # The places are taken for one text, as each is acted on alone.
-    residual, z = (values[row, column][None] for values in caught)
+    residual, z = (values[row.to(values.device), column.to(values.device)][None] for values in caught)
     return after_z(residual, z)[0].to(batch.inputs.device)
 
 

@@ -60,7 +60,8 @@ class Asked:
 
     def of_all(self, values: Shaped[Tensor, "batch *pos any"]) -> Shaped[Tensor, "prediction any"]:
         """What is there for every prediction, out of what is there for every position, or every image."""
-        return values[self.row, self.column] if values.ndim > 2 else values[self.row]
+        row, column = self.row.to(values.device), self.column.to(values.device)
+        return values[row, column] if values.ndim > 2 else values[row]
 
     def repeated(self, copies: int) -> "Asked":
         """The same of a batch whose rows come several times, one copy after another."""

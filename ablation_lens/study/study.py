@@ -395,7 +395,9 @@ _VALUES: dict[str, _Check] = {
     **dict.fromkeys(("labels", "device"), (lambda value: value is None or _is_text(value), "text in UTF-8")),
     "corpora": (_are_corpora, 'a table such as {text = "stdlib"}, in UTF-8, or lists of texts and Datasets'),
     "count": (
-        lambda value: _is_text(value) or (isinstance(value, list | tuple) and value and all(map(_is_text, value))),
+        lambda value: (
+            _is_text(value) or (isinstance(value, list | tuple) and bool(value) and all(map(_is_text, value)))
+        ),
         "'all', 'skip-common', or both in a list",
     ),
     "bins": (lambda value: _is_whole(value) and 2 <= value <= 2**16, "a whole number from 2 to 65536"),

@@ -187,7 +187,7 @@ def test_a_drawn_input_is_run_through_the_model_once(tmp_path, monkeypatch):
     assert runs == [1, 16, 1, 16]  # how the model ends, the baseline, the input, the ablated images
     runs.clear()
     vit(methods=["resample-pixels"], fractions=[0.5, 0.7], seeds=[1], batch_size=16).run(tmp_path, progress=False)
-    assert runs == [1, 16]
+    assert runs == [1, 1, 16]
 
 
 def test_resampling_differs_between_seeds_also_at_100_percent(tmp_path):
@@ -392,7 +392,7 @@ def test_where_nothing_can_be_measured_the_study_raises(copied, capricious, monk
     def broken(*_, **__):
         raise RuntimeError("something odd")
 
-    monkeypatch.setattr(model_run, "evaluate", broken)
+    monkeypatch.setattr(model_run, "evaluate_each", broken)
     with pytest.raises(AblationLensError, match=r"RuntimeError: something odd \(the traceback is in .*failures"):
         vit(evaluate_images=12).run(copied, progress=False)
 
