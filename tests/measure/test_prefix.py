@@ -44,6 +44,8 @@ def test_scores_of_one_layer_after_the_other_are_those_of_whole_runs(reading):
 
 def test_blocks_before_the_ablated_layer_run_once_for_all(reading):
     model, plan = reading
+    if hasattr(model, "original_model"):
+        pytest.skip("a bridge listens to its own blocks, so its runs are whole")
     last, prefix, run = model.cfg.n_layers - 1, Prefix(model), []
     forward = model.blocks[0].forward
 
