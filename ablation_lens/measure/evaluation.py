@@ -386,9 +386,9 @@ def row_sums(
     columns: list[Tensor] = []
     for each, scored in zip(given, inside, strict=True):
         here: dict[str, tuple[Tensor, ...]] = {}
-        for name, part in values.items():
-            counted = part if len(given) == 1 else torch.where(send(scored, part.device), part, 0)
-            here[name] = (asked.to(part.device).per_row(counted, rows),)
+        for name, summands in values.items():
+            counted = summands if len(given) == 1 else torch.where(send(scored, summands.device), summands, 0)
+            here[name] = (asked.to(summands.device).per_row(counted, rows),)
         if whole:
             assert everywhere is not None
             seen = moved if each is given[0] else each.to(device)
@@ -403,7 +403,7 @@ def row_sums(
 
 def _unembedded(model: Any, residual: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos out"]:
     logits: Tensor = logits_from(model, residual.flatten(0, 1))
-    return logits.unflatten(0, residual.shape[:2])
+    return logits.view(*residual.shape[:2], -1)
 
 
 def _scored_by_any(batches: Sequence[Batch]) -> Batch:

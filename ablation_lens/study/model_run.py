@@ -68,15 +68,16 @@ def load_model_runs(
     record = model.record if loaded else _record_of_ones_own(model, name)
     collected, scored = _plans(study, given, model)
     if study.batch_size == AUTO:
-        # By what they would be otherwise: nothing of the machine is in it but the kind of device.
+        # By what they would be otherwise: nothing of the machine is in it but the kind of device, and nothing of
+        # what is counted, as studies of one count and of both share cells.
         known = {
             "model": _identity(record, given),
             "collect": collected.digest,
-            "evaluate": scored.digest,
+            "evaluate": scored[0].corpus.to_dict(),
             "device": torch.device(model.cfg.device).type,
         }
-        size = folder.batch_size(known, partial(fitting_batch_size, model, collected, scored))
-        collected, scored = collected.cut(size), scored.cut(size)
+        size = folder.batch_size(known, partial(fitting_batch_size, model, collected, *scored))
+        collected, scored = collected.cut(size), [plan.cut(size) for plan in scored]
     # run.py asks this before anything is loaded, but cannot for models on the hub: their task is known only now.
     if not any(Method.parse(method).suits(collected.task) for method in study.methods):
         raise MismatchError(f"{', '.join(study.methods)} cannot be applied to {name}, a model for {collected.task}.")

@@ -99,3 +99,17 @@ def test_a_word_that_is_not_auto_is_refused_when_it_is_given(tmp_path):
             study(batch_size=wrong)
     (tmp_path / "study.toml").write_text('models = ["tiny-vit"]\nbatch_size = "auto"\n')
     assert Study.from_toml(tmp_path / "study.toml").batch_size == "auto"
+
+
+def test_what_is_counted_changes_no_size(tmp_path, machine):
+    def of_words(count):
+        sizes = {"collect_tokens": 300, "evaluate_tokens": 300, "collect_images": None, "evaluate_images": None}
+        return study(models="tiny-opt", count=count, **sizes)
+
+    machine(6)
+    of_words("skip-common").run(tmp_path, progress=False)
+    first = cells(tmp_path)
+    machine(4000)
+    of_words(["all", "skip-common"]).run(tmp_path, progress=False)
+    assert set(first) < set(cells(tmp_path))
+    assert len(chosen(tmp_path)) == 1
