@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS = (
     (
         *("errors", "names", "escaping", "interrupts", "palette", "progress", "records", "files", "sites", "hooked"),
-        *("transfer", "weights", "ranks"),
+        *("sending", "weights", "ranks"),
     ),
     ("ablation", "corpora", "zoo", "runs"),
     ("neurons", "models", "adapters", "tasks"),

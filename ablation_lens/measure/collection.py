@@ -27,13 +27,13 @@ from ablation_lens.neurons.trimmed import TrimmedHistogram
 from ablation_lens.progress import progress_over
 from ablation_lens.ranks import RankError, Ranks
 from ablation_lens.records import ModelRecord, Versions, record_of
+from ablation_lens.sending import Fetch, send
 from ablation_lens.sites import Site
 from ablation_lens.tasks.given import batches_of
 from ablation_lens.tasks.inputs import told, whole
 from ablation_lens.tasks.known_rows import row_digests
 from ablation_lens.tasks.padding import Padding
 from ablation_lens.tasks.plans import Batch
-from ablation_lens.transfer import Fetch, send
 
 
 class CollectionInterrupted(KeyboardInterrupt):

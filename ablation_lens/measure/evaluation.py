@@ -26,11 +26,11 @@ from ablation_lens.measure.forward import (
 from ablation_lens.measure.metrics import BUILT_IN, Asked, Given, Metric, metrics_of, rows_of
 from ablation_lens.measure.prefix import Prefix
 from ablation_lens.measure.score import Score, Sums
+from ablation_lens.sending import Fetch, send
 from ablation_lens.sites import Hook
 from ablation_lens.tasks.given import batches_of
 from ablation_lens.tasks.padding import Padding
 from ablation_lens.tasks.plans import Batch, BatchPlan
-from ablation_lens.transfer import Fetch, send
 
 CHUNK_LOGITS = 2**25
 """How many logits exist at once: 128 MB in float32, whatever the vocabulary, batch and context."""

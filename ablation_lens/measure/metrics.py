@@ -19,8 +19,8 @@ from torch import Tensor
 
 from ablation_lens.errors import MismatchError
 from ablation_lens.names import require_known
+from ablation_lens.sending import send
 from ablation_lens.tasks.plans import Batch
-from ablation_lens.transfer import send
 
 Better = Literal["higher", "lower"]
 

@@ -19,9 +19,9 @@ from torch import Tensor
 from ablation_lens.errors import MismatchError
 from ablation_lens.hooked import task_of
 from ablation_lens.records import CorpusRecord
+from ablation_lens.sending import send
 from ablation_lens.tasks.inputs import ids_of, mask_of, one_or_more_rows, pixels_of, told, whole
 from ablation_lens.tasks.prompts import id_of_answer, mask_places, tokens_of_texts
-from ablation_lens.transfer import send
 
 
 @dataclass(frozen=True)

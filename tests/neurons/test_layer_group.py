@@ -11,7 +11,7 @@ from ablation_lens.neurons.layer_group import LayerGroup
 from ablation_lens.neurons.moments import Moments
 from ablation_lens.neurons.rows import Rows
 from ablation_lens.neurons.trimmed import TrimmedHistogram
-from ablation_lens.transfer import send
+from ablation_lens.sending import send
 from tests.histograms import NASTY, assert_same_state
 
 MOMENTS = ("mean", "variance", "mean_absolute", "mean_root")
