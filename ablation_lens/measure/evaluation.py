@@ -2,7 +2,7 @@
 
 import functools
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -77,7 +77,9 @@ def evaluate(
     >>> score.predictions, score.top1 > 0.9, score["rank"] < 1.5
     (64, True, True)
     """
-    (score,) = _evaluate(model, [batches], ablation, metrics, on_batch)
+    # Read here, as what is said of texts is said on the line of whoever called.
+    read = batches_of(model, batches, scored=True)
+    (score,) = _evaluate(model, [batches], [read], ablation, metrics, on_batch)
     return score
 
 
@@ -106,12 +108,13 @@ def evaluate_each(
     for plan in plans[1:]:
         if not plan.reads_as(plans[0]):
             raise MismatchError("these plans read other documents, or in other batches; evaluate them one by one.")
-    return _evaluate(model, plans, ablation, metrics, None, prefix)
+    return _evaluate(model, plans, plans, ablation, metrics, None, prefix)
 
 
 def _evaluate(
     model: Any,
-    plans: Sequence[Any],
+    given: Sequence[Any],
+    read: Sequence[Iterable[Batch]],
     ablation: Hooks | None,
     metrics: Given,
     on_batch: Callable[[int], None] | None,
@@ -120,15 +123,15 @@ def _evaluate(
     measured = {**_ALWAYS, **metrics_of(metrics)}
     _warn_of_hooks(model, measured)
     hooks_on = hooks_for(model, ablation)
-    totals = [_Totals() for _ in plans]
+    totals = [_Totals() for _ in read]
     padding = Padding(model, stacklevel=4)
     splits, earlier = 0, _Earlier(totals)
     with torch.inference_mode():
-        for number, items in enumerate(zip(*(batches_of(model, plan, scored=True) for plan in plans), strict=True)):
+        for number, items in enumerate(zip(*read, strict=True)):
             batches = tuple(map(padding.marked, items))
             if not isinstance(ablation, Ablation | Ablations | None):
                 _require_columns(batches[0])
-            _require_its_rows(ablation, batches[0], number, own=isinstance(plans[0], Batch))
+            _require_its_rows(ablation, batches[0], number, own=isinstance(given[0], Batch))
             begun = None if prefix is None else functools.partial(prefix.of, number)
             parts = _score_within_memory(model, batches, hooks_on, measured, begun)
             splits += len(parts) - 1
@@ -144,7 +147,7 @@ def _warn_of_hooks(model: Any, metrics: Mapping[str, Metric]) -> None:
     if names and is_hooked(model):
         warnings.warn(
             f"hooks are on this model already, so {names} is from the model with them, not from the model as it is.",
-            stacklevel=3,
+            stacklevel=4,
         )
 
 
