@@ -53,7 +53,7 @@ def fitting_batch_size(model: Any, *plans: BatchPlan, free: int | None = None, t
     >>> model = load_model("tiny-opt")
     >>> plan = task_for(model).batches(tokens=2000)
     >>> [fitting_batch_size(model, plan, free=megabytes * 2**20) for megabytes in (4, 64, 4096)]
-    [1, 16, 64]
+    [1, 4, 32]
     """
     device = torch.device(model.cfg.device)
     free = free_memory(device) if free is None else free
