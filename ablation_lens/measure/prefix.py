@@ -25,6 +25,7 @@ class Prefix:
 
     No bit differs from a whole run. It is kept for one layer at a time: where layers are asked for one after another,
     each block is run once more in all. Where somebody listens, or a model is not a stack of blocks, runs are whole.
+    What was kept is forgotten when a weight was exchanged or written to; writing to `weight.data` is not noticed.
 
     >>> import ablation_lens as al
     >>> model, batch = al.load_model("tiny-opt"), Batch.causal(torch.tensor([[2, 7, 9]]))
@@ -39,13 +40,18 @@ class Prefix:
         self.model, self.most = model, most
         self._kept: dict[int, tuple[int, Any]] = {}
         self._possible: bool | None = None
+        self._weights: list[Any] = []
         blocks = getattr(model, "blocks", None)
-        self._blocks: list[nn.Module] = list(blocks) if isinstance(blocks, nn.ModuleList) else []
+        self._blocks: list[nn.Module] = []
+        if isinstance(model, nn.Module) and isinstance(blocks, nn.ModuleList):
+            self._blocks = list(blocks)
 
     @contextmanager
     def of(self, number: int, batch: Batch, hooks: Sequence[Hook]) -> Iterator[int]:
         """Around runs of a batch, which is told by its number: with these hooks or fewer. Gives where they begin."""
         layer = self._first(hooks)
+        if layer:
+            self._forget_other_weights()
         if not layer or not self._is_possible(batch):
             yield 0
             return
@@ -58,8 +64,17 @@ class Prefix:
         if not names or any(parts[0] != "blocks" for parts in names):
             return 0
         layer = min(int(parts[1]) for parts in names)
-        quiet = layer < len(self._blocks) and not any(listening(*block.modules()) for block in self._blocks[:layer])
-        return layer if quiet else 0
+        if layer >= len(self._blocks):
+            return 0
+        # Of hooks after the blocks nothing would be lost, but who tells them from embeddings?
+        later = {module for block in self._blocks[layer:] for module in block.modules()}
+        return 0 if listening(*(module for module in self.model.modules() if module not in later)) else layer
+
+    def _forget_other_weights(self) -> None:
+        weights = [_state_of(weight) for weight in (*self.model.parameters(), *self.model.buffers())]
+        if weights != self._weights:
+            self._kept.clear()
+            self._weights, self._possible = weights, None
 
     def _begun(self, layer: int, output: Any) -> Any:
         # A copy, as a block may write into what it is given.
@@ -103,6 +118,11 @@ class Prefix:
                     begun = final_residual(self.model, row)
                 self._possible = torch.equal(begun, final_residual(self.model, row))
         return self._possible
+
+
+def _state_of(weight: Tensor) -> tuple[int, int | None]:
+    """What changes when somebody puts another weight in its place, or writes into it."""
+    return weight.data_ptr(), None if weight.is_inference() else weight._version
 
 
 def _stream_of(output: Any) -> Tensor:

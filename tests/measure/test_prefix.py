@@ -92,3 +92,33 @@ def test_no_more_is_kept_than_may_be(reading):
     (ablation,) = of_layers(model, 1)
     (score,) = evaluate_each(model, [plan], ablation, prefix=Prefix(model, most=0))
     assert torch.equal(score.loss, al.evaluate(model, plan, ablation).loss)
+
+
+@pytest.mark.parametrize("change", ["written", "exchanged", "hooked at its embedding", "wrapped"])
+def test_nothing_that_was_kept_outlives_a_change_of_the_model(change, reading):
+    model, plan = reading
+    prefix, (first, last) = Prefix(model), of_layers(model, 1, 2)
+    evaluate_each(model, [plan], last, prefix=prefix)
+    weight = next(model.blocks[0].ln1.parameters())
+    embedding = next(module for name, module in model.named_modules() if name in ("hook_embed", "embed"))
+    before, leaving = weight.data, []
+    if change == "written":
+        before = before.clone()
+        with torch.no_grad():
+            weight.zero_()
+        leaving.append(lambda: weight.data.copy_(before))
+    elif change == "exchanged":
+        weight.data = torch.zeros_like(before)
+        leaving.append(lambda: setattr(weight, "data", before))
+    elif change == "wrapped":
+        leaving.append(embedding.register_forward_hook(lambda module, args, output: 0 * output).remove)
+    else:
+        model.add_hook("hook_embed", lambda value, hook: 0 * value)
+        leaving.append(model.reset_hooks)
+    begun = [evaluate_each(model, [plan], ablation, prefix=prefix)[0] for ablation in (last, first)]
+    whole = [al.evaluate(model, plan, ablation) for ablation in (last, first)]
+    for undo in leaving:
+        undo()
+    assert not torch.equal(whole[0].loss, al.evaluate(model, plan, last).loss)  # it did change
+    for one, other in zip(begun, whole, strict=True):
+        assert torch.equal(one.loss, other.loss)
