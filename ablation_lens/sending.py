@@ -17,8 +17,10 @@ def send(tensor: Shaped[Tensor, "*any"], device: torch.device | str) -> Shaped[T
     """
     if tensor.device.type != "cpu" or torch.device(device).type != "cuda":
         return tensor.to(device)
-    # torch keeps pinned memory until copies from it are done, and gives it out again afterwards.
-    return tensor.pin_memory().to(device, non_blocking=True)
+    # torch keeps pinned memory until copies from it are done, and gives it out again afterwards. Memory that somebody
+    # pinned himself is copied, too: he may write to it before it is read.
+    pinned = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor)
+    return pinned.to(device, non_blocking=True)
 
 
 class Fetch:

@@ -16,6 +16,7 @@ from ablation_lens.neurons.histogram import NeuronHistogram
 from ablation_lens.neurons.trimmed import TrimmedHistogram
 from ablation_lens.sites import Site
 from ablation_lens.tasks.plans import Batch
+from ablation_lens.transfer import send
 from tests.histograms import assert_same_state
 from tests.tiny_models import BY_NAME, FAMILIES, reference, run
 
@@ -319,3 +320,14 @@ def test_the_host_waits_at_most_once_for_every_further_batch(tiny, way, saved):
 
     run(3)  # what is looked at once per model or kernel is behind us
     assert waits_in(lambda: run(9)) - waits_in(lambda: run(3)) <= 6
+
+
+@pytest.mark.gpu
+def test_memory_that_its_owner_pinned_may_be_written_to_at_once():
+    pinned = torch.zeros(2**22, dtype=torch.int64).pin_memory()
+    busy = torch.rand(4096, 4096, device="cuda")
+    for _ in range(20):
+        busy = busy @ busy  # the copy comes after this
+    sent = send(pinned, "cuda")
+    pinned.fill_(7)
+    assert not sent.any()
