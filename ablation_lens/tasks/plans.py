@@ -165,10 +165,11 @@ class Batch:
         """Real positions in the batch."""
         return int(self.valid.sum())
 
-    @functools.cached_property  # on an accelerator, asking waits until all work before is done
+    @property
     def padded(self) -> bool:
         """Whether some position is not real."""
-        return not bool(self.valid.all())
+        known: bool | None = vars(self).get("_padded")
+        return not bool(self.valid.all()) if known is None else known
 
     def counted(self, include_bos: bool) -> Bool[Tensor, "batch pos"]:
         """Real positions, with those of BOS and the like or without."""
@@ -230,7 +231,9 @@ class Batch:
     def to(self, device: str | torch.device) -> "Batch":
         """The same batch on another device, which is not waited for."""
         moved = self.each_tensor(lambda part: send(part, device))
-        vars(moved)["padded"] = self.padded
+        # On an accelerator, asking would wait until all work before is done. What is on the CPU may be written to.
+        if moved.valid.device.type != "cpu":
+            vars(moved)["_padded"] = self.padded
         return moved
 
     def rows(self, start: int, stop: int | None = None) -> "Batch":

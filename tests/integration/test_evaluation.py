@@ -321,6 +321,23 @@ def test_an_image_model_whose_head_reads_all_positions_is_run_whole(saved):
     assert not torch.allclose(evaluate(pooled, [batch]).loss, before, atol=1e-3)
 
 
+def test_a_batch_that_is_written_to_again_is_read_again():
+    model, tokens = load_model("tiny-roberta"), torch.arange(5, 45).view(2, 20)
+    scored, everywhere = torch.zeros(2, 20, dtype=torch.bool), torch.ones(2, 20, dtype=torch.bool)
+    scored[:, 2:5] = True
+    labels, shorter = torch.where(scored, tokens, 0), everywhere.clone()
+    shorter[0, 8:] = False
+
+    def overwritten():
+        batch = Batch(tokens, everywhere.clone(), labels, scored)
+        yield batch
+        batch.valid.copy_(shorter)
+        yield batch
+
+    expected = [evaluate(model, Batch(tokens, valid, labels, scored)).loss for valid in (everywhere, shorter)]
+    assert torch.equal(evaluate(model, overwritten()).loss, torch.cat(expected))
+
+
 @pytest.mark.parametrize("name", ["tiny-opt", "tiny-roberta"])
 def test_one_run_gives_the_scores_of_every_count(name):
     model = load_model(name)
