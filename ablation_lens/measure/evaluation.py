@@ -107,7 +107,9 @@ def evaluate_each(
         raise MismatchError("there is no plan to evaluate; give at least one.")
     for plan in plans[1:]:
         if not plan.reads_as(plans[0]):
-            raise MismatchError("these plans read other documents, or in other batches; evaluate them one by one.")
+            raise MismatchError(
+                "these plans read other documents, in other batches or with other labels; evaluate them one by one."
+            )
     return _evaluate(model, plans, plans, ablation, metrics, None, prefix)
 
 

@@ -361,9 +361,9 @@ class TextItem:
         return len(self.inputs)
 
     @property
-    def fed(self) -> Any:
-        """What a model is given of it."""
-        return self.inputs
+    def read(self) -> Any:
+        """What a model is given of it, and what would be right everywhere; not what is scored."""
+        return self.inputs, self.tokens
 
     def facts(self) -> list[Any]:
         """What the plan's digest covers."""
@@ -383,9 +383,9 @@ class ImageItem:
     pixels: Float[Tensor, "channel height width"] = field(compare=False, repr=False)
 
     @property
-    def fed(self) -> Any:
-        """What a model is given of it, by its content."""
-        return self.content, self.length
+    def read(self) -> Any:
+        """What a model is given of it, by its content, and what would be right."""
+        return self.content, self.length, self.label
 
     def facts(self) -> list[Any]:
         """What the plan's digest covers."""
@@ -460,7 +460,7 @@ class BatchPlan:
         return replace(self, batches=cut_batches([item.length for item in self.items], batch_size))
 
     def reads_as(self, other: "BatchPlan") -> bool:
-        """Whether another plan feeds a model the same, batch by batch; what is scored may be other predictions.
+        """Whether another plan has the same inputs and labels, batch by batch; other predictions may be scored.
 
         >>> from ablation_lens import load_model, task_for
         >>> task = task_for(load_model("tiny-opt"))
@@ -469,7 +469,7 @@ class BatchPlan:
         (True, False)
         """
         alike = (self.task, self.batches, self.pad_token) == (other.task, other.batches, other.pad_token)
-        return alike and [item.fed for item in self.items] == [item.fed for item in other.items]
+        return alike and [item.read for item in self.items] == [item.read for item in other.items]
 
     def part(self, start: int, stop: int | None = None) -> "PlanPart":
         """Some of the batches, `[start, stop)`: a shard, or what an interrupted collection left.

@@ -361,3 +361,11 @@ def test_one_run_gives_the_scores_of_every_count(name):
     assert together[0].predictions < together[1].predictions
     with pytest.raises(MismatchError, match="other documents"):
         evaluate_each(model, [plans[0], task_for(model).batches(tokens=800)])
+
+
+def test_plans_whose_labels_differ_are_not_one():
+    model = load_model("tiny-vit")
+    plan = task_for(model).batches(split="evaluate", images=8)
+    items = tuple(replace(item, label=1 - min(item.label, 1)) for item in plan.items)
+    with pytest.raises(MismatchError, match="other labels"):
+        evaluate_each(model, [plan, replace(plan, items=items)])
