@@ -29,6 +29,7 @@ from ablation_lens.measure.score import Score, Sums
 from ablation_lens.sending import Fetch, send
 from ablation_lens.sites import Hook
 from ablation_lens.tasks.given import batches_of
+from ablation_lens.tasks.inputs import told
 from ablation_lens.tasks.padding import Padding
 from ablation_lens.tasks.plans import Batch, BatchPlan
 
@@ -105,6 +106,8 @@ def evaluate_each(
     """
     if not plans:
         raise MismatchError("there is no plan to evaluate; give at least one.")
+    if other := [told(plan) for plan in plans if not isinstance(plan, BatchPlan)]:
+        raise MismatchError(f"plans of the same documents are evaluated together, got {other[0]}; use evaluate.")
     for plan in plans[1:]:
         if not plan.reads_as(plans[0]):
             raise MismatchError(

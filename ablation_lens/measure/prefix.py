@@ -60,7 +60,8 @@ class Prefix:
 
     def _first(self, hooks: Sequence[Hook]) -> int:
         """The first layer with a hook; 0 where blocks before it cannot be left out."""
-        names = [name.split(".") for name, _ in hooks]
+        # A name may be a function of all names.
+        names = [name.split(".") if isinstance(name, str) else [""] for name, _ in hooks]
         if not names or any(parts[0] != "blocks" for parts in names):
             return 0
         layer = min(int(parts[1]) for parts in names)

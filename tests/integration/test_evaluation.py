@@ -367,5 +367,7 @@ def test_plans_whose_labels_differ_are_not_one():
     model = load_model("tiny-vit")
     plan = task_for(model).batches(split="evaluate", images=8)
     items = tuple(replace(item, label=1 - min(item.label, 1)) for item in plan.items)
+    with pytest.raises(MismatchError, match="evaluated together, got"):
+        evaluate_each(model, [plan[:1], plan[:1]])
     with pytest.raises(MismatchError, match="other labels"):
         evaluate_each(model, [plan, replace(plan, items=items)])

@@ -122,3 +122,15 @@ def test_nothing_that_was_kept_outlives_a_change_of_the_model(change, reading):
     assert not torch.equal(whole[0].loss, al.evaluate(model, plan, last).loss)  # it did change
     for one, other in zip(begun, whole, strict=True):
         assert torch.equal(one.loss, other.loss)
+
+
+def test_hooks_whose_name_is_a_function_are_heard():
+    model = al.load_model("tiny-opt")
+    plan = al.task_for(model).batches(tokens=300)
+
+    class Everywhere:
+        def hooks(self):
+            return [(lambda name: name.endswith("2.attn.hook_z"), lambda value, hook: 0 * value)]
+
+    (score,) = evaluate_each(model, [plan], Everywhere(), prefix=Prefix(model))
+    assert torch.equal(score.loss, al.evaluate(model, plan, Everywhere()).loss)
