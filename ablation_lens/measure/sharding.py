@@ -40,6 +40,8 @@ class Share:
 
     plan: BatchPlan
     numbers: range
+    dealt: range
+    """The batches of all ranks together."""
 
     @property
     def size(self) -> int:
@@ -66,7 +68,8 @@ def share_of(batches: Any, ranks: Ranks) -> "Share | Given":
     """
     if isinstance(batches, BatchPlan | PlanPart):
         part = batches if isinstance(batches, PlanPart) else batches.part(0)
-        return Share(part.plan, range(part.start, part.stop)[ranks.rank :: ranks.size])
+        dealt = range(part.start, part.stop)
+        return Share(part.plan, dealt[ranks.rank :: ranks.size], dealt)
     if ranks.size > 1:
         raise MismatchError(
             f"these batches are not a plan, and nothing says that all {ranks.size} processes are given the same; give "
@@ -79,8 +82,8 @@ def require_alike(share: "Share | Given", settings: Mapping[str, Any], ranks: Ra
     """Raise, on every rank, unless all collect alike over the same plan."""
     if isinstance(share, Share):
         plan = {"the plan's digest": share.plan.digest, "its batches": len(share.plan)}
-        begins = share.numbers.start - ranks.rank
-        ranks.require_alike({**plan, "the first of them": begins, **settings}, "collect the same")
+        dealt = f"{share.dealt.start} to {share.dealt.stop}"
+        ranks.require_alike({**plan, "which of them": dealt, **settings}, "collect the same")
 
 
 def _ranges(numbers: range) -> Iterator[tuple[int, int]]:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ablation_lens.errors import MismatchError
-from ablation_lens.measure.sharding import add_moments, add_trimmed, add_up, share_of, trimmed_around
+from ablation_lens.measure.sharding import add_moments, add_trimmed, add_up, require_alike, share_of, trimmed_around
 from ablation_lens.neurons.moments import Moments
 from ablation_lens.neurons.positions import Positions
 from ablation_lens.neurons.rows import Rows
@@ -170,6 +170,22 @@ def test_every_batch_is_one_ranks(batches, size):
 def test_a_part_of_a_plan_is_dealt_too():
     plan = BatchPlan("causal-lm", CORPUS, 8, "all", None, (), ((),) * 9)
     assert [list(share_of(plan.part(2, 7), Ranks(rank, 2)).numbers) for rank in (0, 1)] == [[2, 4, 6], [3, 5]]
+
+
+@pytest.mark.parametrize(("start", "stop"), [(0, 1), (0, 2), (2, 3), (2, 9)])
+def test_more_ranks_than_batches_agree_on_them(start, stop):
+    plan = BatchPlan("causal-lm", CORPUS, 8, "all", None, (), ((),) * 9).part(start, stop)
+    on_ranks(5, lambda ranks: require_alike(share_of(plan, ranks), {}, ranks))
+
+
+def test_unlike_parts_of_a_plan_are_refused():
+    plan = BatchPlan("causal-lm", CORPUS, 8, "all", None, (), ((),) * 9)
+
+    def ask(ranks):
+        with pytest.raises(MismatchError, match=r"which of them: 2 to 7 and 2 to 8"):
+            require_alike(share_of(plan.part(2, 7 + ranks.rank), ranks), {}, ranks)
+
+    on_ranks(2, ask)
 
 
 # ---------------------------------------------------------------------- who cannot go on
