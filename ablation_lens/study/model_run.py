@@ -390,7 +390,15 @@ class ModelRun:
                 if (found := other._measured_by_the_way(cell, ablation, held, shown)) is not None
             ]
             told = [(self, {**facts, **origin}), *others]
-            scores = evaluate_each(self.model, [run.scored for run, _ in told], ablation, metrics=self.metrics)
+            measured = partial(evaluate_each, self.model, ablation=ablation, metrics=self.metrics)
+            try:
+                scores = measured([run.scored for run, _ in told])
+            except Exception:
+                if not others:
+                    raise
+                # It may be about what the others count, and is then said when it is their turn.
+                told = told[:1]
+                scores = measured([self.scored])
             seconds = self._took(started)
             for (run, header), score in zip(told, scores, strict=True):
                 # The time of a run that served several is dealt out among them.
@@ -408,9 +416,10 @@ class ModelRun:
         try:
             facts = self.cell_facts(cell, shown)
             key = key_of(facts)
-            if self.folder.has("cells", key) or not held.enter_context(self._working_on(key, "", shown, waits=False)):
-                return None
             if self.folder.has("cells", key):
+                return None
+            free = held.enter_context(self._working_on(key, f"{self.name}: {cell}", shown, waits=False))
+            if not free or self.folder.has("cells", key):
                 return None
             mine, origin = self._ablation(cell, shown)
         except CannotWrite:

@@ -257,3 +257,29 @@ def test_a_study_of_both_counts_runs_a_model_once_and_fills_the_cells_of_each(tm
         Study(**settings, count=["all", "skip-comon"])
     with pytest.raises(MismatchError, match="count=3"):
         Study(**settings, count=3)
+
+
+def test_what_fails_for_one_count_is_measured_for_the_other(tmp_path):
+    def of_all(logits, batch):
+        # The first one is asked what the metric is.
+        if batch.documents == (0,) and batch.scored.float().mean() < 0.9:
+            raise ValueError("a token is missing")
+        return logits[:, -1, 0]
+
+    settings = {
+        "models": "tiny-opt",
+        "methods": "zero",
+        "fractions": 0.5,
+        "seeds": 1,
+        "collect_tokens": 300,
+        "evaluate_tokens": 600,
+        "batch_size": 1,
+        "metrics": {"mine": of_all},
+    }
+    alone = Study(**settings).run(tmp_path / "all", progress=False)
+    assert not alone.failed
+    for counts in (["all", "skip-common"], ["skip-common", "all"]):
+        both = Study(**settings, count=counts).run(tmp_path / counts[0], progress=False)
+        assert set(both.frame.index) == set(alone.frame.index)
+        assert len(both.failed) == 2
+        assert all("a token is missing" in told for told in both.failed)
