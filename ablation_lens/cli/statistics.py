@@ -42,7 +42,7 @@ def collect(
     from ablation_lens.files import require_target, write_result
     from ablation_lens.measure import collection
     from ablation_lens.models.load import load_model
-    from ablation_lens.ranks import RankError, Ranks
+    from ablation_lens.ranks import RankError, RankLost, Ranks
     from ablation_lens.sites import Site
     from ablation_lens.tasks.tasks import task_for
 
@@ -76,7 +76,8 @@ def collect(
             complain(f"interrupted; {interruption.statistics!r} is in {place}")
         raise typer.Exit(INTERRUPTED) from None
     except RankError as error:
-        place = None if error.statistics is None else _saved_beside(out, error.statistics, ranks)
+        lost = isinstance(error, RankLost)
+        place = None if error.statistics is None else _saved_beside(out, error.statistics, ranks, lost)
         kept = "" if place is None else f" What rank {ranks.rank} had collected by then is in {place}."
         raise RankError(f"{error}{kept}") from error
     if ranks.is_first:
@@ -84,11 +85,12 @@ def collect(
         _tell_of(statistics, out, as_json)
 
 
-def _saved_beside(out: Path, statistics: Any, ranks: Any) -> Path | None:
+def _saved_beside(out: Path, statistics: Any, ranks: Any, lost: bool = False) -> Path | None:
     """Where a part is kept; not `out` itself, as an earlier run may have saved a whole file there."""
     from ablation_lens.files import write_beside
 
-    if statistics.provenance.ranks and not ranks.is_first:  # of all ranks together: the first one's is enough
+    # Of all ranks together the first one's is enough; the second's is for where the first one is lost.
+    if statistics.provenance.ranks and ranks.rank > (1 if lost else 0):
         return None
     return write_beside(out, "partial", statistics.save)
 

@@ -7,13 +7,16 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 import ablation_lens as al
+from ablation_lens.cli.statistics import _saved_beside
 from ablation_lens.neurons.statistics import ActivationStatistics
+from ablation_lens.ranks import Ranks
 from ablation_lens.study.cells import StudyFolder
 from ablation_lens.study.results import Results
 from tests import rank_jobs
@@ -156,6 +159,17 @@ def test_ctrl_c_on_one_rank_saves_the_parts_of_all_and_they_merge(jobs):
 
 def test_a_rank_that_is_killed_while_all_add_up_is_one_sentence(jobs):
     require_told(jobs / "killed-while-adding-up", survivor=0)
+
+
+def test_what_all_ranks_have_is_kept_by_the_second_where_the_first_is_lost(tmp_path):
+    whole = ActivationStatistics.of_values(torch.ones(4, 1, 1, 1))
+    whole = replace(whole, provenance=replace(whole.provenance, ranks=(1, 1, 0)))
+
+    def saved(rank, lost):
+        return _saved_beside(tmp_path / "x.safetensors", whole, Ranks(rank, 3), lost) is not None
+
+    assert [saved(rank, lost=False) for rank in range(3)] == [True, False, False]
+    assert [saved(rank, lost=True) for rank in range(1, 3)] == [True, False]
 
 
 def require_told(folder, survivor):
