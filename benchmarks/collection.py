@@ -44,19 +44,24 @@ WHOLE = Size((12, 768, 12), 10, (4, 512), (20_000, 50_000, 200_000))
 TOY = Size((2, 32, 2), 2, (2, 16), (2_000, 4_000))
 
 
-def opt(layers: int, width: int, heads: int, vocabulary: int = 2048) -> Any:
-    """A random OPT, loaded the way users load models."""
+def random_opt(layers: int, width: int, heads: int, vocabulary: int = 2048) -> Any:
+    """A random OPT of transformers, the same in every process."""
     import transformers
-
-    from ablation_lens import load_model
 
     torch.manual_seed(0)
     config = transformers.OPTConfig(
         vocab_size=vocabulary, hidden_size=width, word_embed_proj_dim=width, ffn_dim=4 * width,
         num_hidden_layers=layers, num_attention_heads=heads, max_position_embeddings=1024,
     )  # fmt: skip
+    return transformers.OPTForCausalLM(config)
+
+
+def opt(layers: int, width: int, heads: int, vocabulary: int = 2048) -> Any:
+    """A random OPT, loaded the way users load models."""
+    from ablation_lens import load_model
+
     with tempfile.TemporaryDirectory() as folder:
-        transformers.OPTForCausalLM(config).save_pretrained(folder)
+        random_opt(layers, width, heads, vocabulary).save_pretrained(folder)
         return load_model(folder)
 
 

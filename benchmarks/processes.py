@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from collection import opt
+from collection import random_opt
 
 from ablation_lens.ranks import Ranks
 
@@ -50,9 +50,11 @@ def tokens(size: Size, count: int, seed: int) -> list[torch.Tensor]:
 def work_of(size: Size) -> dict[str, Callable[[Ranks, str], Any]]:
     """What is done, by some ranks, in a folder of its own."""
     from ablation_lens import Study, collect
+    from ablation_lens.models.load import hook_model
     from ablation_lens.tasks.freezing import freeze
 
-    model = opt(*size.model, vocabulary=VOCABULARY)
+    # Not saved and loaded: of several processes transformers saves in the first alone.
+    model = hook_model(random_opt(*size.model, vocabulary=VOCABULARY), name="random")
     collected, evaluated = tokens(size, size.collected, 1), tokens(size, size.evaluated, 2)
     plan = freeze(model, collected, split="collect", scored=False)
     study = Study(
