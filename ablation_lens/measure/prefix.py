@@ -28,7 +28,7 @@ class Prefix:
     What was kept is forgotten when a weight was exchanged or written to; writing to `weight.data` is not noticed.
 
     >>> import ablation_lens as al
-    >>> model, batch = al.load_model("tiny-opt"), Batch.causal(torch.tensor([[2, 7, 9]]))
+    >>> model, batch = al.load_model("tiny-roberta"), Batch.causal(torch.tensor([[2, 7, 9]]))
     >>> ablation = al.Ablation.from_names("L2.H0", model=model)
     >>> with torch.inference_mode(), Prefix(model).of(0, batch, ablation.hooks()) as layer:
     ...     begun = final_residual(model, batch, ablation.hooks())

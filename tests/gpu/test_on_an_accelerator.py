@@ -14,9 +14,9 @@ from ablation_lens.measure import resampling
 from ablation_lens.measure.forward import capture, logits_everywhere
 from ablation_lens.neurons.histogram import NeuronHistogram
 from ablation_lens.neurons.trimmed import TrimmedHistogram
+from ablation_lens.sending import send
 from ablation_lens.sites import Site
 from ablation_lens.tasks.plans import Batch
-from ablation_lens.transfer import send
 from tests.histograms import assert_same_state
 from tests.tiny_models import BY_NAME, FAMILIES, reference, run
 
