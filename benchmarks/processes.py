@@ -37,7 +37,7 @@ class Size:
     batch: tuple[int, int]
 
 
-WHOLE = Size((6, 512, 8), 24, 6, (4, 256))
+WHOLE = Size((4, 384, 6), 16, 3, (4, 256))
 TOY = Size((2, 32, 2), 2, 1, (2, 16))
 
 
