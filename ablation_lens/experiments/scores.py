@@ -1,12 +1,14 @@
 """`Scores`: many ablations of one model on the same documents, each scored once and kept in a folder.
 
     scores/<key>.safetensors       the sums of every document under one ablation
+    pieces/<key>.safetensors       other tensors that took long to make, such as which neurons were selected
     failures/, locks, holders/     as in every run folder
 
 A key follows from what is computed: the model's weights, the documents, the metrics, which neurons are ablated and to
 which values. So experiments need no keys of their own: asked again, a score is read.
 """
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -25,20 +27,22 @@ from ablation_lens.measure.score import Score
 from ablation_lens.measure.score_file import score_of, tensors_of
 from ablation_lens.neurons.statistics import ActivationStatistics
 from ablation_lens.records import Versions, record_of
-from ablation_lens.runs.folder import RunFolder, checking, key_of
+from ablation_lens.runs.folder import RunFolder, checking, keeping, key_of
 from ablation_lens.sites import Hook, Site
 from ablation_lens.tasks.freezing import freeze
 from ablation_lens.tasks.known_rows import require_unknown
 from ablation_lens.tasks.plans import BatchPlan
 
 KIND = "experiment score"
+PIECES = "pieces"
 
 
 class ExperimentFolder(RunFolder):
-    """A run folder of experiments: scores, and what values were learned."""
+    """A run folder of experiments: scores, what values were learned, and other pieces of the work."""
 
     kind: ClassVar[str] = "experiment"
     parts: ClassVar[tuple[str, ...]] = ("scores", "learned", "failures")
+    gained: ClassVar[tuple[str, ...]] = (PIECES,)
 
 
 class Scores:
@@ -47,6 +51,7 @@ class Scores:
     Attributes:
         model: the model.
         batches: the documents, as a batch plan.
+        plans: that plan, and others that read the same documents and score other predictions of theirs.
         metrics: what is measured besides top-1 and cross-entropy.
         folder: where scores are kept; None keeps them in memory only.
         about: what all scores share: weights, documents, metrics, versions.
@@ -70,7 +75,13 @@ class Scores:
         folder: str | Path | None = None,
     ) -> None:
         self.model, self.metrics = model, metrics_of(metrics)
-        self.batches = batches if isinstance(batches, BatchPlan) else freeze(model, batches)
+        several = isinstance(batches, list | tuple) and batches and all(isinstance(each, BatchPlan) for each in batches)
+        given = list(batches) if several else [batches]
+        self.plans = [each if isinstance(each, BatchPlan) else freeze(model, each) for each in given]
+        self.batches = self.plans[0]
+        for plan in self.plans[1:]:
+            if not plan.reads_as(self.batches):
+                raise MismatchError("these plans read other documents, so no single run scores both; score each alone.")
         if statistics is not None:
             plans = [reading.plan for reading in statistics.provenance.plans]
             require_unknown(model, self.batches, statistics.rows, plans)
@@ -90,11 +101,19 @@ class Scores:
 
     def of(self, ablation: "Ablation | Biased | None" = None) -> Score:
         """The score under an ablation with constant values; None for the model as it is."""
+        return self.each(ablation)[0]
+
+    def each(self, ablation: "Ablation | Biased | None" = None) -> list[Score]:
+        """One score per plan; the model runs once for all of them."""
         facts = ablation.facts if isinstance(ablation, Biased) else _facts(ablation)
-        key = key_of({**self.about, "ablation": facts})
-        if key not in self._held:
-            self._held[key] = self._read(key) or self._measured(key, ablation)
-        return self._held[key]
+        keys = [key_of({**self.about, "documents": plan.digest, "ablation": facts}) for plan in self.plans]
+        for key in keys:
+            if key not in self._held and (there := self._read(key)) is not None:
+                self._held[key] = there
+        missing = [(key, plan) for key, plan in zip(keys, self.plans, strict=True) if key not in self._held]
+        if missing:
+            self._measure(dict(missing), ablation)
+        return [self._held[key] for key in keys]
 
     def _read(self, key: str) -> Score | None:
         if self.folder is None or not self.folder.has("scores", key):
@@ -103,12 +122,40 @@ class Scores:
         with checking(self.folder.file("scores", key)):
             return score_of(tensors)
 
-    def _measured(self, key: str, ablation: "Ablation | Biased | None") -> Score:
-        (score,) = evaluate_each(self.model, [self.batches], ablation, metrics=self.metrics, prefix=self._prefix)
-        if self.folder is not None:
-            about = {"center": ablation.center, "site": ablation.site.value} if isinstance(ablation, Ablation) else {}
-            self.folder.write("scores", key, KIND, about, tensors_of(score))
-        return score
+    def _measure(self, missing: Mapping[str, BatchPlan], ablation: "Ablation | Biased | None") -> None:
+        measured = evaluate_each(
+            self.model, list(missing.values()), ablation, metrics=self.metrics, prefix=self._prefix
+        )
+        about = {"center": ablation.center, "site": ablation.site.value} if isinstance(ablation, Ablation) else {}
+        for key, score in zip(missing, measured, strict=True):
+            if self.folder is not None:
+                self.folder.write("scores", key, KIND, about, tensors_of(score))
+            self._held[key] = score
+
+
+class Pieces:
+    """Tensors that took long to make, each made once and kept in a folder; without one, made when asked.
+
+    >>> pieces = Pieces(None)
+    >>> pieces.of("squares", {"up to": 3}, lambda: {"squares": torch.arange(3) ** 2})["squares"].tolist()
+    [0, 1, 4]
+    """
+
+    def __init__(self, folder: str | Path | None) -> None:
+        self.folder = None if folder is None else ExperimentFolder.create(folder)
+
+    def of(self, kind: str, facts: Mapping[str, Any], make: Callable[[], Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
+        """What was made of these facts: plain JSON values that say everything it depends on, versions too."""
+        if self.folder is None:
+            return make()
+        key = key_of({"kind": kind, **facts})
+        if self.folder.has(PIECES, key):
+            return self.folder.read(PIECES, key, kind)[1]
+        made = make()
+        with keeping(self.folder.path):
+            (self.folder.path / PIECES).mkdir(exist_ok=True)
+        self.folder.write(PIECES, key, kind, {}, made)
+        return made
 
 
 @dataclass(frozen=True, eq=False)

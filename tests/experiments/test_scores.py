@@ -5,7 +5,7 @@ import torch
 
 import ablation_lens as al
 from ablation_lens.errors import FileFormatError, MismatchError
-from ablation_lens.experiments.scores import Scores
+from ablation_lens.experiments.scores import Pieces, Scores
 
 
 @pytest.fixture(scope="module")
@@ -58,3 +58,43 @@ def test_documents_that_values_are_from_are_refused(model, batches):
 def test_values_by_position_have_no_key(model, batches):
     with pytest.raises(MismatchError, match="every position"):
         Scores(model, batches).of(of_head(model, 0.5).at(0))
+
+
+def test_several_plans_of_the_same_documents_are_scored_in_one_run(model, tmp_path, monkeypatch):
+    task = al.task_for(model)
+    every, rare = (task.batches(split="evaluate", tokens=300, count=count) for count in ("all", "skip-common"))
+    ablation = of_head(model, 0.5)
+    # Kept before under one of the two: only the other is measured, and both keys are as of each alone.
+    alone = Scores(model, every, folder=tmp_path / "run").of(ablation)
+    both = Scores(model, [every, rare], folder=tmp_path / "run").each(ablation)
+    expected = [al.evaluate(model, plan, ablation) for plan in (every, rare)]
+    assert [torch.equal(a.loss, b.loss) for a, b in zip(both, expected, strict=True)] == [True, True]
+    monkeypatch.setattr("ablation_lens.experiments.scores.evaluate_each", None)
+    assert torch.equal(Scores(model, rare, folder=tmp_path / "run").of(ablation).loss, expected[1].loss)
+    assert torch.equal(alone.loss, both[0].loss)
+
+
+def test_plans_of_other_documents_are_not_scored_together(model, batches):
+    other = al.task_for(model).batches(split="evaluate", tokens=400)
+    with pytest.raises(MismatchError, match="other documents"):
+        Scores(model, [batches, other])
+
+
+def test_a_piece_is_made_once_and_again_of_other_facts(tmp_path):
+    made = []
+
+    def make():
+        made.append(1)
+        return {"mask": torch.ones(2, dtype=torch.bool)}
+
+    for step in (1, 1, 2):
+        piece = Pieces(tmp_path / "run").of("selected", {"step": step}, make)
+    assert len(made) == 2
+    assert piece["mask"].tolist() == [True, True]
+
+
+def test_a_folder_of_before_gains_its_pieces(tmp_path):
+    Pieces(tmp_path / "run")
+    assert not (tmp_path / "run" / "pieces").exists()
+    Pieces(tmp_path / "run").of("selected", {}, lambda: {"mask": torch.ones(1)})
+    assert len(list((tmp_path / "run" / "pieces").iterdir())) == 1
