@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ablation_lens.errors import AblationLensError
 
 if TYPE_CHECKING:
-    from ablation_lens import adapters, circuits, corpora, plots, zoo
+    from ablation_lens import adapters, circuits, corpora, experiments, plots, zoo
     from ablation_lens.ablation.ablation import Ablation, Ablations
     from ablation_lens.ablation.masks import named_neurons, random_neurons, top_neurons, whole_heads
     from ablation_lens.explorer import explore
@@ -52,6 +52,7 @@ __all__ = [
     "compare_centers",
     "corpora",
     "evaluate",
+    "experiments",
     "explore",
     "learn",
     "load_model",

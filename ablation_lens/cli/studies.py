@@ -364,9 +364,10 @@ def report(
     out: Annotated[Path | None, typer.Option(help="Another folder for report.html and report.md.")] = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Write one page about a study (Table 2, Figures 1 to 3, neuron shapes), or about a circuit."""
+    """Write one page about a study (Table 2, Figures 1 to 3, neuron shapes), a circuit, or an experiment."""
     announce(f"reading {folder}")
     from ablation_lens.circuits.analysis import CircuitFolder
+    from ablation_lens.experiments.scores import ExperimentFolder
     from ablation_lens.files import require_target_folder
     from ablation_lens.report.study import write_report
     from ablation_lens.study.cells import StudyFolder
@@ -374,6 +375,9 @@ def report(
 
     if CircuitFolder.is_at(folder):
         _report_of_circuits(CircuitFolder(folder), out, as_json)
+        return
+    if ExperimentFolder.is_at(folder):
+        _report_of_experiment(folder, out, as_json)
         return
     run = StudyFolder(folder)
     require_target_folder(folder if out is None else out)
@@ -402,6 +406,20 @@ def _report_of_circuits(folder: "CircuitFolder", out: Path | None, as_json: bool
         complain(flaw)
     if flaws:
         raise typer.Exit(1)
+
+
+def _report_of_experiment(folder: Path, out: Path | None, as_json: bool) -> None:
+    from ablation_lens.files import require_target_folder
+    from ablation_lens.report.experiment_page import make_experiment_report
+
+    require_target_folder(folder if out is None else out)
+    announce("drawing the figures")
+    target = folder if out is None else out
+    page, text = make_experiment_report(folder).write(target / "report.html", target / "report.md")
+    if as_json:
+        say_json("report", {"folder": folder, "html": page, "markdown": text})
+    else:
+        say(f"{page} (and {text.name})")
 
 
 def print_table(results: "Results", fractions: list[float] | None = None) -> None:

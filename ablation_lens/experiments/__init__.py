@@ -10,3 +10,46 @@
 - `controls`: every center, learned ones among them, beside what the same learning buys otherwise.
 - `predictability`: whether the best constant follows from a neuron's shape.
 """
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ablation_lens.experiments.atypical import ablate_atypical
+    from ablation_lens.experiments.constants import loss_curves
+    from ablation_lens.experiments.controls import better_centers
+    from ablation_lens.experiments.layers import ablate_layers
+    from ablation_lens.experiments.predictability import predict_constants
+    from ablation_lens.experiments.processing import compare_processing
+    from ablation_lens.experiments.stability import compare_collections
+
+__all__ = [
+    "ablate_atypical",
+    "ablate_layers",
+    "better_centers",
+    "compare_collections",
+    "compare_processing",
+    "loss_curves",
+    "predict_constants",
+]
+
+# Lazily, as what is left in a folder is read without anything that runs a model. No module is named like one of these.
+_HOMES = {
+    "ablate_atypical": "atypical",
+    "ablate_layers": "layers",
+    "better_centers": "controls",
+    "compare_collections": "stability",
+    "compare_processing": "processing",
+    "loss_curves": "constants",
+    "predict_constants": "predictability",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(f"ablation_lens.experiments.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'ablation_lens.experiments' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
