@@ -10,6 +10,7 @@ Nothing is copied, and nothing is downloaded that is not read.
 - `local`: what a path is, and who reads it: `text_files`, `tables` (columns), `images`; `files`: finding and opening;
   `pipes`: what a shell hands over.
 - `own`: lists of texts and data sets that somebody holds.
+- `choice`: documents chosen by their label.
 - `streams`: rows of a table that are read one after another, Parquet too; `labels`: names of classes to a model's ids.
 """
 
@@ -82,6 +83,7 @@ def open_corpus(
     id2label: Mapping[int, str] | None = None,
     block: Block | None = None,
     column: str | None = None,
+    label_column: str | None = None,
     errors: Errors = "strict",
 ) -> Corpus:
     """Open a corpus by name, path or hub address.
@@ -108,6 +110,9 @@ def open_corpus(
         block: how a text file becomes documents: "file", "paragraph" (between blank lines) or "line". A folder's
             files are one document each; a single file is cut into paragraphs.
         column: the column of a table that holds the text or image.
+        label_column: the column that holds the label of every row: text, number or truth value. `task.only` and
+            `task.except_` choose texts by it; of images it holds the class, instead of the column `label`. A text that
+            stands there twice, with two labels, is a document of each.
         errors: "strict" refuses bytes that are not UTF-8; "replace" puts U+FFFD there, and is recorded.
 
     Raises:
@@ -120,7 +125,7 @@ def open_corpus(
     (True, 1)
     """
     name = str(name_or_path)
-    options = Options(kind, block, column, errors, labels, id2label)
+    options = Options(kind, block, column, errors, labels, id2label, label_column)
     if name in NAMED and not isinstance(name_or_path, Path):
         _, held, opener = NAMED[name]
         options.require_kind(name, held)  # before the network is asked

@@ -9,6 +9,7 @@ from typing import Any, Literal, Self
 
 from PIL.Image import Image
 
+from ablation_lens.corpora.choice import Label, LabelChoice, Met
 from ablation_lens.corpora.splits import OUTSIDE_SHARES, split_at
 from ablation_lens.errors import CorpusError
 from ablation_lens.records import CorpusRecord
@@ -38,11 +39,15 @@ TEXT_LIMIT = 1_000_000
 
 @dataclass(frozen=True)
 class TextDocument:
-    """A text, where it stood in its corpus, and whether it is only the first `TEXT_LIMIT` characters of it."""
+    """A text, where it stood in its corpus, and whether it is only the first `TEXT_LIMIT` characters of it.
+
+    `label` is what the label column says of it, as text; None without such a column.
+    """
 
     text: str
     id: str
     cut: bool = False
+    label: str | None = None
 
 
 @dataclass(frozen=True)
@@ -63,7 +68,7 @@ class Entry:
 
     `blank` marks a document with nothing in it. `open` may raise `UnreadableImage`. Of a text that was cut, `whole`
     is the SHA-256 of all its bytes: which split it belongs to must not depend on how much is kept. Of a
-    changed image it is that of the pixels before.
+    changed image it is that of the pixels before. By its `label` it is chosen before it is opened.
     """
 
     id: str
@@ -71,6 +76,7 @@ class Entry:
     open: Callable[[], Document]
     blank: bool = False
     whole: bytes | None = None
+    label: Label | None = None
 
     @property
     def sha256(self) -> bytes:
@@ -99,16 +105,18 @@ class TextInPieces:
         if room > 0:
             self._kept.append(piece[:room])
 
-    def entry(self, identity: str) -> Entry:
+    def entry(self, identity: str, label: str | None = None) -> Entry:
         """The entry of what was added."""
         text = "".join(self._kept)
         whole = None if self._whole is None else self._whole.digest()
-        return Entry(
-            identity, text.encode(), lambda: TextDocument(text, identity, whole is not None), self.blank, whole
-        )
+
+        def opened() -> TextDocument:
+            return TextDocument(text, identity, whole is not None, label)
+
+        return Entry(identity, text.encode(), opened, self.blank, whole, label)
 
 
-def text_entry(text: str, identity: str) -> Entry:
+def text_entry(text: str, identity: str, label: str | None = None) -> Entry:
     r"""The entry of a text, its newlines normalised to ``\n``.
 
     >>> text_entry("two\r\nlines", "x").content
@@ -118,12 +126,15 @@ def text_entry(text: str, identity: str) -> Entry:
     # Before the bytes are taken: a text with other line ends would fall into another split. The pair must go first,
     # or it would become two line ends.
     pieces.add(text.replace("\r\n", "\n").replace("\r", "\n"))
-    return pieces.entry(identity)
+    return pieces.entry(identity, label)
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where documents come from: `entries()` starts a new pass over all of them, in the fixed order."""
+    """Where documents come from: `entries()` starts a new pass over all of them, in the fixed order.
+
+    `labelled` says whether all of them have a label.
+    """
 
     location: str
     kind: Kind
@@ -132,15 +143,20 @@ class Source:
     shares: Mapping[str, float] = field(default_factory=lambda: OUTSIDE_SHARES)
     python: str | None = None
     settings: tuple[tuple[str, str], ...] = ()
+    labelled: bool = False
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """A source restricted to one split (`"all"`: not restricted). Iterating starts a new `Reading` each time."""
+    """A source restricted to one split (`"all"`: not restricted), and to the labels of a choice.
+
+    Iterating starts a new `Reading` each time.
+    """
 
     name: str
     source: Source
     split: str = "all"
+    choice: LabelChoice | None = None
 
     def __post_init__(self) -> None:
         if self.split not in ("all", *self.splits):
@@ -161,6 +177,24 @@ class Corpus:
     def restricted_to(self, split: str) -> Self:
         """The same corpus, another split."""
         return replace(self, split=split)
+
+    def chosen(self, choice: LabelChoice) -> Self:
+        """The same corpus without the documents that a choice does not admit; the splits of the others stay."""
+        if not self.source.labelled:
+            raise CorpusError(
+                f"{self.name} has no labels that documents could be chosen by; "
+                + (
+                    "give JSON lines, Parquet or a data set, and label_column=NAME, the column that holds them."
+                    if self.kind == "text"
+                    else "open it with id2label=, the model's labels, as task_for does."
+                )
+            )
+        return replace(self, choice=choice if self.choice is None else self.choice.narrowed(choice))
+
+    @property
+    def full_name(self) -> str:
+        """Its name, and the choice in words."""
+        return self.name if self.choice is None else f"{self.name}, {self.choice.told}"
 
     def __iter__(self) -> "Reading":
         return Reading(self)
@@ -184,6 +218,8 @@ class Reading(Iterator[Document]):
         self.empty = 0
         self.corrupt = 0
         self._elsewhere = 0
+        self._not_chosen = 0
+        self._met = None if corpus.choice is None else Met(corpus.choice)
         self._digest = hashlib.sha256()
         self._entries = corpus.source.entries()
         if isinstance(self._entries, Generator):
@@ -191,10 +227,15 @@ class Reading(Iterator[Document]):
             weakref.finalize(self, self._entries.close)
 
     def __next__(self) -> Document:
+        choice = self.corpus.choice
         for entry in self._entries:
             # Before the split is asked: a blank document is counted in every split and belongs to none.
             if entry.blank:
                 self.empty += 1
+                continue
+            self._meet(entry)
+            if choice is not None and not choice.admits(entry.label):
+                self._not_chosen += 1
             elif self.corpus.split not in ("all", split_at(entry.sha256, self.corpus.source.shares)):
                 self._elsewhere += 1
             else:
@@ -205,13 +246,27 @@ class Reading(Iterator[Document]):
                     continue
                 self._count(entry, document)
                 return document
+        self.require_labels()
         self._require_documents()
         raise StopIteration
+
+    def _meet(self, entry: Entry) -> None:
+        if self._met is not None:
+            self._met.add(entry.label)
+
+    def require_labels(self) -> None:
+        """Refuse a choice by a label that no document has; what is left is read until all were met, and not counted."""
+        if self._met is None:
+            return
+        while not self._met.all_asked and (entry := next(self._entries, None)) is not None:
+            if not entry.blank:
+                self._meet(entry)
+        self._met.require_all(self.corpus.name)
 
     def _skip(self, entry: Entry, error: UnreadableImage) -> None:
         self.corrupt += 1
         if self.corrupt == 1:
-            message = f"{entry.id} in {self.corpus.name} was skipped: {error}. Further ones are only counted."
+            message = f"{entry.id} in {self.corpus.full_name} was skipped: {error}. Further ones are only counted."
             # Level 3 passes `_skip` and `__next__`: the warning names the line that reads the corpus.
             warnings.warn(message, CorruptImageWarning, stacklevel=3)
 
@@ -226,7 +281,7 @@ class Reading(Iterator[Document]):
     def _require_documents(self) -> None:
         if self.documents:
             return
-        name, split = self.corpus.name, self.corpus.split
+        name, split = self.corpus.full_name, self.corpus.split
         what = "images" if self.corpus.kind == "image" else "documents"
         left_out = f"{self.empty} were empty and {self.corrupt} could not be decoded"
         if self._elsewhere:
@@ -234,6 +289,8 @@ class Reading(Iterator[Document]):
                 f"the {split} split of {name} has no {what}: {self._elsewhere} fell into other splits, {left_out}; "
                 f"give a larger corpus, cut into more documents, or take split='all'."
             )
+        if self._not_chosen:
+            left_out = f"{self._not_chosen} have other labels, {left_out}"
         raise CorpusError(f"{name} has no {what} ({left_out}); give a source that holds some.")
 
     @property
@@ -251,7 +308,7 @@ class Reading(Iterator[Document]):
         """
         source = self.corpus.source
         return CorpusRecord(
-            name=self.corpus.name,
+            name=self.corpus.full_name,
             source=source.location,
             split=self.corpus.split,
             kind=source.kind,
@@ -263,7 +320,7 @@ class Reading(Iterator[Document]):
             documents=self.documents,
             skipped_empty=self.empty,
             skipped_corrupt=self.corrupt,
-            settings=source.settings,
+            settings=(*source.settings, *(() if self.corpus.choice is None else self.corpus.choice.settings)),
         )
 
 

@@ -106,14 +106,16 @@ def _strip_to_rgb(picture: Image.Image) -> Image.Image:
 
 def image_entry(content: bytes, label: int | None, identity: str) -> Entry:
     """The entry of an encoded image."""
-    return Entry(identity, content, lambda: ImageDocument(decode(content), label, identity), blank=not content)
+    return Entry(
+        identity, content, lambda: ImageDocument(decode(content), label, identity), blank=not content, label=label
+    )
 
 
-def _unread_entry(size: int, identity: str) -> Entry:
+def _unread_entry(size: int, label: int | None, identity: str) -> Entry:
     def refuse() -> ImageDocument:
         raise _too_long(size)
 
-    return Entry(identity, f"{size} bytes".encode(), refuse)
+    return Entry(identity, f"{size} bytes".encode(), refuse, label=label)
 
 
 def image_folder(
@@ -154,12 +156,13 @@ def image_folder(
                 content = handle.read() if size <= BYTE_LIMIT else None
             # The file is closed by now: a reading that stops early leaves this generator standing here.
             yield (
-                _unread_entry(size, printable(file))
+                _unread_entry(size, label, printable(file))
                 if content is None
                 else image_entry(content, label, printable(file))
             )
 
-    return Source(str(root.absolute()), "image", entries, settings=settings)
+    labelled = labels is not None or id2label is not None
+    return Source(str(root.absolute()), "image", entries, settings=settings, labelled=labelled)
 
 
 def in_turn(files: Sequence[PurePosixPath]) -> list[PurePosixPath]:

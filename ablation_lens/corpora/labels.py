@@ -17,6 +17,7 @@ from typing import Self
 from ablation_lens.corpora.files import opened
 from ablation_lens.errors import CorpusError
 from ablation_lens.escaping import shorten
+from ablation_lens.names import nearest
 
 LABELS_LIMIT = 1 << 26
 """Bytes of a labels file: a row for every image of ImageNet's training set are 50 million."""
@@ -121,6 +122,47 @@ def classes_in_order(names: Sequence[str], id2label: Mapping[int, str], where: s
             raise
         return list(range(len(names))), "number, checked by name"
     return [matched.ids[name] for name in names], matched.rule
+
+
+def class_id(name: str, id2label: Mapping[int, str]) -> int:
+    """The id of one class by its name, wnid or number, in the order in which `LabelMap.match` tries them.
+
+    >>> class_id("goldfish", {0: "tench, Tinca tinca", 1: "goldfish, Carassius auratus"})
+    1
+    >>> class_id("godlfish", {0: "tench, Tinca tinca", 1: "goldfish, Carassius auratus"})
+    Traceback (most recent call last):
+    ablation_lens.errors.CorpusError: 'godlfish' is not one of the model's 2 classes; did you mean 'goldfish, \
+Carassius auratus'?
+    """
+    labels = labels_by_id(id2label)
+    by_name, ambiguous = _by_name([name], labels)
+    if name in ambiguous:
+        raise CorpusError(
+            f"{_quoted(name)} fits the ids {', '.join(map(str, ambiguous[name]))} of the model; say which by its id."
+        )
+    found = by_name or _by_wnid([name], labels)
+    if name in found:
+        return found[name]
+    if _is_id(name, labels):
+        return int(name)
+    meant = nearest(name, labels.values()) if labels else "none"
+    raise CorpusError(
+        f"{_quoted(name)} is not one of the model's {len(labels)} classes; did you mean {_quoted(meant)}?"
+    )
+
+
+def word_of_class(number: int, id2label: Mapping[int, str]) -> str:
+    """The shortest of a class's names that means no other class, or else its number.
+
+    >>> [word_of_class(number, {0: "crane, bird", 1: "crane", 2: "tench, Tinca tinca"}) for number in (0, 1, 2)]
+    ['crane, bird', 'crane', 'tench']
+    """
+    labels = labels_by_id(id2label)
+    label = labels.get(number, "")
+    for name in (label.split(",")[0].strip(), label):
+        if _by_name([name], labels)[0].get(name) == number:
+            return name
+    return str(number)
 
 
 def labels_by_id(id2label: Mapping[int, str]) -> dict[int, str]:

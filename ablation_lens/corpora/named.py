@@ -74,11 +74,13 @@ def _of_digits(
             # The split goes by the pixels themselves: the bytes of a PNG may change with the encoder. It is that of
             # the original: what a model was trained on must not come back changed among what it is judged on.
             whole = None if pixels is original else hashlib.sha256(original.tobytes()).digest()
-            yield Entry(identity, pixels.tobytes(), functools.partial(_digit, image, label, identity), whole=whole)
+            opened = functools.partial(_digit, image, label, identity)
+            yield Entry(identity, pixels.tobytes(), opened, whole=whole, label=label)
 
     # The images are a part of scikit-learn, so its version tells which they were.
     settings = (("scikit-learn", version("scikit-learn")),)
-    return Source(f"embedded: {name}", "image", entries, EMBEDDED_SHARES, platform.python_version(), settings)
+    python = platform.python_version()
+    return Source(f"embedded: {name}", "image", entries, EMBEDDED_SHARES, python, settings, labelled=True)
 
 
 def _digit(image: Callable[[], Image.Image], label: int, identity: str) -> ImageDocument:

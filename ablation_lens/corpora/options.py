@@ -23,6 +23,7 @@ class Options:
     errors: Errors = "strict"
     labels: str | Path | None = None
     id2label: Mapping[int, str] | None = None
+    label_column: str | None = None
 
     def __post_init__(self) -> None:
         for name, choices in (("kind", get_args(Kind)), ("block", get_args(Block)), ("errors", get_args(Errors))):

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from ablation_lens.corpora.choice import label_of_cell
 from ablation_lens.corpora.documents import Entry, Source, text_entry
 from ablation_lens.corpora.images import BYTE_LIMIT, image_entry
 from ablation_lens.corpora.labels import LabelMap, LabelTable, classes_in_order, labels_by_id
@@ -37,20 +38,34 @@ class Table:
 def table_source(table: Table, options: Options) -> Source:
     """The documents of a table: images when it has an image column (and text is not asked for), else texts."""
     if options.kind == "image" or (options.kind is None and "image" in table.columns.values()):
-        options.require(table.location, "image", "column", "labels")
+        options.require(table.location, "image", "column", "labels", "label_column")
         return _images(table, options)
-    options.require(table.location, "text", "column", "errors")
+    options.require(table.location, "text", "column", "errors", "label_column")
     column = _column(table, "text", options.column)
+    labels = None if options.label_column is None else _column(table, "text", options.label_column)
+    # Parquet then reads nothing of the other columns.
+    wanted = [column] if labels is None else list(dict.fromkeys([column, labels]))
 
     def entries() -> Iterator[Entry]:
-        # One column: Parquet then reads nothing of the others. JSON rows may lack it, and count as empty.
-        for identity, row in table.rows([column]):
-            yield text_entry(
-                sound_text(row.get(column), options.errors, f"{column!r} of row {identity}", table.location), identity
-            )
+        # JSON rows may lack the text, and count as empty. What is empty has no need of a label.
+        for identity, row in table.rows(wanted):
+            text = sound_text(row.get(column), options.errors, f"{column!r} of row {identity}", table.location)
+            label = None if labels is None or not text.strip() else _text_label(row, labels, table, options, identity)
+            yield text_entry(text, identity, label)
 
-    settings = (("column", column), *options.settings("errors"))
-    return Source(table.location, "text", entries, settings=settings)
+    settings = (("column", column), *options.settings("errors", "label_column"))
+    return Source(table.location, "text", entries, settings=settings, labelled=labels is not None)
+
+
+def _text_label(row: Mapping[str, Any], column: str, table: Table, options: Options, identity: str) -> str:
+    value, names = row.get(column), table.class_names.get(column)
+    if names is not None and type(value) is int:
+        # Hub data sets often mark rows without a label by -1.
+        value = names[value] if 0 <= value < len(names) else None
+    cell = f"the label {shorten(repr(column), 80)} of row {identity}"
+    if isinstance(value, str):
+        value = sound_text(value, options.errors, cell, table.location)
+    return label_of_cell(value, f"{cell} in {table.location}")
 
 
 def _column(table: Table, kind: ColumnKind, asked: str | None) -> str:
@@ -103,13 +118,15 @@ def _images(table: Table, options: Options) -> Source:
     column = _column(table, "image", options.column)
     label_of, settings = _labelling(table, options)
     # The label only when it is used: a table may have none, and a Parquet file without a wanted column is refused.
-    wanted = [column] + ([label] if options.id2label is not None and (label := _label_column(table)) else [])
+    labelled = options.id2label is not None
+    wanted = [column] + ([label] if labelled and (label := _label_column(table, options)) else [])
 
     def entries() -> Iterator[Entry]:
         for identity, row in table.rows(wanted):
             yield image_entry(_image_bytes(row.get(column)), label_of(row, identity), identity)
 
-    return Source(table.location, "image", entries, settings=(("column", column), *settings))
+    settings = (("column", column), *settings)
+    return Source(table.location, "image", entries, settings=settings, labelled=labelled)
 
 
 def _image_bytes(cell: object) -> bytes:
@@ -133,17 +150,17 @@ def _labelling(
 ) -> tuple[Callable[[Mapping[str, Any], str], int | None], tuple[tuple[str, str], ...]]:
     """How a row's label becomes the model's id, and what the record says about it."""
     if options.id2label is None:
-        if options.labels is not None:
-            raise CorpusError(
-                f"labels={str(options.labels)!r} needs the model's id2label for {table.location}; pass both."
-            )
+        for name in ("labels", "label_column"):
+            if (given := getattr(options, name)) is not None:
+                raise CorpusError(f"{name}={str(given)!r} needs the model's id2label for {table.location}; pass both.")
         return (lambda row, identity: None), ()
     id2label = labels_by_id(options.id2label)
-    column = _label_column(table)
+    column = _label_column(table, options)
     if column is None:
         raise CorpusError(
             f"{table.location} has no column 'label', without which no classifier can be scored on it (its columns are "
-            f"{_listed(table.columns)}); add one, or give an image folder with labels=FILE (--labels)."
+            f"{_listed(table.columns)}); say which it is with label_column=NAME, or give an image folder with "
+            "labels=FILE (--labels)."
         )
     translated = dict(LabelTable.read(options.labels).labels) if options.labels is not None else {}
     where = f"the column {column!r} of {table.location}"
@@ -176,10 +193,12 @@ def _labelling(
             )
         return known[value]
 
-    return label_of, (*options.settings("labels"), ("labels matched by", rule))
+    return label_of, (*options.settings("labels", "label_column"), ("labels matched by", rule))
 
 
-def _label_column(table: Table) -> str | None:
+def _label_column(table: Table, options: Options) -> str | None:
+    if options.label_column is not None:
+        return _column(table, "text", options.label_column)
     return next((name for name in _USUAL["label"] if name in table.columns), None)
 
 

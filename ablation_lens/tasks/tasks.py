@@ -7,14 +7,16 @@ import hashlib
 import random
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator, Set
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Set
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 
 from ablation_lens.corpora import Corpus, ImageDocument, TextDocument, open_corpus, own_corpus, warn_when_short
+from ablation_lens.corpora.choice import Label, LabelChoice, label_of_cell, several
+from ablation_lens.corpora.labels import class_id, labels_by_id, word_of_class
 from ablation_lens.errors import CorpusError, ModelError
 from ablation_lens.hooked import task_of, tokenizer_of
 from ablation_lens.names import require_known
@@ -99,9 +101,46 @@ class Task(ABC):
             chosen = fitting_batch_size(model, plan)
         return plan if chosen is None else plan.cut(int(chosen))
 
+    def only(self, label: Any) -> Self:
+        """The same task, reading the documents of a label, or of several, alone: in the same order and splits.
+
+        Args:
+            label: of images a class by its id or name; of texts what their `label_column` says, numbers as text or
+                as they are. A label that no document has is refused when batches are planned.
+
+        >>> from ablation_lens import load_model
+        >>> task = task_for(load_model("tiny-vit"))
+        >>> task.only(label=3).batches(images=20)
+        BatchPlan(image-classification on digits, only 3/evaluate: 20 images in 20 documents, 1 batches, 20 predictions)
+        """
+        return self._chosen(label, keeps=True)
+
+    def except_(self, label: Any) -> Self:
+        """The same task without the documents of a label, or of several; see `only`.
+
+        >>> from ablation_lens import load_model
+        >>> task = task_for(load_model("tiny-vit"))
+        >>> plans = [each.batches() for each in (task, task.only(label=3), task.except_(label=3))]
+        >>> plans[0].size == plans[1].size + plans[2].size
+        True
+        """
+        return self._chosen(label, keeps=False)
+
+    def _chosen(self, given: Any, *, keeps: bool) -> Self:
+        words = dict(map(self._label, several(given)))
+        return replace(self, corpus=self.corpus.chosen(LabelChoice(words, keeps, names=self._label_names())))
+
+    @abstractmethod
+    def _label(self, given: Any) -> tuple[Label, str]:
+        """A label as documents have it, and how it is written."""
+
+    def _label_names(self) -> Mapping[int, str]:
+        return {}
+
     def _batched(self, items: list[Item], reading: Any, size: int | None, *, count: str, seed: int) -> BatchPlan:
         obtained = len(items) if self.unit == "images" else sum(item.length for item in items)
         record = reading.record(size_requested=size, size_obtained=obtained, unit=self.unit)
+        reading.require_labels()  # after the record, which is of what was handed out
         if not items:
             raise CorpusError(f"no document of {record.name}/{record.split} is long enough to be scored.")
         if size is not None and size - obtained >= 2:  # a single token left over cannot be scored
@@ -145,6 +184,12 @@ class TextTask(Task):
     def pad_token(self) -> int:
         # A tokenizer without padding has None; the attention mask hides whatever stands there.
         return int(self.tokenizer.pad_token_id or 0)
+
+    def _label(self, given: Any) -> tuple[Label, str]:
+        if not isinstance(given, str | int | float):
+            raise CorpusError(f"{told(given)} is not a label of texts; give a text, a number or a truth value.")
+        label = label_of_cell(given, "the label that was given")
+        return label, label
 
     def _items(self, corpus_split: Corpus, size: int | None, seed: int, count: str) -> tuple[list[Item], Any]:
         common: Set[int] = self._common() if count == "skip-common" else set()
@@ -278,11 +323,27 @@ class ImageClassification(Task):
     image_processor: Any
     positions: int
     n_labels: int
+    id2label: Mapping[int, str] = field(default_factory=dict)
 
     @property
     def context(self) -> int:
         """Positions of an image: its patches, and CLS."""
         return self.positions
+
+    def _label(self, given: Any) -> tuple[Label, str]:
+        if isinstance(given, str):
+            number = class_id(given, self._label_names())
+        elif type(given) is int and 0 <= given < self.n_labels:
+            number = given
+        else:
+            raise CorpusError(
+                f"{told(given)} is not a class of this model; give a name, or an id from 0 to {self.n_labels - 1}."
+            )
+        return number, word_of_class(number, self.id2label)
+
+    def _label_names(self) -> Mapping[int, str]:
+        # Without names of their own, classes go by their numbers.
+        return self.id2label or {number: str(number) for number in range(self.n_labels)}
 
     def _items(self, corpus_split: Corpus, size: int | None, seed: int, count: str) -> tuple[list[Item], Any]:
         if count != "all":
@@ -328,7 +389,7 @@ def task_for(model: Any, corpus: Any = None, *, context: int | None = None, **op
             `digits` for a model of ten digits.
         context: positions a document is truncated to; None takes the paper's (causal 1000, masked 512)
             or the model's own limit where that is less.
-        options: for `open_corpus`: `labels`, `column`, `block`, `errors`.
+        options: for `open_corpus`: `labels`, `column`, `label_column`, `block`, `errors`.
 
     >>> from ablation_lens import load_model
     >>> texts = [f"Text number {number} is about the number {number}." for number in range(20)]
@@ -365,7 +426,7 @@ def task_for(model: Any, corpus: Any = None, *, context: int | None = None, **op
     return MaskedLM(corpus=opened, tokenizer=tokenizer, max_context=limit, ordinary_ids=ordinary)
 
 
-_OPTIONS = ("labels", "column", "block", "errors", "split")
+_OPTIONS = ("labels", "column", "label_column", "block", "errors", "split")
 
 
 def require_model(model: Any) -> None:
@@ -389,7 +450,11 @@ def _image_task(model: Any, corpus: Any, options: dict[str, Any]) -> ImageClassi
         raise CorpusError("this image model needs a corpus=: a folder of images, or imagenet-1k.")
     opened = _opened("digits" if corpus is None else corpus, "image", {"id2label": id2label, **options})
     return ImageClassification(
-        corpus=opened, image_processor=processor, positions=model.cfg.n_ctx, n_labels=len(id2label)
+        corpus=opened,
+        image_processor=processor,
+        positions=model.cfg.n_ctx,
+        n_labels=len(id2label),
+        id2label=labels_by_id(id2label),
     )
 
 
