@@ -335,7 +335,11 @@ def evaluate(
     )
 
 
-_SHOWN = {"top1": ("top-1 (%)", 100.0, 2), "cross_entropy": ("CE (nats)", 1.0, 3)}
+_SHOWN = {
+    "top1": ("top-1 (%)", 100.0, 2),
+    "top10": ("top-10 (%)", 100.0, 2),
+    "cross_entropy": ("CE (nats)", 1.0, 3),
+}
 """How people write a metric: what stands before it, what it is multiplied by, and its decimals."""
 
 

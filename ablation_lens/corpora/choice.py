@@ -83,7 +83,7 @@ class Met:
 
     def add(self, label: Label | None) -> None:
         """Another document's label."""
-        self._missing.discard(label)  # type: ignore[arg-type]
+        self._missing.discard(label)
         if len(self._met) < _MOST_MET:
             self._met[label] = None
 

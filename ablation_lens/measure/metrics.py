@@ -221,6 +221,16 @@ def top1(predictions: Predictions) -> Float[Tensor, " prediction"]:
     return (predictions.logits.argmax(-1) == predictions.labels).double()
 
 
+@_metric("higher")
+def top10(predictions: Predictions) -> Float[Tensor, " prediction"]:
+    """1 where fewer than ten classes are likelier than the label, 0 elsewhere. Without a gradient.
+
+    Where the label is as likely as others it comes first of them, as in `rank`. Of ten classes or fewer it is always 1.
+    """
+    own = predictions.logits.gather(-1, predictions.labels[:, None])
+    return ((predictions.logits > own).sum(-1) < 10).double()
+
+
 @_metric("lower")
 def cross_entropy(predictions: Predictions) -> Float[Tensor, " prediction"]:
     """The negative log-likelihood of the label, in nats."""

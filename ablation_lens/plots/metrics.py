@@ -33,16 +33,18 @@ class ShownMetric:
     def chance(self, outputs: int | None) -> float | None:
         """What a model gets that finds every output equally likely, in the unit shown; None where nobody knows.
 
-        >>> [shown_metric(column).chance(1) for column in ("cross_entropy", "top1", "mine")]
-        [0.0, 100.0, None]
+        >>> [shown_metric(column).chance(1) for column in ("cross_entropy", "top1", "top10", "mine")]
+        [0.0, 100.0, 100.0, None]
         """
         if outputs is None:
             return None
-        return {"top1": 100 / outputs, "cross_entropy": math.log(outputs)}.get(self.column)
+        known = {"top1": 100 / outputs, "top10": min(100.0, 1000 / outputs), "cross_entropy": math.log(outputs)}
+        return known.get(self.column)
 
 
 _KNOWN = {
     "top1": ShownMetric("top1", "top-1", "%", 100.0),
+    "top10": ShownMetric("top10", "top-10", "%", 100.0),
     "cross_entropy": ShownMetric("cross_entropy", "cross-entropy", "nats"),
     "kl": ShownMetric("kl", "KL divergence", "nats"),
     "logit_difference": ShownMetric("logit_difference", "logit difference"),

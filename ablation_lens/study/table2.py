@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 TITLES = {
     "top1": "Top-1 accuracy (%)",
+    "top10": "Top-10 accuracy (%)",
     "cross_entropy": "Cross-entropy (nats)",
     "kl": "KL divergence (nats)",
     "logit_difference": "Logit difference",
@@ -220,7 +221,7 @@ def _entry(row: Any, metric: str) -> Entry:
 
 
 def _shown(metric: str, value: float) -> float:
-    return 100 * float(value) if metric == "top1" else float(value)
+    return 100 * float(value) if metric in ("top1", "top10") else float(value)
 
 
 def _notes(summary: pd.DataFrame, rows: Sequence[tuple[str, float, str, dict[str, Entry]]]) -> tuple[str, ...]:

@@ -49,6 +49,7 @@ def by_hand(name, logits, clean):
     found = {
         "cross_entropy": [-np.log(q[row, ANSWERS[row][0]]) for row in (0, 1)],
         "top1": [float(logits[row].argmax() == ANSWERS[row][0]) for row in (0, 1)],
+        "top10": [float((logits[row] > logits[row, ANSWERS[row][0]]).sum() < 10) for row in (0, 1)],
         "probability": [q[row, ANSWERS[row]].sum() for row in (0, 1)],
         "probability_difference": [q[row, ANSWERS[row]].sum() - q[row, WRONG[row]].sum() for row in (0, 1)],
         "logit_difference": [logits[row, ANSWERS[row]].mean() - logits[row, WRONG[row]].mean() for row in (0, 1)],
@@ -73,6 +74,27 @@ def test_a_metric_that_is_called_gives_the_same_as_evaluate(name, model, ablatio
     rows = metrics.BUILT_IN[name](logits, prompts, clean=model(*arguments[0], **arguments[1]))
     score = al.evaluate(model, [prompts], ablation, metrics=[name])
     assert np.abs(score.rows(name) - rows.double().numpy()).max() <= 1e-4
+
+
+def test_top10_counts_those_that_are_likelier_ties_and_all():
+    """Against a stable sort in NumPy, in which the label comes before what is as likely."""
+    generator = np.random.default_rng(0)
+    logits = generator.integers(0, 6, (500, 30)).astype(np.float32)  # a fifth of all classes is as likely
+    labels = generator.integers(0, 30, 500)
+    expected = []
+    for row, label in zip(logits, labels, strict=True):
+        order = sorted(range(30), key=lambda each, row=row, label=label: (-row[each], each != label))
+        expected.append(float(order.index(label) < 10))
+    assert 0.1 < np.mean(expected) < 0.9
+    batch = Batch.prompts(torch.zeros(500, 1, dtype=torch.long), labels.tolist())
+    found = metrics.top10(torch.from_numpy(logits)[:, None], batch)
+    assert found.tolist() == expected == (metrics.rank(torch.from_numpy(logits)[:, None], batch) <= 10).tolist()
+
+
+def test_top10_of_ten_classes_is_always_one():
+    vit = al.load_model("tiny-vit")
+    plan = al.task_for(vit).batches(images=20)
+    assert al.evaluate(vit, plan, metrics="top10")["top10"] == 1
 
 
 def test_the_cross_entropy_by_name_is_the_score_s_own(model, prompts):
