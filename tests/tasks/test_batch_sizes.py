@@ -7,7 +7,8 @@ import torch
 
 from ablation_lens import load_model, task_for
 from ablation_lens.errors import AblationLensError
-from ablation_lens.tasks.batch_sizes import USUAL_POSITIONS, bytes_of_row, fitting_batch_size, free_on_machine
+from ablation_lens.memory import free_on_machine
+from ablation_lens.tasks.batch_sizes import USUAL_POSITIONS, bytes_of_row, fitting_batch_size
 
 MIB = 2**20
 TEXTS = [f"Text {number} says that {number} is a number like any other number." * 3 for number in range(400)]
