@@ -177,7 +177,7 @@ class HookedEncoder(HookedRootModule):
 
     @classmethod
     def from_pretrained(cls, name_or_folder: str, **options: Any) -> Self:
-        """Load a hub id or local folder; options as for `load_model` (`device`, `dtype`, `revision`)."""
+        """Load a hub id or local folder; options as for `load_model` (`device`, `dtype`, `revision`, `random_init`)."""
         # Finding and reading checkpoints stands above this package, so it is asked for by this call alone.
         from ablation_lens.models.load import load_encoder
 

@@ -5,14 +5,16 @@ alone (no pickle), no code from a repository is ever run, and a checkpoint that 
 that its config does not mention, is refused instead of being filled up with random numbers or cut.
 """
 
+import copy
 import hashlib
 import logging
+import operator
 import os
 import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +24,7 @@ import torch
 from ablation_lens import zoo
 from ablation_lens.errors import AblationLensError, ModelError
 from ablation_lens.escaping import shorten
+from ablation_lens.memory import free_on_machine
 from ablation_lens.models.stored import StoredWeights, read_config, require_ordinary_files, stored_weights
 from ablation_lens.names import close_to, nearest
 
@@ -53,6 +56,7 @@ class Checkpoint:
     """A checkpoint that was found and whose config could be read; its weights are still on disk.
 
     `name` is what the user asked for and records show, `source` the folder or hub id it is read from, or `NOWHERE`.
+    With a seed as `random_init`, weights are drawn instead of being read.
     """
 
     name: str
@@ -60,6 +64,15 @@ class Checkpoint:
     revision: str | None
     config: "PretrainedConfig"
     local: bool
+    random_init: int | None = None
+
+    def untrained(self, seed: int) -> "Checkpoint":
+        """What it was before training: the same but for the weights, and under a name of its own.
+
+        >>> find_checkpoint("tiny-vit").untrained(3).name
+        'tiny-vit (random 3)'
+        """
+        return replace(self, name=f"{self.name} (random {seed})", random_init=seed)
 
     @property
     def model_type(self) -> str:
@@ -175,11 +188,7 @@ def load_weights(
     loader = getattr(transformers, auto_class)
     # Safetensors, OS, hub and shape errors all mean: these weights cannot be used.
     with refusing(lambda reason: _weights_error(checkpoint, reason)), quiet():
-        stored = stored_weights(checkpoint.source, checkpoint.revision)
-        if stored is None:
-            raise FileNotFoundError("it has no model.safetensors")
-        model_class = _class_of_size(checkpoint, loader, stored)
-        with stored.opened(dtype, device) as weights:
+        with _weights_of(checkpoint, loader, dtype, device) as (model_class, weights):
             model, info = model_class.from_pretrained(
                 None,  # where the files are was found already; transformers would map them, whatever their dtype
                 state_dict=weights,
@@ -203,6 +212,50 @@ def load_weights(
     return model.eval().to(device), unread
 
 
+@contextmanager
+def _weights_of(
+    checkpoint: Checkpoint, loader: Any, dtype: torch.dtype, device: torch.device
+) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """The class of the model, and its weights by name: from the files, or drawn."""
+    if checkpoint.random_init is not None:
+        drawn = _drawn(checkpoint, loader, checkpoint.random_init)
+        yield type(drawn), drawn.state_dict()
+        return
+    stored = stored_weights(checkpoint.source, checkpoint.revision)
+    if stored is None:
+        raise FileNotFoundError("it has no model.safetensors")
+    model_class = _class_of_size(checkpoint, loader, stored)
+    with stored.opened(dtype, device) as weights:
+        yield model_class, weights
+
+
+def checked_seed(seed: Any) -> int:
+    """A seed that torch takes, or one sentence.
+
+    >>> checked_seed(-1)
+    Traceback (most recent call last):
+    ablation_lens.errors.ModelError: random_init=-1 is not possible; give a whole number from 0.
+    """
+    if isinstance(seed, bool) or not hasattr(seed, "__index__") or not 0 <= operator.index(seed) < 2**64:
+        raise ModelError(f"random_init={seed!r:.60} is not possible; give a whole number from 0.")
+    return operator.index(seed)
+
+
+def _drawn(checkpoint: Checkpoint, loader: Any, seed: int) -> "PreTrainedModel":
+    """The model as transformers initialises it, in float32 and on the CPU: the same for every device and dtype."""
+    needed, free = 4 * _numbers(_without_memory(checkpoint, loader)), free_on_machine()
+    if free is not None and needed > free:
+        raise ModelError(
+            f"{checkpoint.name} takes {needed:,} bytes to initialise, and {free:,} are free here; use a smaller config."
+        )
+    config = copy.deepcopy(checkpoint.config)  # into which transformers would write the dtype
+    # The generator itself, as torch.manual_seed would seed those of accelerators, too, which are not forked here.
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        torch.default_generator.manual_seed(seed)
+        drawn: PreTrainedModel = loader.from_config(config, dtype=torch.float32, trust_remote_code=False)
+    return drawn
+
+
 def _class_of_size(checkpoint: Checkpoint, loader: Any, stored: StoredWeights) -> Any:
     """The class of the model; raises before anything is built where the config asks for far more than is there."""
     config = checkpoint.config.get_text_config()
@@ -212,14 +265,9 @@ def _class_of_size(checkpoint: Checkpoint, loader: Any, stored: StoredWeights) -
             f"the config of {checkpoint.name} asks for {blocks:,} blocks, and its files hold {len(stored.names):,} "
             "weights in all; use the config that the weights were saved with."
         )
-
-    def impossible(reason: str) -> ModelError:
-        return ModelError(f"the config of {checkpoint.name} does not describe a model ({reason}).")
-
-    # Without memory. Reading the files refuses any other size in detail, but what lacks there is made first.
-    with refusing(impossible), torch.device("meta"):
-        empty = loader.from_config(checkpoint.config, trust_remote_code=False)
-    asked = sum(tensor.numel() for tensors in (empty.parameters(), empty.buffers()) for tensor in tensors)
+    # Reading the files refuses any other size in detail, but what lacks there is made first.
+    empty = _without_memory(checkpoint, loader)
+    asked = _numbers(empty)
     # Quantised, several numbers share a byte; buffers are made from nothing.
     if asked > 4 * stored.bytes + 2**24:
         raise ModelError(
@@ -227,6 +275,21 @@ def _class_of_size(checkpoint: Checkpoint, loader: Any, stored: StoredWeights) -
             "use the config that the weights were saved with."
         )
     return type(empty)
+
+
+def _without_memory(checkpoint: Checkpoint, loader: Any) -> "PreTrainedModel":
+    """The model that the config describes, without numbers in it."""
+
+    def impossible(reason: str) -> ModelError:
+        return ModelError(f"the config of {checkpoint.name} does not describe a model ({reason}).")
+
+    with refusing(impossible), torch.device("meta"):
+        empty: PreTrainedModel = loader.from_config(checkpoint.config, trust_remote_code=False)
+    return empty
+
+
+def _numbers(model: "PreTrainedModel") -> int:
+    return sum(tensor.numel() for tensors in (model.parameters(), model.buffers()) for tensor in tensors)
 
 
 def _read_generation_config(checkpoint: Checkpoint, model: "PreTrainedModel") -> None:
@@ -292,6 +355,8 @@ def unsupported(checkpoint: Checkpoint, why: str) -> ModelError:
 
 
 def _weights_error(checkpoint: Checkpoint, reason: str) -> ModelError:
+    if checkpoint.random_init is not None:
+        return ModelError(f"{checkpoint.name} cannot be initialised ({reason}).")
     if checkpoint.local:
         folder = Path(checkpoint.source)
         if not any(folder.glob("*.safetensors")):

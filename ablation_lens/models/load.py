@@ -21,6 +21,7 @@ from ablation_lens.models.bridge import bridge_in_memory, load_bridge
 from ablation_lens.models.checkpoints import (
     NOWHERE,
     Checkpoint,
+    checked_seed,
     find_checkpoint,
     load_image_processor,
     load_tokenizer,
@@ -52,6 +53,7 @@ def load_model(
     attention: str = "fast",
     revision: str | None = None,
     n_devices: int = 1,
+    random_init: int | None = None,
 ) -> Any:
     """Load a model with TransformerLens hooks and unprocessed weights, frozen and in eval mode.
 
@@ -66,6 +68,9 @@ def load_model(
         revision: A branch, tag or commit of a hub repository.
         n_devices: How many GPUs the blocks of a causal model are spread over, from `device` on; for models that one
             GPU does not hold.
+        random_init: A seed. Weights are then those of a model before training, drawn by transformers' own
+            initialisation, and none are read; config, tokenizer and image processor are the checkpoint's. The same
+            seed gives the same weights, in any dtype and on any device, and records call it `tiny-opt (random 0)`.
 
     Returns:
         For causal models a `HookedTransformer` (transformer-lens 3.9) or a `TransformerBridge` (4.x); for
@@ -85,7 +90,7 @@ def load_model(
     """
     if attention not in ATTENTION:
         raise ModelError(f"attention={attention!r} is not known; use 'fast' or 'stock'.")
-    checkpoint = find_checkpoint(name_or_folder, revision)
+    checkpoint = _find(name_or_folder, revision, random_init)
     from ablation_lens import adapters  # imports TransformerLens, which a wrong name need not wait for
 
     family = adapters.families().get(checkpoint.model_type)
@@ -99,6 +104,13 @@ def load_model(
                 )
             return _load_family(family, checkpoint, device=device, dtype=dtype)
         return _load_causal(checkpoint, devices, resolve_dtype(dtype, checkpoint, devices[0]), attention)
+
+
+def _find(name: str | os.PathLike[str], revision: str | None, random_init: int | None) -> Checkpoint:
+    if random_init is None:
+        return find_checkpoint(name, revision)
+    seed = checked_seed(random_init)  # before a hub is asked
+    return find_checkpoint(name, revision).untrained(seed)
 
 
 def hook_model(hf_model: Any, *, name: str | None = None, attention: str = "fast") -> Any:
@@ -175,7 +187,7 @@ def load_encoder(adapter: "type[Encoder]", name_or_folder: str | os.PathLike[str
     """What every adapter's `from_pretrained` does: find the checkpoint, check its family, hook it."""
     from ablation_lens import adapters
 
-    checkpoint = find_checkpoint(name_or_folder, options.pop("revision", None))
+    checkpoint = _find(name_or_folder, options.pop("revision", None), options.pop("random_init", None))
     family = adapters.families().get(checkpoint.model_type)
     if family is None or family.wrap is not adapter:
         own = sorted(name for name, other in adapters.families().items() if other.wrap is adapter)
