@@ -9,6 +9,7 @@
 - `processing`: what TransformerLens' processing of weights makes of an ablation.
 - `controls`: every center, learned ones among them, beside what the same learning buys otherwise.
 - `predictability`: whether the best constant follows from a neuron's shape.
+- `selection`: which neurons matter more on one corpus than on another.
 """
 
 from importlib import import_module
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from ablation_lens.experiments.layers import ablate_layers
     from ablation_lens.experiments.predictability import predict_constants
     from ablation_lens.experiments.processing import compare_processing
+    from ablation_lens.experiments.selection import importance, selective_neurons, selectivity
     from ablation_lens.experiments.stability import compare_collections
 
 __all__ = [
@@ -29,8 +31,11 @@ __all__ = [
     "better_centers",
     "compare_collections",
     "compare_processing",
+    "importance",
     "loss_curves",
     "predict_constants",
+    "selective_neurons",
+    "selectivity",
 ]
 
 # Lazily, as what is left in a folder is read without anything that runs a model. No module is named like one of these.
@@ -40,8 +45,11 @@ _HOMES = {
     "better_centers": "controls",
     "compare_collections": "stability",
     "compare_processing": "processing",
+    "importance": "selection",
     "loss_curves": "constants",
     "predict_constants": "predictability",
+    "selective_neurons": "selection",
+    "selectivity": "selection",
 }
 
 
