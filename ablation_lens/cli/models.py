@@ -235,6 +235,26 @@ class _Found:
         }
 
 
+def task_of(
+    model: Any,
+    corpus: str | None,
+    *,
+    context: int | None = None,
+    labels: Path | None = None,
+    label_column: str | None = None,
+    only: list[str] | None = None,
+    except_: list[str] | None = None,
+) -> "Task":
+    """The task of a model over a corpus as typed, of the documents of some labels where these were."""
+    from ablation_lens.tasks.tasks import task_for
+
+    typed: dict[str, Any] = {"labels": labels, "label_column": label_column}
+    given = {name: value for name, value in typed.items() if value is not None}
+    task = task_for(model, corpus, context=context, **given)
+    task = task.only(only) if only else task
+    return task.except_(except_) if except_ else task
+
+
 def planned(
     task: "Task",
     split: str,
@@ -247,7 +267,7 @@ def planned(
     from ablation_lens.corpora import CorpusSizeWarning
     from ablation_lens.study.paper import SIZES
 
-    announce(f"reading {task.corpus.name} ({split})")
+    announce(f"reading {task.corpus.full_name} ({split})")
     if tokens is not None or images is not None:
         return task.batches(split=split, tokens=tokens, images=images, batch_size=batch_size, model=model)
     with warnings.catch_warnings():
@@ -282,6 +302,9 @@ def evaluate(
         int | None, typer.Option(help="Likewise, for an image model. Left out: 1,000, or all there is.")
     ] = None,
     labels: options.Labels = None,
+    label_column: options.LabelColumn = None,
+    only: options.Only = None,
+    except_: options.Except = None,
     context: options.Context = None,
     batch_size: options.BatchSize = None,
     dtype: options.Dtype = None,
@@ -300,13 +323,13 @@ def evaluate(
     from ablation_lens.measure.metrics import metrics_of
     from ablation_lens.models.load import load_model
     from ablation_lens.progress import progress_over
-    from ablation_lens.tasks.tasks import task_for
 
     found, further = asked.found(model), metrics_of(metrics)
     loaded = load_model(model, dtype=dtype, device=device, n_devices=n_devices)
     found.require_fits(loaded)
-    given: dict[str, Any] = {} if labels is None else {"labels": labels}
-    task = task_for(loaded, corpus, context=context, **given)
+    task = task_of(
+        loaded, corpus, context=context, labels=labels, label_column=label_column, only=only, except_=except_
+    )
     plan = planned(task, split, tokens, images, batch_size, loaded)
     found.require_unknown(loaded, plan)
     made = found.made(loaded, lambda: planned(task, "collect", tokens, images, batch_size, loaded))

@@ -52,6 +52,14 @@ Site = Annotated[
     ),
 ]
 Labels = Annotated[Path | None, typer.Option(help="A CSV file,label for a folder of images.")]
+LabelColumn = Annotated[
+    str | None, typer.Option(help="The column of JSON lines, Parquet or a data set that holds the labels.")
+]
+Only = Annotated[
+    list[str] | None,
+    typer.Option("--only", help="Read the documents of this label (a class by name or id) alone; repeat."),
+]
+Except = Annotated[list[str] | None, typer.Option("--except", help="Leave out the documents of this label; repeat.")]
 Context = Annotated[int | None, typer.Option(help="Positions that a document is cut to.", min=1)]
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from ablation_lens.cli import options
-from ablation_lens.cli.models import planned
+from ablation_lens.cli.models import planned, task_of
 from ablation_lens.cli.terminal import INTERRUPTED, announce, cell, complain, has_width, say, say_json, show, width
 from ablation_lens.errors import AblationLensError
 from ablation_lens.names import choose
@@ -26,6 +26,9 @@ def collect(
         bool, typer.Option("--bos/--no-bos", help="Whether BOS, CLS and EOS positions count.")
     ] = True,
     labels: options.Labels = None,
+    label_column: options.LabelColumn = None,
+    only: options.Only = None,
+    except_: options.Except = None,
     context: options.Context = None,
     batch_size: options.BatchSize = None,
     dtype: options.Dtype = None,
@@ -44,7 +47,6 @@ def collect(
     from ablation_lens.models.load import load_model
     from ablation_lens.ranks import RankError, RankLost, Ranks
     from ablation_lens.sites import Site
-    from ablation_lens.tasks.tasks import task_for
 
     # Wrong names and paths are refused before the model is loaded, which takes long.
     where = Site.of(site)
@@ -52,9 +54,10 @@ def collect(
     require_target(out, *(Path(given).expanduser() for given in (model, corpus, labels) if given is not None))
     ranks = Ranks.join(gpus=n_devices)
     loaded = load_model(model, dtype=dtype, device=device, n_devices=n_devices)
-    further: dict[str, Any] = {} if labels is None else {"labels": labels}
-    task = task_for(loaded, corpus, context=context, **further)
-    announce(f"reading {task.corpus.name}")
+    task = task_of(
+        loaded, corpus, context=context, labels=labels, label_column=label_column, only=only, except_=except_
+    )
+    announce(f"reading {task.corpus.full_name}")
     plan = task.batches(split=split, tokens=tokens, images=images, batch_size=batch_size, model=loaded)
     if batch_size == "auto":  # all ranks need one plan: the first one's memory decides
         plan = plan.cut(int(ranks.first_text(str(max(map(len, plan.batches))))))
@@ -129,6 +132,9 @@ def learn(
         ),
     ] = None,
     labels: options.Labels = None,
+    label_column: options.LabelColumn = None,
+    only: options.Only = None,
+    except_: options.Except = None,
     context: options.Context = None,
     batch_size: options.BatchSize = None,
     dtype: options.Dtype = None,
@@ -148,7 +154,6 @@ def learn(
     from ablation_lens.runs.folder import key_of
     from ablation_lens.sites import Site
     from ablation_lens.study.methods import split_label
-    from ablation_lens.tasks.tasks import task_for
 
     name, parameters = split_label(method)
     typed = {"share": share, "steps": steps, "seed": seed}
@@ -165,8 +170,10 @@ def learn(
     if statistics is not None:
         known = ActivationStatistics.load(options.statistics_file(statistics, model if statistics.is_dir() else None))
     loaded = load_model(model, dtype=dtype, device=device, n_devices=n_devices)
-    further: dict[str, Any] = {} if labels is None else {"labels": labels}
-    plan = planned(task_for(loaded, corpus, context=context, **further), "collect", tokens, images, batch_size, loaded)
+    task = task_of(
+        loaded, corpus, context=context, labels=labels, label_column=label_column, only=only, except_=except_
+    )
+    plan = planned(task, "collect", tokens, images, batch_size, loaded)
     facts = {
         "model": loaded.record.identity,
         "method": name,

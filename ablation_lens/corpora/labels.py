@@ -17,7 +17,7 @@ from typing import Self
 from ablation_lens.corpora.files import opened
 from ablation_lens.errors import CorpusError
 from ablation_lens.escaping import shorten
-from ablation_lens.names import nearest
+from ablation_lens.names import close_to
 
 LABELS_LIMIT = 1 << 26
 """Bytes of a labels file: a row for every image of ImageNet's training set are 50 million."""
@@ -131,8 +131,7 @@ def class_id(name: str, id2label: Mapping[int, str]) -> int:
     1
     >>> class_id("godlfish", {0: "tench, Tinca tinca", 1: "goldfish, Carassius auratus"})
     Traceback (most recent call last):
-    ablation_lens.errors.CorpusError: 'godlfish' is not one of the model's 2 classes; did you mean 'goldfish, \
-Carassius auratus'?
+    ablation_lens.errors.CorpusError: 'godlfish' is not one of the model's 2 classes; did you mean 'goldfish'?
     """
     labels = labels_by_id(id2label)
     by_name, ambiguous = _by_name([name], labels)
@@ -145,24 +144,26 @@ Carassius auratus'?
         return found[name]
     if _is_id(name, labels):
         return int(name)
-    meant = nearest(name, labels.values()) if labels else "none"
-    raise CorpusError(
-        f"{_quoted(name)} is not one of the model's {len(labels)} classes; did you mean {_quoted(meant)}?"
-    )
+    names = list(class_words(labels).values())
+    alike = close_to(name, names)
+    advice = f"did you mean {_quoted(alike[0])}?" if alike else f"give one of {', '.join(map(_quoted, names[:10]))}"
+    more = "" if alike else ", …." if len(names) > 10 else "."
+    raise CorpusError(f"{_quoted(name)} is not one of the model's {len(labels)} classes; {advice}{more}")
 
 
-def word_of_class(number: int, id2label: Mapping[int, str]) -> str:
-    """The shortest of a class's names that means no other class, or else its number.
+def class_words(id2label: Mapping[int, str]) -> dict[int, str]:
+    """For every class its first name, where that means no other class, or its whole label, or else its number.
 
-    >>> [word_of_class(number, {0: "crane, bird", 1: "crane", 2: "tench, Tinca tinca"}) for number in (0, 1, 2)]
-    ['crane, bird', 'crane', 'tench']
+    >>> class_words({0: "crane, bird", 1: "crane", 2: "tench, Tinca tinca"})
+    {0: 'crane, bird', 1: 'crane', 2: 'tench'}
     """
     labels = labels_by_id(id2label)
-    label = labels.get(number, "")
-    for name in (label.split(",")[0].strip(), label):
-        if _by_name([name], labels)[0].get(name) == number:
-            return name
-    return str(number)
+    spelled = {number: (label.split(",")[0].strip(), label, str(number)) for number, label in labels.items()}
+    ids, _ = _by_name([name for first, label, _ in spelled.values() for name in (first, label)], labels)
+    return {
+        number: next((name for name in names[:2] if ids.get(name) == number), names[2])
+        for number, names in spelled.items()
+    }
 
 
 def labels_by_id(id2label: Mapping[int, str]) -> dict[int, str]:

@@ -16,7 +16,7 @@ import torch
 
 from ablation_lens.corpora import Corpus, ImageDocument, TextDocument, open_corpus, own_corpus, warn_when_short
 from ablation_lens.corpora.choice import Label, LabelChoice, label_of_cell, several
-from ablation_lens.corpora.labels import class_id, labels_by_id, word_of_class
+from ablation_lens.corpora.labels import class_id, class_words, labels_by_id
 from ablation_lens.errors import CorpusError, ModelError
 from ablation_lens.hooked import task_of, tokenizer_of
 from ablation_lens.names import require_known
@@ -127,14 +127,16 @@ class Task(ABC):
         return self._chosen(label, keeps=False)
 
     def _chosen(self, given: Any, *, keeps: bool) -> Self:
-        words = dict(map(self._label, several(given)))
-        return replace(self, corpus=self.corpus.chosen(LabelChoice(words, keeps, names=self._label_names())))
+        names = self._label_names()
+        words = {label: names.get(label, str(label)) for label in map(self._label, several(given))}
+        return replace(self, corpus=self.corpus.chosen(LabelChoice(words, keeps, names)))
 
     @abstractmethod
-    def _label(self, given: Any) -> tuple[Label, str]:
-        """A label as documents have it, and how it is written."""
+    def _label(self, given: Any) -> Label:
+        """A label as documents have it."""
 
-    def _label_names(self) -> Mapping[int, str]:
+    def _label_names(self) -> Mapping[Any, str]:
+        """How labels are written that are not texts."""
         return {}
 
     def _batched(self, items: list[Item], reading: Any, size: int | None, *, count: str, seed: int) -> BatchPlan:
@@ -185,11 +187,10 @@ class TextTask(Task):
         # A tokenizer without padding has None; the attention mask hides whatever stands there.
         return int(self.tokenizer.pad_token_id or 0)
 
-    def _label(self, given: Any) -> tuple[Label, str]:
+    def _label(self, given: Any) -> Label:
         if not isinstance(given, str | int | float):
             raise CorpusError(f"{told(given)} is not a label of texts; give a text, a number or a truth value.")
-        label = label_of_cell(given, "the label that was given")
-        return label, label
+        return label_of_cell(given, "the label that was given")
 
     def _items(self, corpus_split: Corpus, size: int | None, seed: int, count: str) -> tuple[list[Item], Any]:
         common: Set[int] = self._common() if count == "skip-common" else set()
@@ -330,20 +331,18 @@ class ImageClassification(Task):
         """Positions of an image: its patches, and CLS."""
         return self.positions
 
-    def _label(self, given: Any) -> tuple[Label, str]:
+    def _label(self, given: Any) -> Label:
         if isinstance(given, str):
-            number = class_id(given, self._label_names())
-        elif type(given) is int and 0 <= given < self.n_labels:
-            number = given
-        else:
-            raise CorpusError(
-                f"{told(given)} is not a class of this model; give a name, or an id from 0 to {self.n_labels - 1}."
-            )
-        return number, word_of_class(number, self.id2label)
+            # Without names of their own, classes go by their numbers.
+            return class_id(given, self.id2label or {number: str(number) for number in range(self.n_labels)})
+        if type(given) is int and 0 <= given < self.n_labels:
+            return given
+        raise CorpusError(
+            f"{told(given)} is not a class of this model; give a name, or an id from 0 to {self.n_labels - 1}."
+        )
 
-    def _label_names(self) -> Mapping[int, str]:
-        # Without names of their own, classes go by their numbers.
-        return self.id2label or {number: str(number) for number in range(self.n_labels)}
+    def _label_names(self) -> Mapping[Any, str]:
+        return class_words(self.id2label)
 
     def _items(self, corpus_split: Corpus, size: int | None, seed: int, count: str) -> tuple[list[Item], Any]:
         if count != "all":

@@ -88,6 +88,38 @@ def test_bad_requests_are_one_line_and_exit_code_2(command, asked, message):
     assert errors.count("\n") == 1
 
 
+def test_one_label_is_scored_alone_and_the_answer_says_so(command, tmp_path):
+    rows = [f'{{"text": "number {number} is here", "kind": "{("code", "prose")[number % 2]}"}}' for number in range(60)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(rows))
+    asked = ("--center", "zero", "--neuron", "L0.H0")
+    texts = ("--corpus", tmp_path / "rows.jsonl", "--label-column", "kind")
+    for model, further, name, task in (
+        ("tiny-vit", ("--only", "3", "--only", "5", "--except", "5"), "digits, only 3", {}),
+        ("tiny-opt", (*texts, "--except", "code"), "rows.jsonl, except code", {"corpus": tmp_path / "rows.jsonl"}),
+    ):
+        values = answered(command("evaluate", model, *asked, *further, "--json"), "evaluation")
+        assert values["corpus"]["name"].endswith(name)
+        whole = al.task_for(al.load_model(model), **task).batches()
+        assert 0 < values["documents"] < len(whole.items)
+
+
+@pytest.mark.parametrize(
+    ("model", "asked", "message"),
+    [
+        ("tiny-vit", ("--only", "seven"), "'seven' is not one of the model's 10 classes; give one of '0', '1'"),
+        ("tiny-vit", ("--only", "3", "--except", "3"), "nothing is both 'only 3' and 'except 3'"),
+        ("tiny-opt", ("--only", "code"), "stdlib has no labels that documents could be chosen by; give JSON lines, "
+         "Parquet or a data set, and --label-column NAME"),
+        ("tiny-opt", ("--label-column", "kind"), "--label-column 'kind' does not apply to stdlib; leave it out"),
+    ],
+)  # fmt: skip
+def test_labels_that_are_not_there_are_one_line(command, model, asked, message):
+    code, out, errors = command("evaluate", model, "--center", "zero", "--neuron", "L0.H0", *asked)
+    assert (code, out) == (2, "")
+    assert message in errors
+    assert errors.count("\n") == 1
+
+
 def test_statistics_of_another_model_or_site_are_refused(command, measured):
     asked = ("--center", "mean", "--fraction", "0.5", "--statistics", measured[0] / "s.safetensors", *SIZE)
     for model, further, message in (

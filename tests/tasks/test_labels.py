@@ -103,7 +103,7 @@ def test_plans_tell_in_words_and_by_digest_what_they_are_of(digits):
         (True, "True is not a class"),
         (None, "None is not a class"),
         (2.5, "2.5 is not a class"),
-        ("eight", "'eight' is not one of the model's 10 classes; did you mean"),
+        ("eight", "'eight' is not one of the model's 10 classes; give one of '0', '1', .*, '9'"),
         ([], "an empty list names no label"),
         ([3, "x"], "'x' is not one of"),
     ],
