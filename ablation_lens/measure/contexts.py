@@ -226,13 +226,21 @@ def collected_plan(
         )
     # Of merged statistics the first corpus only.
     record = statistics.provenance.corpora[0]
-    if corpus is None and record.name not in EMBEDDED:
+    chosen = [(how, label) for how, label in record.settings if how in ("only", "except")]
+    # The name of a part of a corpus goes on with the choice, in words.
+    name = record.name.partition(", ")[0] if chosen else record.name
+    if corpus is None and name not in EMBEDDED:
         raise CorpusError(
             f"these statistics say that they were collected over {record.name!r}, and what a file names is not opened; "
             "say yourself where the documents are (corpus=…)."
         )
     options: dict[str, Any] = {} if labels is None else {"labels": labels}
-    task = task_for(model, record.name if corpus is None else corpus, **options)
+    if chosen and isinstance(corpus, str | Path):
+        options |= {how: column for how, column in record.settings if how == "label_column"}
+    task = task_for(model, name if corpus is None else corpus, **options)
+    if chosen and task.corpus.choice is None:
+        choose = task.only if chosen[0][0] == "only" else task.except_
+        task = choose([label for _, label in chosen])
     if record.unit == "images":
         plan = task.batches(split=record.split, images=min(record.size_obtained, 500))
     else:
@@ -255,7 +263,7 @@ def _warn_of_others(corpus: Corpus, found: CorpusRecord, record: CorpusRecord) -
         return
     others = replace(record, digest=digest, source=found.source, python=found.python, settings=found.settings)
     warnings.warn(
-        f"{corpus.name} does not hold the documents these statistics were collected over, so examples may be of "
+        f"{corpus.full_name} does not hold the documents these statistics were collected over, so examples may be of "
         f"documents that were never counted ({'; '.join(record.differences(others))}).",
         CorpusWarning,
         stacklevel=3,

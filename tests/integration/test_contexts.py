@@ -88,6 +88,21 @@ def test_documents_are_compared_though_only_some_are_looked_through(collected, t
         collected_plan(model, statistics, text, most=200)
 
 
+def test_documents_of_one_label_are_found_again(tmp_path):
+    vit = al.load_model("tiny-vit")
+    plan = al.task_for(vit).except_([3, 4]).batches(split="collect", images=30)
+    assert collected_plan(vit, al.collect(vit, plan, progress=False)).digest == plan.digest
+    model, path = al.load_model("tiny-opt"), tmp_path / "rows.jsonl"
+    rows = [f'{{"text": "The number {number} is here.", "kind": {number % 3}}}' for number in range(60)]
+    path.write_text("\n".join(rows))
+    task = al.task_for(model, path, label_column="kind").only(2)
+    statistics = al.collect(model, task.batches(split="collect"), progress=False)
+    for corpus in (path, task.corpus):
+        assert collected_plan(model, statistics, corpus).corpus.name.endswith("rows.jsonl, only 2")
+    with pytest.raises(CorpusError, match=r"rows\.jsonl, only 2', and what a file names is not opened"):
+        collected_plan(model, statistics)
+
+
 def test_padding_and_left_out_positions_are_never_examples(collected):
     model, plan, _ = collected
     statistics = al.collect(model, plan, include_bos=False, progress=False)
