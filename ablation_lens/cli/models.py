@@ -235,7 +235,7 @@ class _Found:
         }
 
 
-def task_of(
+def task_as_typed(
     model: Any,
     corpus: str | None,
     *,
@@ -327,7 +327,7 @@ def evaluate(
     found, further = asked.found(model), metrics_of(metrics)
     loaded = load_model(model, dtype=dtype, device=device, n_devices=n_devices)
     found.require_fits(loaded)
-    task = task_of(
+    task = task_as_typed(
         loaded, corpus, context=context, labels=labels, label_column=label_column, only=only, except_=except_
     )
     plan = planned(task, split, tokens, images, batch_size, loaded)

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from ablation_lens.cli import options
-from ablation_lens.cli.models import planned, task_of
+from ablation_lens.cli.models import planned, task_as_typed
 from ablation_lens.cli.terminal import INTERRUPTED, announce, cell, complain, has_width, say, say_json, show, width
 from ablation_lens.errors import AblationLensError
 from ablation_lens.names import choose
@@ -54,7 +54,7 @@ def collect(
     require_target(out, *(Path(given).expanduser() for given in (model, corpus, labels) if given is not None))
     ranks = Ranks.join(gpus=n_devices)
     loaded = load_model(model, dtype=dtype, device=device, n_devices=n_devices)
-    task = task_of(
+    task = task_as_typed(
         loaded, corpus, context=context, labels=labels, label_column=label_column, only=only, except_=except_
     )
     announce(f"reading {task.corpus.full_name}")
@@ -170,7 +170,7 @@ def learn(
     if statistics is not None:
         known = ActivationStatistics.load(options.statistics_file(statistics, model if statistics.is_dir() else None))
     loaded = load_model(model, dtype=dtype, device=device, n_devices=n_devices)
-    task = task_of(
+    task = task_as_typed(
         loaded, corpus, context=context, labels=labels, label_column=label_column, only=only, except_=except_
     )
     plan = planned(task, "collect", tokens, images, batch_size, loaded)
