@@ -40,9 +40,13 @@ def circuit(
         Path | None, typer.Option(help="A JSON file of prompts (auto-circuit's), instead of --task.")
     ] = None,
     count: Annotated[int | None, typer.Option(help="How many prompts of --task; 64 when left out.", min=2)] = None,
-    metric: Annotated[str, typer.Option(help="What the circuit is for, such as logit_difference or kl.")] = (
-        "logit_difference"
-    ),
+    metric: Annotated[
+        str,
+        typer.Option(
+            help="What the circuit is for, such as logit_difference or kl.",
+            autocompletion=options.completing(options.METRICS),
+        ),
+    ] = "logit_difference",
     centers: Annotated[
         list[str] | None,
         typer.Option(

@@ -58,7 +58,13 @@ def experiment(
         typer.Option("--fraction", help="A share of the neurons; repeat for curves and centers.", min=0, max=1),
     ] = None,
     seeds: Annotated[int | None, typer.Option(help="How many masks are drawn.", min=1)] = None,
-    metric: Annotated[str | None, typer.Option(help="What is measured, such as cross_entropy or kl.")] = None,
+    metric: Annotated[
+        str | None,
+        typer.Option(
+            help="What is measured, such as cross_entropy or kl.",
+            autocompletion=options.completing(options.METRICS),
+        ),
+    ] = None,
     steps: Annotated[int | None, typer.Option(help="Of every learning, for centers.", min=1)] = None,
     others: Annotated[
         list[str] | None,

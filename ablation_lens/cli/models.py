@@ -289,10 +289,7 @@ def evaluate(
     neurons: Neurons = None,
     statistics: Statistics = None,
     site: Site_ = None,
-    metrics: Annotated[
-        list[str] | None,
-        typer.Option("--metric", help="What to measure besides top-1 and cross-entropy, such as kl; repeat."),
-    ] = None,
+    metrics: options.Metrics = None,
     corpus: options.Corpus = None,
     split: Annotated[str, typer.Option(help="Which split of the corpus is scored.")] = "evaluate",
     tokens: Annotated[

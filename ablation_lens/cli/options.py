@@ -20,6 +20,8 @@ LEARNED = ("optimal", "optimal-kl", "sensitivity-mean", "sequential-mean")
 """Those that are learned from a model."""
 CENTERS = tuple(name for name in METHODS if not name.startswith("resample-") and name not in LEARNED)
 
+METRICS = ("cross_entropy", "top1", "top10", "probability", "probability_difference", "logit_difference", "rank", "kl")
+
 
 def completing(names: Sequence[str]) -> Callable[[str], list[str]]:
     """What a shell is told: the names that begin as what was typed. Where none does, it goes on to files by itself."""
@@ -49,6 +51,14 @@ Site = Annotated[
     str,
     typer.Option(
         help="Which neurons: z (attention), mlp, q, k, v, … (docs/SITES.md).", autocompletion=completing(SITES)
+    ),
+]
+Metrics = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--metric",
+        help="What to measure besides top-1 and cross-entropy, such as kl or top10; repeat.",
+        autocompletion=completing(METRICS),
     ),
 ]
 Labels = Annotated[Path | None, typer.Option(help="A CSV file,label for a folder of images.")]

@@ -65,10 +65,7 @@ def study(
     collect_images: Annotated[int | None, typer.Option(help="Images that statistics are of.")] = None,
     evaluate_images: Annotated[int | None, typer.Option(help="Images that scores are of.")] = None,
     bins: Annotated[int | None, typer.Option(help="Most bins per neuron.")] = None,
-    metrics: Annotated[
-        list[str] | None,
-        typer.Option("--metric", help="What to measure besides top-1 and cross-entropy, such as kl; repeat."),
-    ] = None,
+    metrics: options.Metrics = None,
     count: Annotated[
         list[str] | None, typer.Option("--count", help="all, or skip-common; repeat to measure both in one go.")
     ] = None,
@@ -172,7 +169,12 @@ def recommend(
         bool, typer.Option("--learned/--no-learned", help="Whether centers that are learned are among them.")
     ] = True,
     seeds: Annotated[int, typer.Option(help="How many masks at every fraction.", min=1)] = 10,
-    metric: Annotated[str, typer.Option(help="What is lost, such as cross_entropy or kl.")] = "cross_entropy",
+    metric: Annotated[
+        str,
+        typer.Option(
+            help="What is lost, such as cross_entropy or kl.", autocompletion=options.completing(options.METRICS)
+        ),
+    ] = "cross_entropy",
     site: options.Site = "z",
     folder: Annotated[Path | None, typer.Option(help="Where the study is kept, to be gone on with.")] = None,
     corpus: options.Corpus = None,

@@ -15,6 +15,7 @@ from ablation_lens import zoo
 from ablation_lens.cli import options
 from ablation_lens.cli.app import app
 from ablation_lens.measure import learners
+from ablation_lens.measure.metrics import BUILT_IN
 from ablation_lens.neurons import centers
 from ablation_lens.sites import Site
 from ablation_lens.study import methods
@@ -71,6 +72,7 @@ def test_the_names_that_a_shell_completes_are_those_that_there_are():
     assert set(options.CENTERS) == {name for name in centers.names() if centers.is_ours(name)}
     assert tuple(site.value for site in Site) == options.SITES
     assert set(learners.names()) <= set(options.LEARNED)
+    assert set(options.METRICS) == set(BUILT_IN)
     ours = set(methods.names()) - set(centers.names()) | set(options.CENTERS)
     assert set(options.METHODS) - set(options.LEARNED) == ours - set(learners.names())
 
