@@ -263,6 +263,11 @@ def projection(block: Any, weights: Weights) -> Projection:
         return _Linear(bridge)
     # Under grouped heads, W_V is repeated for every head, and made of a parameter of that name.
     grouped = hasattr(module, f"_{weights.matrix}")
+    if not grouped and not isinstance(getattr(module, weights.matrix, None), Tensor):
+        raise MismatchError(
+            f"the {weights.module} of this model, a {type(module).__name__}, has no single matrix {weights.matrix}: "
+            "experts, and families that are hooked in another way, are not supported here."
+        )
     return _Parameters(module, *(f"{'_' if grouped else ''}{name}" for name in (weights.matrix, weights.bias)))
 
 

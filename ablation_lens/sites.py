@@ -98,6 +98,14 @@ class Site(Enum):
         """The weights an ablation can be baked into; None where that is not possible."""
         return _PLACES[self].weights
 
+    @property
+    def incoming(self) -> "Weights | None":
+        """The weights that say what of the residual stream a site's neurons respond to; None but for the MLP.
+
+        Where an MLP is gated, a neuron has two such columns: this is "up", the branch without the activation function.
+        """
+        return _PLACES[self].incoming
+
     def to_heads(self, activation: Float[Tensor, "batch pos *site"]) -> Float[Tensor, "batch pos head dim"]:
         """A hook's activation with an explicit head axis (a view)."""
         # Checked, because a tensor of another layout may broadcast against a mask without an error.
@@ -145,6 +153,7 @@ class _Place:
         dims: what it calls the number of dims.
         letter: before the number of a dim, in a neuron's name.
         weights: where constants can be folded in.
+        incoming: what neurons respond to.
     """
 
     hook: str
@@ -152,13 +161,22 @@ class _Place:
     dims: str
     letter: str = "D"
     weights: Weights | None = None
+    incoming: Weights | None = None
 
 
 _OUT, _MLP_OUT = ("attn", "out", "o", "W_O", "b_O"), ("mlp", "linear_out", "out", "W_out", "b_out")
 
 _PLACES = {
     Site.Z: _Place("attn.hook_z", "n_heads", "d_head", weights=Weights(*_OUT)),
-    Site.MLP: _Place("mlp.hook_post", None, "d_mlp", "M", weights=Weights(*_MLP_OUT)),
+    Site.MLP: _Place(
+        "mlp.hook_post",
+        None,
+        "d_mlp",
+        "M",
+        weights=Weights(*_MLP_OUT),
+        # TransformerLens calls the gate W_gate, and "up" W_in.
+        incoming=Weights("mlp", "linear_in", "in", "W_in", "b_in", made=True),
+    ),
     # Before rotation, where a model rotates queries and keys.
     Site.Q: _Place("attn.hook_q", "n_heads", "d_head"),
     Site.K: _Place("attn.hook_k", "n_key_value_heads", "d_head"),
