@@ -8,6 +8,8 @@
 - `layers`: what every layer and every head costs, center by center.
 - `processing`: what TransformerLens' processing of weights makes of an ablation.
 - `controls`: every center, learned ones among them, beside what the same learning buys otherwise.
+- `clustering`: MLP neurons in clusters of equal size (`clusters`); `balanced`: how such groups are found.
+- `agreement`: what masks have to do with clusters (`concentration`) and with each other (`overlap`), beside chance.
 - `predictability`: whether the best constant follows from a neuron's shape.
 - `selection`: which neurons matter more on one corpus than on another.
 """
@@ -16,7 +18,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ablation_lens.experiments.agreement import Concentration, Overlap, concentration, overlap
     from ablation_lens.experiments.atypical import ablate_atypical
+    from ablation_lens.experiments.clustering import Clusters, clusters
     from ablation_lens.experiments.constants import loss_curves
     from ablation_lens.experiments.controls import better_centers
     from ablation_lens.experiments.layers import ablate_layers
@@ -26,13 +30,19 @@ if TYPE_CHECKING:
     from ablation_lens.experiments.stability import compare_collections
 
 __all__ = [
+    "Clusters",
+    "Concentration",
+    "Overlap",
     "ablate_atypical",
     "ablate_layers",
     "better_centers",
+    "clusters",
     "compare_collections",
     "compare_processing",
+    "concentration",
     "importance",
     "loss_curves",
+    "overlap",
     "predict_constants",
     "selective_neurons",
     "selectivity",
@@ -40,13 +50,19 @@ __all__ = [
 
 # Lazily, as what is left in a folder is read without anything that runs a model. No module is named like one of these.
 _HOMES = {
+    "Clusters": "clustering",
+    "Concentration": "agreement",
+    "Overlap": "agreement",
     "ablate_atypical": "atypical",
     "ablate_layers": "layers",
     "better_centers": "controls",
+    "clusters": "clustering",
     "compare_collections": "stability",
     "compare_processing": "processing",
     "importance": "selection",
+    "concentration": "agreement",
     "loss_curves": "constants",
+    "overlap": "agreement",
     "predict_constants": "predictability",
     "selective_neurons": "selection",
     "selectivity": "selection",
