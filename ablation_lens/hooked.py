@@ -244,8 +244,8 @@ class Projection(Protocol):
     def bias(self) -> Float[Tensor, " output"] | None:
         """What is added whatever the input is; None where the family has no bias."""
 
-    def set(self, weight: Float[Tensor, "input output"], bias: Float[Tensor, " output"]) -> None:
-        """Put new tensors in their place; the old ones stay as they are."""
+    def set(self, weight: Float[Tensor, "input output"], bias: Float[Tensor, " output"] | None) -> None:
+        """Put new tensors in their place; the old ones stay as they are, and so does the bias where None is given."""
 
 
 def projection(block: Any, weights: Weights) -> Projection:
@@ -285,9 +285,10 @@ class _Linear:
         found: Tensor | None = self.module.bias
         return found
 
-    def set(self, weight: Float[Tensor, "input output"], bias: Float[Tensor, " output"]) -> None:
+    def set(self, weight: Float[Tensor, "input output"], bias: Float[Tensor, " output"] | None) -> None:
         self.module.weight = _parameter(weight.T if self.transposed else weight)
-        self.module.bias = _parameter(bias)
+        if bias is not None:
+            self.module.bias = _parameter(bias)
 
 
 class _Parameters:
@@ -308,13 +309,14 @@ class _Parameters:
         found: Tensor | None = getattr(self.module, self.names[1])
         return None if found is None else found.flatten()
 
-    def set(self, weight: Float[Tensor, "input output"], bias: Float[Tensor, " output"]) -> None:
+    def set(self, weight: Float[Tensor, "input output"], bias: Float[Tensor, " output"] | None) -> None:
         old, old_bias = (getattr(self.module, name) for name in self.names)
         if old_bias.ndim == 2:
             heads, inputs, dims = old.shape
             weight = weight.view(inputs, heads, dims).transpose(0, 1)
         setattr(self.module, self.names[0], _parameter(weight.reshape(old.shape)))
-        setattr(self.module, self.names[1], _parameter(bias.reshape(old_bias.shape)))
+        if bias is not None:
+            setattr(self.module, self.names[1], _parameter(bias.reshape(old_bias.shape)))
 
 
 def _parameter(tensor: Tensor) -> nn.Parameter:

@@ -12,6 +12,7 @@
 - `agreement`: what masks have to do with clusters (`concentration`) and with each other (`overlap`), beside chance.
 - `predictability`: whether the best constant follows from a neuron's shape.
 - `selection`: which neurons matter more on one corpus than on another.
+- `rotation`: a model of the same function, whose heads' neurons are in order (`rotate_heads`).
 """
 
 from importlib import import_module
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from ablation_lens.experiments.layers import ablate_layers
     from ablation_lens.experiments.predictability import predict_constants
     from ablation_lens.experiments.processing import compare_processing
+    from ablation_lens.experiments.rotation import head_rotations, rotate_heads
     from ablation_lens.experiments.selection import importance, selective_neurons, selectivity
     from ablation_lens.experiments.stability import compare_collections
 
@@ -40,10 +42,12 @@ __all__ = [
     "compare_collections",
     "compare_processing",
     "concentration",
+    "head_rotations",
     "importance",
     "loss_curves",
     "overlap",
     "predict_constants",
+    "rotate_heads",
     "selective_neurons",
     "selectivity",
 ]
@@ -61,11 +65,13 @@ _HOMES = {
     "compare_processing": "processing",
     "importance": "selection",
     "concentration": "agreement",
+    "head_rotations": "rotation",
     "loss_curves": "constants",
     "overlap": "agreement",
     "predict_constants": "predictability",
     "selective_neurons": "selection",
     "selectivity": "selection",
+    "rotate_heads": "rotation",
 }
 
 
