@@ -10,6 +10,7 @@
 - `controls`: every center, learned ones among them, beside what the same learning buys otherwise.
 - `clustering`: MLP neurons in clusters of equal size (`clusters`); `balanced`: how such groups are found.
 - `agreement`: what masks have to do with clusters (`concentration`) and with each other (`overlap`), beside chance.
+- `crossing`: what every task keeps without the neurons of each.
 - `predictability`: whether the best constant follows from a neuron's shape.
 - `selection`: which neurons matter more on one corpus than on another.
 - `rotation`: a model of the same function, whose heads' neurons are in order (`rotate_heads`).
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from ablation_lens.experiments.clustering import Clusters, clusters
     from ablation_lens.experiments.constants import loss_curves
     from ablation_lens.experiments.controls import better_centers
+    from ablation_lens.experiments.crossing import cross_pruning
     from ablation_lens.experiments.layers import ablate_layers
     from ablation_lens.experiments.predictability import predict_constants
     from ablation_lens.experiments.processing import compare_processing
@@ -42,6 +44,7 @@ __all__ = [
     "compare_collections",
     "compare_processing",
     "concentration",
+    "cross_pruning",
     "head_rotations",
     "importance",
     "loss_curves",
@@ -63,6 +66,7 @@ _HOMES = {
     "clusters": "clustering",
     "compare_collections": "stability",
     "compare_processing": "processing",
+    "cross_pruning": "crossing",
     "importance": "selection",
     "concentration": "agreement",
     "head_rotations": "rotation",
