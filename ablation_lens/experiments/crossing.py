@@ -46,8 +46,11 @@ OTHERS = "the other tasks"
 
 OUTCOMES = ("reached", "stepped over", "not reached", "given", "unknown")
 """How a search for the number of neurons ended: within the tolerance; between two neighbours, of which the nearer one
-was taken; nowhere, not even without any neuron; not looked for, as it was given; impossible, as the model cannot do the
+was taken; nowhere, so that all were pruned; not looked for, as it was given; impossible, as the model cannot do the
 task."""
+
+COMPARED = ("reached", "stepped over", "given")
+"""Which of them tell something of a task beside the others."""
 
 Estimates = Float64[Tensor, "*what 3"]
 """A value, and where its 95 % interval begins and ends."""
@@ -248,7 +251,7 @@ class CrossPruning:
         random_rise: of the cross-entropy then.
         gaps: per pruned task, three: the share that it keeps itself minus the mean of the others; the same for random
             neurons; and the difference of the two.
-        means: over pruned tasks: own share, that of the others, and the three gaps.
+        means: over tasks whose search ended (`COMPARED`): own share, that of the others, and the three gaps.
     """
 
     source: ModelRecord
@@ -337,14 +340,14 @@ class CrossPruning:
         for name, outcome in zip(self.tasks, self.outcomes, strict=True):
             by_outcome.setdefault(outcome, []).append(name)
         if names := by_outcome.get("not reached"):
-            yield f"Even without all neurons of the site more than {self.target:.0%} is kept: {', '.join(names)}."
+            yield f"Not counted there, as no number of neurons was found that is enough: {', '.join(names)}."
         if names := by_outcome.get("stepped over"):
             near = f"within {self.tolerance:g} of {self.target:g}"
             yield f"No number of neurons came {near}; the nearest was taken: {', '.join(names)}."
         if names := [name for name, done in zip(self.tasks, self.is_done, strict=True) if not done]:
             yield f"Not done better than by one answer for everything, and so without a share: {', '.join(names)}."
         far = torch.diagonal(self.relative[..., 0]) - self.target
-        looked = torch.tensor([outcome in OUTCOMES[:3] for outcome in self.outcomes])
+        looked = torch.tensor([outcome in OUTCOMES[:2] for outcome in self.outcomes])
         far = far[looked & torch.isfinite(far)]
         if len(far):
             yield (
@@ -376,9 +379,10 @@ def cross_pruning(
 ) -> CrossPruning:
     """Prune the neurons of each task until it keeps a share of its top-1, and judge all tasks.
 
-    How many neurons that takes is found by bisection on the documents that the neurons are chosen on. The result says
-    how far from the target the task is on those that are judged. Masks are nested, but top-1 need not fall from one to
-    the next: where it crosses the target several times, one of these places is found.
+    How many neurons that takes is found on the documents that the neurons are chosen on: 1, 2, 4, … until enough is
+    lost, then by bisection. The result says how far from the target the task is on those that are judged. Masks are
+    nested, but top-1 need not fall from one to the next: where it crosses the target several times, one of the first
+    places is found.
 
     Args:
         model: any model with TransformerLens hooks.
@@ -513,37 +517,41 @@ def find_count(
 ) -> tuple[int, float, str]:
     """How many neurons are to be pruned, what is kept then, and how the search ended (`OUTCOMES`).
 
-    Bisection, so it asks about log₂(total) times, whatever the values are.
+    1, 2, 4, … neurons until so little is kept, then bisection: at most about 2·log₂(total) questions, whatever the
+    answers are. It begins with few, as what is kept may rise again: a model without any neuron says one thing always,
+    which is right for the task that wants to hear it.
 
     >>> find_count(lambda count: 1 - count / 100, 100, 0.8, 0.02, lambda done: None)
-    (19, 0.81, 'reached')
+    (20, 0.8, 'reached')
     >>> find_count(lambda count: 1.0 if count < 7 else 0.2, 100, 0.8, 0.02, lambda done: None)
     (6, 1.0, 'stepped over')
     >>> find_count(lambda count: 0.9, 100, 0.8, 0.02, lambda done: None)
     (100, 0.9, 'not reached')
     """
     near = tolerance + 1e-9
-    low, high = 0, total
-    above, below = 1.0, keeps(total)
-    advance(1)
-    if math.isnan(below):
-        return 0, math.nan, "unknown"
-    if below > target + near:
-        return total, below, "not reached"
-    while high - low > 1:
+    low, high, above, below = 0, 0, 1.0, math.inf
+    while not below <= target + near:
+        if high == total:
+            return total, below, "not reached"
+        if high:
+            low, above = high, below
+        high = min(total, max(1, 2 * high))
+        below = keeps(high)
+        advance(1)
+        if math.isnan(below):
+            return 0, math.nan, "unknown"
+    while high - low > 1 and below < target - near:
         count = (low + high) // 2
         value = keeps(count)
         advance(1)
-        if abs(value - target) <= near:
-            return count, value, "reached"
-        if value > target:
+        if value > target + near:
             low, above = count, value
         else:
             high, below = count, value
+    if below >= target - near:
+        return high, below, "reached"
     # Pruning nothing would be no answer.
-    if low and above - target <= target - below:
-        return low, above, "stepped over"
-    return high, below, "reached" if abs(below - target) <= near else "stepped over"
+    return (low, above, "stepped over") if low and above - target <= target - below else (high, below, "stepped over")
 
 
 # ---------------------------------------------------------------------- intervals
@@ -666,7 +674,7 @@ def _summary(
             )
         )
     (gaps, rows), (gaps_again, rows_again) = both
-    pruned = np.isfinite(rows).all(1)
+    pruned = np.isfinite(rows).all(1) & np.array([outcome in COMPARED for outcome in outcomes])
     means = rows[pruned].mean(0) if pruned.any() else np.full(5, np.nan)
     means_again = rows_again[pruned].mean(0) if pruned.any() else np.empty((5, 0))
     kind, value_name, target, tolerance = settings

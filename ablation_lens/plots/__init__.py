@@ -9,6 +9,7 @@ shows, changes or writes. Names that come from outside (models, corpora) appear 
   `layers`: what every layer and head costs; `processing`: what processed weights change.
 - `circuits`: what units are worth, circuits, and how faithful they are.
 - `constants`: loss against the constant, and where it is lowest; `controls`: better centers beside their controls.
+- `crossing`: what tasks keep without the neurons of each.
 - `metrics`: how what was measured is written; `template`: the look that all share.
 """
 
@@ -16,6 +17,7 @@ from ablation_lens.plots.atypical import atypical_damage
 from ablation_lens.plots.circuits import circuit_diagram, effect_map, faithfulness_curves, pair_map
 from ablation_lens.plots.constants import loss_curve, loss_minima
 from ablation_lens.plots.controls import better_centers
+from ablation_lens.plots.crossing import cross_pruning_matrix
 from ablation_lens.plots.distributions import layer_distribution, neuron_distribution
 from ablation_lens.plots.layers import layer_damage
 from ablation_lens.plots.maps import MEASURES, damage_map, head_map, neuron_map
@@ -33,6 +35,7 @@ __all__ = [
     "better_centers",
     "centers_scatter",
     "circuit_diagram",
+    "cross_pruning_matrix",
     "damage_map",
     "differences_to_best",
     "effect_map",
