@@ -11,6 +11,7 @@
 - `clustering`: MLP neurons in clusters of equal size (`clusters`); `balanced`: how such groups are found.
 - `agreement`: what masks have to do with clusters (`concentration`) and with each other (`overlap`), beside chance.
 - `crossing`: what every task keeps without the neurons of each.
+- `modularity`: whether several tasks are done by different neurons, beside a model before training.
 - `predictability`: whether the best constant follows from a neuron's shape.
 - `selection`: which neurons matter more on one corpus than on another.
 - `rotation`: a model of the same function, whose heads' neurons are in order (`rotate_heads`).
@@ -25,8 +26,9 @@ if TYPE_CHECKING:
     from ablation_lens.experiments.clustering import Clusters, clusters
     from ablation_lens.experiments.constants import loss_curves
     from ablation_lens.experiments.controls import better_centers
-    from ablation_lens.experiments.crossing import cross_pruning
+    from ablation_lens.experiments.crossing import CrossPruning, cross_pruning
     from ablation_lens.experiments.layers import ablate_layers
+    from ablation_lens.experiments.modularity import ClusterDamage, Modularity, cluster_damage, study_modularity
     from ablation_lens.experiments.predictability import predict_constants
     from ablation_lens.experiments.processing import compare_processing
     from ablation_lens.experiments.rotation import head_rotations, rotate_heads
@@ -34,12 +36,16 @@ if TYPE_CHECKING:
     from ablation_lens.experiments.stability import compare_collections
 
 __all__ = [
+    "ClusterDamage",
     "Clusters",
     "Concentration",
+    "CrossPruning",
+    "Modularity",
     "Overlap",
     "ablate_atypical",
     "ablate_layers",
     "better_centers",
+    "cluster_damage",
     "clusters",
     "compare_collections",
     "compare_processing",
@@ -53,19 +59,25 @@ __all__ = [
     "rotate_heads",
     "selective_neurons",
     "selectivity",
+    "study_modularity",
 ]
 
 # Lazily, as what is left in a folder is read without anything that runs a model. No module is named like one of these.
 _HOMES = {
+    "ClusterDamage": "modularity",
     "Clusters": "clustering",
     "Concentration": "agreement",
+    "CrossPruning": "crossing",
+    "Modularity": "modularity",
     "Overlap": "agreement",
     "ablate_atypical": "atypical",
     "ablate_layers": "layers",
     "better_centers": "controls",
+    "cluster_damage": "modularity",
     "clusters": "clustering",
     "compare_collections": "stability",
     "compare_processing": "processing",
+    "concentration": "agreement",
     "cross_pruning": "crossing",
     "importance": "selection",
     "concentration": "agreement",
@@ -76,6 +88,7 @@ _HOMES = {
     "selective_neurons": "selection",
     "selectivity": "selection",
     "rotate_heads": "rotation",
+    "study_modularity": "modularity",
 }
 
 

@@ -310,7 +310,7 @@ class CrossPruning:
         )
         lines = [head, f"  {'pruned':<14}{'neurons':>9}" + "".join(f"{name:>13}" for name in names)]
         for i, name in enumerate(names):
-            cells = "".join(f"{_share(float(value)):>13}" for value in self.relative[i, :, 0])
+            cells = "".join(f"{told_share(float(value)):>13}" for value in self.relative[i, :, 0])
             lines.append(f"  {name:<14}{self.fractions[i]:>9.2%}{cells}")
         return "\n".join([*lines, *map(on_one_line, self.sentences())])
 
@@ -319,9 +319,10 @@ class CrossPruning:
         if not any(self.is_done):
             own = float(torch.diagonal(self.rise[..., 0]).mean())
             others = float(self.rise[..., 0][~torch.eye(len(self.tasks), dtype=torch.bool)].mean())
+            right = told_with_interval(self.together, ".1%")
             yield (
-                f"The model is right in {_estimate(self.together, '.1%')} of all predictions, and one answer for "
-                f"everything in {self.chance:.1%}: a share of its top-1 would be a ratio of noise, and none is given. "
+                f"The model is right in {right} of all predictions, and one answer for everything "
+                f"in {self.chance:.1%}: a share of its top-1 would be a ratio of noise, and none is given. "
                 f"Without its neurons, the cross-entropy of a task rises by {own:+.4f} nats, that of the others by "
                 f"{others:+.4f}."
             )
@@ -329,9 +330,10 @@ class CrossPruning:
         own, others, gap, chance, beyond = self.means
         if bool(torch.isfinite(gap[0])):
             yield (
-                f"Without its neurons a task keeps {_share(float(own[0]))} of its top-1, the others "
-                f"{_share(float(others[0]))}: a gap of {_estimate(gap)}; without random neurons, as many of every "
-                f"layer, {_estimate(chance)}. Beyond those it is {_estimate(beyond)}{_verdict(beyond)}."
+                f"Without its neurons a task keeps {told_share(float(own[0]))} of its top-1, the others "
+                f"{told_share(float(others[0]))}: a gap of {told_with_interval(gap)}; without random neurons, as many "
+                f"of every layer, {told_with_interval(chance)}. Beyond those it is "
+                f"{told_with_interval(beyond)}{_verdict(beyond)}."
             )
         yield from self._caveats()
 
@@ -721,11 +723,13 @@ def _is_done(together: Estimates, baseline: Estimates, chance: float) -> bool:
     return min(low) > chance
 
 
-def _share(value: float) -> str:
+def told_share(value: float) -> str:
+    """A share, or a dash where there is none."""
     return "–" if math.isnan(value) else f"{value:.3f}"
 
 
-def _estimate(each: Estimates, form: str = "+.3f") -> str:
+def told_with_interval(each: Estimates, form: str = "+.3f") -> str:
+    """A value, and its interval where that is known."""
     value, low, high = each.tolist()
     return f"{value:{form}}" + ("" if math.isnan(low) else f" [{low:{form}}, {high:{form}}]")
 
