@@ -17,7 +17,7 @@ from ablation_lens.plots.atypical import atypical_damage
 from ablation_lens.plots.circuits import circuit_diagram, effect_map, faithfulness_curves, pair_map
 from ablation_lens.plots.constants import loss_curve, loss_minima
 from ablation_lens.plots.controls import better_centers
-from ablation_lens.plots.crossing import cross_pruning_matrix
+from ablation_lens.plots.crossing import cluster_map, cross_pruning_matrix
 from ablation_lens.plots.distributions import layer_distribution, neuron_distribution
 from ablation_lens.plots.layers import layer_damage
 from ablation_lens.plots.maps import MEASURES, damage_map, head_map, neuron_map
@@ -35,6 +35,7 @@ __all__ = [
     "better_centers",
     "centers_scatter",
     "circuit_diagram",
+    "cluster_map",
     "cross_pruning_matrix",
     "damage_map",
     "differences_to_best",

@@ -11,7 +11,8 @@ from torch import Tensor
 from ablation_lens.errors import MismatchError
 from ablation_lens.escaping import for_plotly
 from ablation_lens.experiments.crossing import CrossPruning
-from ablation_lens.plots.template import DIVERGING, LENS_TEMPLATE, SEQUENTIAL, add_frame, lines
+from ablation_lens.experiments.modularity import ClusterDamage
+from ablation_lens.plots.template import DIVERGING, INK, LENS_TEMPLATE, SEQUENTIAL, add_frame, lines
 
 WITH_INTERVALS = 4
 """Up to so many tasks a cell has room for its interval."""
@@ -156,3 +157,54 @@ def _bar(title: str, row: int, rows: int) -> dict[str, Any]:
         "y": 1 - (row + 0.5) / rows,
         "yanchor": "middle",
     }
+
+
+def cluster_map(found: ClusterDamage, *, twin: ClusterDamage | None = None, template: Any = LENS_TEMPLATE) -> go.Figure:
+    """What every whole cluster (columns, layer by layer) costs every task (rows), in nats; below it the untrained twin.
+
+    Within a layer clusters stand by their mean damage, as their numbers say nothing.
+    """
+    both = [found] if twin is None else [found, twin]
+    names = ["trained", "before training"]
+    titles = [f"{name}: {lines(each.told, 110, 1)}" for name, each in zip(names, both, strict=False)] if twin else None
+    figure = make_subplots(rows=len(both), cols=1, subplot_titles=titles, vertical_spacing=0.22)
+    figure.update_annotations(font_size=12, x=0, xanchor="left")
+    layers = sorted({layer for layer, _ in found.places})
+    tasks = [lines(task, 16) for task in found.tasks]
+    for row, each in enumerate(both, 1):
+        order = sorted(range(len(each.places)), key=lambda c: (each.places[c][0], -float(each.rise[c, :, 0].mean())))
+        hovers = [
+            [f"<b>{each.names[c]}, {for_plotly(task)}</b><br>{_told(each.rise[c, j].tolist(), False)}" for c in order]
+            for j, task in enumerate(each.tasks)
+        ]
+        trace = go.Heatmap(
+            z=each.rise[order, :, 0].T.tolist(),
+            y=tasks,
+            customdata=hovers,
+            hovertemplate="%{customdata}<extra></extra>",
+            coloraxis="coloraxis",
+        )
+        figure.add_trace(trace, row, 1)
+        per_layer = len(order) // len(layers)
+        for number in range(1, len(layers)):
+            figure.add_vline(number * per_layer - 0.5, line={"color": INK, "width": 1}, row=row, col=1)
+        figure.update_xaxes(
+            tickvals=[(number + 0.5) * per_layer - 0.5 for number in range(len(layers))],
+            ticktext=[f"L{layer}" for layer in layers],
+            title_text="clusters, most damage first in each layer" if row == len(both) else None,
+            row=row,
+        )
+    figure.update_xaxes(showgrid=False, ticks="")
+    figure.update_yaxes(type="category", autorange="reversed", showgrid=False, ticks="")
+    widest = max(abs(value) for each in both for value in _known(each.rise)) or 1.0
+    figure.update_layout(
+        coloraxis={
+            "colorscale": DIVERGING,
+            "cmin": -widest,
+            "cmax": widest,
+            "colorbar": _bar("cross-entropy, nats", 0, 1),
+        }
+    )
+    note = f"{for_plotly(found.source.name)} · {found.site} → {for_plotly(found.value)} · one whole cluster at a time"
+    height = 170 + len(both) * (70 + 24 * len(tasks))
+    return add_frame(figure, "Damage by cluster and task", note, template, height=height, margin={"t": 105})
