@@ -79,15 +79,14 @@ _HOMES = {
     "compare_processing": "processing",
     "concentration": "agreement",
     "cross_pruning": "crossing",
-    "importance": "selection",
-    "concentration": "agreement",
     "head_rotations": "rotation",
+    "importance": "selection",
     "loss_curves": "constants",
     "overlap": "agreement",
     "predict_constants": "predictability",
+    "rotate_heads": "rotation",
     "selective_neurons": "selection",
     "selectivity": "selection",
-    "rotate_heads": "rotation",
     "study_modularity": "modularity",
 }
 
