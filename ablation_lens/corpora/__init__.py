@@ -5,8 +5,8 @@ hands out `TextDocument`s or `ImageDocument`s one at a time and can say what it 
 Nothing is copied, and nothing is downloaded that is not read.
 
 - `documents`: `open_corpus`, `Corpus`, `Reading`; `options`: what may be asked for; `splits`: which document is where.
-- `named`: corpora with a name, a function each; `embedded`: the texts of those that need no network,
-  which `keeping` keeps in the user's cache folder; `hub`: data sets.
+- `named`: corpora with a name, a function each; `embedded`, `journeys`: the texts of those that need no network,
+  which `keeping` keeps in the user's cache folder where they take seconds to make; `hub`: data sets.
 - `local`: what a path is, and who reads it: `text_files`, `tables` (columns), `images`; `files`: finding and opening;
   `pipes`: what a shell hands over.
 - `own`: lists of texts and data sets that somebody holds.
@@ -60,7 +60,7 @@ def names() -> tuple[str, ...]:
     """The corpora that have a name.
 
     >>> names()
-    ('stdlib', 'digits', 'pile', 'pile-10k', 'wikitext', 'imagenet-1k', 'stdlib-code', 'digits-inverted')
+    ('stdlib', 'digits', 'pile', 'pile-10k', 'wikitext', 'imagenet-1k', 'stdlib-code', 'digits-inverted', 'journeys')
     """
     return tuple(NAMED)
 

@@ -13,6 +13,7 @@ from PIL import Image
 from ablation_lens.corpora import embedded
 from ablation_lens.corpora.documents import Entry, ImageDocument, Kind, Source, text_entry
 from ablation_lens.corpora.hub import HubAddress, open_hub
+from ablation_lens.corpora.journeys import journey_documents
 from ablation_lens.corpora.labels import LabelMap
 from ablation_lens.corpora.options import Options
 from ablation_lens.corpora.splits import EMBEDDED_SHARES
@@ -23,7 +24,7 @@ Opener = Callable[[Options], Source]
 NAMED: dict[str, tuple[str, Kind, Opener]] = {}
 """Name to a line about it, what it holds, and the function that opens it."""
 
-EMBEDDED = ("stdlib", "digits", "stdlib-code", "digits-inverted")
+EMBEDDED = ("stdlib", "digits", "stdlib-code", "digits-inverted", "journeys")
 """Those that every installation holds, so that opening one reads no path and asks no network."""
 
 
@@ -123,3 +124,14 @@ def _stdlib_code(options: Options) -> Source:
 @_named("digits-inverted", "image", "the digits with black and white exchanged, in the same splits (embedded)")
 def _digits_inverted(options: Options) -> Source:
     return _of_digits("digits-inverted", options, lambda pixels: 255 - pixels)
+
+
+@_named("journeys", "text", "texts of two paragraphs; the first one's header fixes what the second is about (embedded)")
+def _journeys(options: Options) -> Source:
+    options.require("journeys", "text")
+
+    def entries() -> Iterator[Entry]:
+        for number, text in enumerate(journey_documents()):
+            yield text_entry(text, f"journeys/{number}")
+
+    return Source("embedded: journeys", "text", entries, EMBEDDED_SHARES)

@@ -48,7 +48,7 @@ def test_splits_are_disjoint_exhaustive_and_keep_the_order(texts: list[str]) -> 
     assert list(corpus) == everything
 
 
-@pytest.mark.parametrize("name", ["stdlib", "digits", "stdlib-code"])
+@pytest.mark.parametrize("name", ["stdlib", "digits", "stdlib-code", "journeys"])
 def test_embedded_splits_have_their_shares(name: str) -> None:
     corpus = open_corpus(name)
     parts = splits_of(corpus)
