@@ -119,7 +119,7 @@ def partition(
     for restart in range(restarts if 1 < groups < len(weights) else 1):
         start = _start(similarity, groups, f"{seed} {restart}")
         label = _exchanged(weights, _centered(weights, start, groups), groups)
-        held = _held(weights, label, groups)
+        held = _held(_to_groups(weights, label, groups), label)
         if held > most + _LEAST * np.abs(weights).sum():
             best, most = label, held
     _, first, place = np.unique(best, return_index=True, return_inverse=True)
@@ -162,36 +162,46 @@ def _centered(
     weights: Float64[ndarray, "thing thing"], label: Int64[ndarray, " thing"], groups: int
 ) -> Int64[ndarray, " thing"]:
     """Lloyd's steps: everything to the group it is nearest to, while that wins anything."""
-    held, prices = _held(weights, label, groups), None
+    prices = None
+    to_groups = _to_groups(weights, label, groups)
     while True:
-        moved, prices = assign(-_to_groups(weights, label, groups), prices)
-        now = _held(weights, moved, groups)
-        if not now > held + _LEAST * abs(held):
+        moved, prices = assign(-to_groups, prices)
+        after = _to_groups(weights, moved, groups)
+        held = _held(to_groups, label)
+        if not _held(after, moved) > held + _LEAST * abs(held):
             return label
-        label, held = moved, now
+        label, to_groups = moved, after
 
 
 def _exchanged(
     weights: Float64[ndarray, "thing thing"], label: Int64[ndarray, " thing"], groups: int
 ) -> Int64[ndarray, " thing"]:
     """Two things change places, the pair that wins most first, until no pair of any two groups wins anything."""
-    label, to_groups = label.copy(), _to_groups(weights, label, groups)
+    # A row per group: whole rows are read and written, which in memory lie side by side.
+    label, near = label.copy(), np.ascontiguousarray(_to_groups(weights, label, groups).T)
+    own = near[label, np.arange(len(label))]
     least = _LEAST * max(float(np.abs(weights).sum()) / len(weights), np.finfo(float).tiny)
-    settled = 0
-    group = 0
-    everything = np.arange(len(label))
+    # Made once: new memory of this size is slow to get.
+    wins, tie = np.empty((2, len(label) // groups, len(label)))
+    settled = group = 0
     while settled < groups:
         members = np.flatnonzero(label == group)
-        wins = to_groups[members][:, label] - to_groups[members, group][:, None]
-        wins += (to_groups[:, group] - to_groups[everything, label]) - 2 * weights[members]
+        np.take(near[:, members].T, label, axis=1, out=wins, mode="clip")
+        np.take(weights, members, axis=0, out=tie, mode="clip")
+        wins -= tie
+        wins -= tie
+        wins -= near[group, members][:, None]
+        wins += near[group] - own
         wins[:, members] = -np.inf
-        giver, other = np.unravel_index(wins.argmax(), wins.shape)
-        if wins[giver, other] > least:
-            one, there = members[giver], label[other]
-            moved = weights[:, other] - weights[:, one]
-            to_groups[:, group] += moved
-            to_groups[:, there] -= moved
+        place, other = np.unravel_index(wins.argmax(), wins.shape)
+        if wins[place, other] > least:
+            one, there = members[place], label[other]
+            moved = weights[other] - weights[one]
+            near[group] += moved
+            near[there] -= moved
             label[one], label[other] = there, group
+            changed = np.flatnonzero((label == group) | (label == there))
+            own[changed] = near[label[changed], changed]
             settled = 0
         else:
             settled += 1
@@ -203,9 +213,9 @@ def _to_groups(
     weights: Float64[ndarray, "thing thing"], label: Int64[ndarray, " thing"], groups: int
 ) -> Float64[ndarray, "thing group"]:
     """What every thing has to do with every group, itself left out."""
-    return weights @ np.eye(groups)[label]  # type: ignore[no-any-return]
+    return np.stack([weights[label == group].sum(0) for group in range(groups)], axis=1)
 
 
-def _held(weights: Float64[ndarray, "thing thing"], label: Int64[ndarray, " thing"], groups: int) -> float:
+def _held(to_groups: Float64[ndarray, "thing group"], label: Int64[ndarray, " thing"]) -> float:
     """The affinity within groups, each pair twice."""
-    return float(_to_groups(weights, label, groups)[np.arange(len(label)), label].sum())
+    return float(to_groups[np.arange(len(label)), label].sum())
