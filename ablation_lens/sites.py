@@ -203,6 +203,10 @@ SCORE_HOOKS = ("hook_attn_scores", "hook_pattern")
 """Attention hook points that only exist when the score matrix is materialised."""
 
 
+POSITION_EMBEDDING = "hook_pos_embed"
+"""The hook point of what a model with learned positions adds to its embeddings; `[batch pos d_model]`."""
+
+
 def residual_after(layer: int) -> str:
     """The hook name of the residual stream after a block."""
     return Site.RESID_POST.hook_name(layer)

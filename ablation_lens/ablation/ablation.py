@@ -90,7 +90,8 @@ class Ablation:
     Attributes:
         mask: which neurons are ablated; names such as `["L3.H5", "L2.H1.D3"]` become one.
         values: what they are set to: one number, one value per neuron, per neuron and position, or also per row of a
-            batch; or a function that is asked for every batch (`Provider`).
+            batch (with a single column: the same at every position of the row); or a function that is asked for every
+            batch (`Provider`).
         source: the model the values belong to; other models are then refused.
         site: where the neurons are; its name will do.
         positions: ablate at these positions only; None for all. What `at` takes.
@@ -250,7 +251,9 @@ class Ablation:
             return self
         marks, values = self.positions, self.values
         shapes = [tuple(marks.shape)] if isinstance(marks, Tensor) else []
-        if isinstance(values, Tensor) and values.ndim == 5:
+        # One column of values serves every position of its row, wherever that was moved.
+        in_columns = isinstance(values, Tensor) and values.ndim == 5 and values.shape[2] != 1
+        if isinstance(values, Tensor) and in_columns:
             shapes.append(tuple(values.shape[1:3]))
         for shape in shapes:
             if shape != tuple(given.shape):
@@ -262,7 +265,7 @@ class Ablation:
             return self
         if isinstance(marks, Tensor):
             marks = move_columns(marks, given, seen)
-        if isinstance(values, Tensor) and values.ndim == 5:
+        if isinstance(values, Tensor) and in_columns:
             values = torch.stack([move_columns(layer, given, seen) for layer in values])
         return replace(self, positions=marks, values=values)
 

@@ -142,8 +142,13 @@ def _from_start(end: int, length: Tensor) -> Tensor:
 def values_at(
     values: Float[Tensor, "pos head dim"] | Float[Tensor, "batch pos head dim"], columns: Columns
 ) -> Float[Tensor, "pos head dim"] | Float[Tensor, "batch pos head dim"]:
-    """Values by position as the columns have them; at padding, any. Those of rows are in columns already."""
+    """Values by position as the columns have them; at padding, any. Those of rows are in columns already.
+
+    A row's values in a single column are the same at every position.
+    """
     known, real = values.shape[-3], columns.real
+    if values.ndim == 4 and known == 1:
+        return values
     by_column = real is None or values.ndim == 4
     end = columns.start + columns.count if by_column else int(columns.lengths(values.device).max())
     if end > known:

@@ -12,6 +12,8 @@
 - `agreement`: what masks have to do with clusters (`concentration`) and with each other (`overlap`), beside chance.
 - `crossing`: what every task keeps without the neurons of each.
 - `modularity`: whether several tasks are done by different neurons, beside a model before training.
+- `transfer`: how much of the next paragraph one token carries; `grabbing`: what a model holds there, to be put
+  elsewhere (`grab`); `paragraphs`: documents cut at a blank line (`pairs_of`).
 - `predictability`: whether the best constant follows from a neuron's shape.
 - `selection`: which neurons matter more on one corpus than on another.
 - `rotation`: a model of the same function, whose heads' neurons are in order (`rotate_heads`).
@@ -27,21 +29,26 @@ if TYPE_CHECKING:
     from ablation_lens.experiments.constants import loss_curves
     from ablation_lens.experiments.controls import better_centers
     from ablation_lens.experiments.crossing import CrossPruning, cross_pruning
+    from ablation_lens.experiments.grabbing import Grabbed, grab
     from ablation_lens.experiments.layers import ablate_layers
     from ablation_lens.experiments.modularity import ClusterDamage, Modularity, cluster_damage, study_modularity
+    from ablation_lens.experiments.paragraphs import pairs_of
     from ablation_lens.experiments.predictability import predict_constants
     from ablation_lens.experiments.processing import compare_processing
     from ablation_lens.experiments.rotation import head_rotations, rotate_heads
     from ablation_lens.experiments.selection import importance, selective_neurons, selectivity
     from ablation_lens.experiments.stability import compare_collections
+    from ablation_lens.experiments.transfer import Transfer, transfer_study
 
 __all__ = [
     "ClusterDamage",
     "Clusters",
     "Concentration",
     "CrossPruning",
+    "Grabbed",
     "Modularity",
     "Overlap",
+    "Transfer",
     "ablate_atypical",
     "ablate_layers",
     "better_centers",
@@ -51,15 +58,18 @@ __all__ = [
     "compare_processing",
     "concentration",
     "cross_pruning",
+    "grab",
     "head_rotations",
     "importance",
     "loss_curves",
     "overlap",
+    "pairs_of",
     "predict_constants",
     "rotate_heads",
     "selective_neurons",
     "selectivity",
     "study_modularity",
+    "transfer_study",
 ]
 
 # Lazily, as what is left in a folder is read without anything that runs a model. No module is named like one of these.
@@ -68,8 +78,10 @@ _HOMES = {
     "Clusters": "clustering",
     "Concentration": "agreement",
     "CrossPruning": "crossing",
+    "Grabbed": "grabbing",
     "Modularity": "modularity",
     "Overlap": "agreement",
+    "Transfer": "transfer",
     "ablate_atypical": "atypical",
     "ablate_layers": "layers",
     "better_centers": "controls",
@@ -79,15 +91,18 @@ _HOMES = {
     "compare_processing": "processing",
     "concentration": "agreement",
     "cross_pruning": "crossing",
+    "grab": "grabbing",
     "head_rotations": "rotation",
     "importance": "selection",
     "loss_curves": "constants",
     "overlap": "agreement",
+    "pairs_of": "paragraphs",
     "predict_constants": "predictability",
     "rotate_heads": "rotation",
     "selective_neurons": "selection",
     "selectivity": "selection",
     "study_modularity": "modularity",
+    "transfer_study": "transfer",
 }
 
 
