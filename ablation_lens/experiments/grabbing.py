@@ -154,7 +154,10 @@ def _batch(model: Any, tokens: Any) -> Batch:
 def _columns(batch: Batch, position: int | Sequence[int]) -> Int[Tensor, " batch"]:
     """The column of the position in every row, texts being at the start of their rows."""
     lengths = batch.valid.sum(1).cpu()
-    given = torch.as_tensor(position)
+    try:
+        given = torch.as_tensor(position)
+    except (TypeError, ValueError, RuntimeError):
+        given = torch.empty(0)
     if given.dtype not in (torch.int64, torch.int32) or given.shape not in ((), lengths.shape):
         raise MismatchError(f"position={position!r:.60} is not possible; give a whole number, or one for every row.")
     places = given.long().expand(len(lengths))

@@ -17,7 +17,7 @@ from ablation_lens.tasks.plans import BatchPlan, TextItem
 from ablation_lens.tasks.tasks import Task, task_for
 
 NO_LINE = "without a blank line"
-IN_TOKEN = "whose blank lines are inside of tokens"  # noqa: S105  (a reason, not a secret)
+IN_TOKEN = "whose blank lines are inside of tokens"
 SHORT = "with too short paragraphs"
 AGAIN = "that begin as another one"
 

@@ -5,10 +5,10 @@ last token is put at the recipient's, and the true next paragraph is read after 
 line alone (neutral); and another text's token (wrong donor), without which anything that says "a paragraph follows"
 would count as a plan.
 
-Cross-entropy is teacher-forced: at token j the model has seen the j − 1 true tokens before it, under every condition. So
-a prompt of a blank line and k true tokens ("cheat-k") is the neutral one from token k + 1 on, and is not measured again:
-what a transfer is worth is read off the neutral curve. Of what models write by themselves cheat-k is a condition of its
-own: how plausible such a text is, is the cross-entropy of the model as it is after the whole donor.
+Cross-entropy is teacher-forced: at token j the model has seen the j − 1 true tokens before it, under every condition.
+So a prompt of a blank line and k true tokens ("cheat-k") is the neutral one from token k + 1 on, and is not measured
+again: what a transfer is worth is read off the neutral curve. Of what models write by themselves cheat-k is a condition
+of its own: how plausible such a text is, is the cross-entropy of the model as it is after the whole donor.
 """
 
 import math
@@ -322,7 +322,7 @@ class Transfer:
     def sentences(self) -> Iterator[str]:
         """What was found, in words."""
         rows = self.shares.set_index("condition").to_dict("index")
-        neutral, moved, full = rows[NEUTRAL], rows[TRANSFERRED], rows[FULL]
+        moved, full = rows[TRANSFERRED], rows[FULL]
         documents = f"{len(self.lengths):,} documents"
         gain = f"{full['gain']:.3f} nats per token {_told(full, 'gain')}"
         if math.isnan(full["share"]):
@@ -333,7 +333,8 @@ class Transfer:
         else:
             yield (
                 f"Over tokens 2 and later of {documents} the whole first paragraph is worth {gain}; the transfer gives "
-                f"{moved['share']:.1%} of it {_told(moved, 'share', percent=True)}."
+                f"{_percent(moved['share'])} of it "
+                f"[{_percent(moved['share_low'])}, {_percent(moved['share_high'])}]."
             )
         against = f"{moved['gain_wrong']:+.3f} nats {_told(moved, 'gain_wrong')}"
         if moved["gain_wrong_low"] > 0:
@@ -341,8 +342,9 @@ class Transfer:
         else:
             yield f"Against a wrong donor it gains {against}: it is not seen to be of this text."
         if moved["gain_high"] < 0:
-            yield f"It does harm: {-moved['gain']:.3f} nats {_told(moved, 'gain')} against the blank line alone."
-        elif neutral["cross_entropy"] < rows[WRONG]["cross_entropy"] and rows[WRONG]["gain_high"] < 0:
+            lost = f"[{-moved['gain_high']:.3f}, {-moved['gain_low']:.3f}]"
+            yield f"It does harm: {-moved['gain']:.3f} nats {lost} against the blank line alone."
+        elif rows[WRONG]["gain_high"] < 0:
             yield f"A wrong donor does harm: {-rows[WRONG]['gain']:.3f} nats against the blank line alone."
         value, low, high = self.worth
         if moved["gain_low"] > 0:
@@ -447,13 +449,14 @@ def _first_as_low(gaps: Float[ndarray, "row resample"], after: Sequence[int]) ->
     return np.where(low.any(0), np.array(after[1:], dtype=float)[low.argmax(0)] - after[0], math.inf)
 
 
-def _told(row: Mapping[str, Any], name: str, *, percent: bool = False) -> str:
-    low, high = row[f"{name}_low"], row[f"{name}_high"]
-    return f"[{low:.1%}, {high:.1%}]" if percent else f"[{low:.3f}, {high:.3f}]"
+def _told(row: Mapping[str, Any], name: str) -> str:
+    return f"[{row[f'{name}_low']:.3f}, {row[f'{name}_high']:.3f}]"
 
 
 def _percent(value: float) -> str:
-    return "–" if math.isnan(value) else f"{value:.1%}"
+    if math.isnan(value):
+        return "–"
+    return f"{value:.1%}" if abs(value) < 10 else f"{value:.0f} times"
 
 
 def _tokens(count: float) -> str:
@@ -587,7 +590,7 @@ def transfer_study(
         writers,
         shown,
         torch.stack(plausible) if writers else none,
-        torch.stack([(ids >= 0).sum(1) for ids in texts]) if writers else none[0].long(),
+        torch.stack([(ids >= 0).sum(1) for ids in texts]) if writers else torch.zeros(0, 0, dtype=torch.int64),
         None if embed is None or not shown else _distances(embed, shown),
         float(temperature),
         int(seed),
@@ -610,11 +613,14 @@ def _require_positions(model: Any, positions: str | None) -> None:
         raise MismatchError(f"positions={positions!r:.60} is not known; use 'donor', or leave it out.")
     learned = learns_positions(model)
     if positions and not learned:
-        raise MismatchError("this model has no learned absolute positions that could be the donor's; leave positions out.")
+        raise MismatchError(
+            "this model has no learned absolute positions that could be the donor's; leave positions out."
+        )
     if learned and not positions:
         warnings.warn(
-            "this model adds learned positions to its embeddings, so what a token holds at one position is out of place "
-            "at another, and a transfer may do harm by that alone; positions='donor' reads recipients at the donor's.",
+            "this model adds learned positions to its embeddings, so what a token holds at one position is out of "
+            "place at another, and a transfer may do harm by that alone; positions='donor' reads recipients at the "
+            "donor's.",
             PositionsWarning,
             stacklevel=3,
         )
@@ -823,9 +829,8 @@ def _wrong_donors(pairs: Pairs) -> list[int]:
     for start in range(0, len(order), 2):
         # Two and two; an odd one makes three of the last.
         group = order[start : start + 2] if len(order) - start != 3 else order[start:]
-        if len(group) > 1 and found is not None:
-            for one, other in zip(group, [*group[1:], group[0]], strict=True):
-                found[one] = other
+        for one, other in zip(group, [*group[1:], group[0]], strict=True):
+            found[one] = other
         if len(group) == 3:
             break
     return found
@@ -925,8 +930,8 @@ def _distances(embed: Callable[[list[str]], Any], samples: Sequence[Sample]) -> 
     vectors = torch.as_tensor(np.asarray(given.cpu() if isinstance(given, Tensor) else given, dtype=np.float64))
     if vectors.ndim != 2 or len(vectors) != len(texts) or not bool(torch.isfinite(vectors).all()):
         raise MismatchError(
-            f"embed was given {len(texts)} texts and gave {tuple(vectors.shape)}; expected finite numbers [text dim], a "
-            "vector for every text."
+            f"embed was given {len(texts)} texts and gave {tuple(vectors.shape)}; expected finite numbers [text dim], "
+            "a vector for every text."
         )
     lengths = vectors.norm(dim=1, keepdim=True)
     if not bool((lengths > 0).all()):
