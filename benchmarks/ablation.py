@@ -27,6 +27,7 @@ from ablation_lens.measure.forward import logits_everywhere
 from ablation_lens.tasks.plans import Batch, BatchPlan
 
 GOAL = 1.03
+MODELS = ("tiny-opt", "tiny-mistral", "tiny-roberta", "tiny-vit")
 METHODS = ("zero", "mean", "peak")
 SEED = 42
 
@@ -43,9 +44,7 @@ class Size:
     images: int
 
 
-WHOLE = Size(
-    (12, 768, 12), (4, 512), al.zoo.NAMES, (0.1, 0.3, 0.5, 0.7, 0.9), {"collect": 10_000, "evaluate": 5_000}, 200
-)
+WHOLE = Size((12, 768, 12), (4, 512), MODELS, (0.1, 0.3, 0.5, 0.7, 0.9), {"collect": 10_000, "evaluate": 5_000}, 200)
 TOY = Size((2, 32, 2), (2, 16), ("tiny-roberta", "tiny-vit"), (0.5,), {"collect": 300, "evaluate": 300}, 10)
 
 

@@ -76,7 +76,7 @@ class Size:
     """Layers, width and heads of the smallest model that grows."""
 
 
-WHOLE = Size(knocking.QUICK, (4, 512), (4, 8), 3, al.zoo.NAMES, studies.WHOLE, (3, 256, 8))
+WHOLE = Size(knocking.QUICK, (4, 512), (4, 8), 3, studies.MODELS, studies.WHOLE, (3, 256, 8))
 TOY = Size(knocking.TOY, (2, 16), (2, 8), 1, (), studies.TOY, (1, 32, 2))
 VOCABULARY = 2048
 

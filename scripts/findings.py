@@ -21,10 +21,10 @@ import plotly.io
 from PIL import Image
 
 import ablation_lens as al
-from ablation_lens import zoo
 from ablation_lens.experiments.constants import FEWEST
 from ablation_lens.report.experiment import EXPERIMENTS, Done, conduct, other_tasks
 
+MODELS = ("tiny-opt", "tiny-mistral", "tiny-roberta", "tiny-vit")
 ROOT = Path(__file__).parents[1]
 LARGEST = 60_000
 """Bytes of a picture."""
@@ -47,7 +47,7 @@ class Part:
     label: str
     experiment: str
     shown: str
-    models: Sequence[str] = zoo.NAMES
+    models: Sequence[str] = MODELS
     site: str = "z"
     options: Mapping[str, Any] = field(default_factory=dict)
     tokens: Mapping[str, int] = field(default_factory=dict)
@@ -157,7 +157,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pages", nargs="*", help=f"of {', '.join(PAGES)}; all when left out")
     parser.add_argument("--full", action="store_true", help="the full grids")
-    parser.add_argument("--models", nargs="+", default=zoo.NAMES, choices=zoo.NAMES, help="of the zoo")
+    parser.add_argument("--models", nargs="+", default=MODELS, choices=al.zoo.NAMES, help="of the zoo")
     parser.add_argument("--tokens", type=int, help="how many are judged and collected (images likewise)")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "findings", help="the folder to write to")
     parser.add_argument("--cache", type=Path, default=ROOT / "build" / "findings", help="what is measured")

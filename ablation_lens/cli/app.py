@@ -51,7 +51,7 @@ def _root(
 
 @app.command()
 def demo(out: Annotated[Path, typer.Option(help="The run folder.")] = Path("runs/demo")) -> None:
-    """Ablate the four models of the zoo by every method of the paper; a few minutes on two cores."""
+    """Ablate four models of the zoo by every method of the paper; a few minutes on two cores."""
     announce("loading the zoo")
     from ablation_lens.cli.demonstration import run_demo
     from ablation_lens.study.run import StudyInterrupted

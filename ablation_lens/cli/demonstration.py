@@ -33,7 +33,7 @@ def run_demo(out: Path) -> Results:
 
 
 def _changed_corpora() -> list[str]:
-    """A line for each embedded corpus that is not the one the zoo was trained on: Python versions differ in prose."""
+    """A line for each corpus of the four models that is not the one they were trained on: Python versions differ."""
     now = {
         "stdlib": digest(stdlib_documents()),
         "digits": digest(pixels.tobytes() for pixels, _ in digits_images()),
@@ -42,6 +42,6 @@ def _changed_corpora() -> list[str]:
     return [
         f"note: {name} is not the {name} the zoo was trained on (Python {then[name]['versions']['python']} there, "
         f"{platform.python_version()} here), so some held-out documents may be new and others known."
-        for name in then
+        for name in now
         if now[name] != then[name]["corpus_digest"]
     ]

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Self
 
 import torch
 
+from ablation_lens import zoo
 from ablation_lens.corpora import Corpus, ImageDocument, TextDocument, open_corpus, own_corpus, warn_when_short
 from ablation_lens.corpora.choice import Label, LabelChoice, label_of_cell, several
 from ablation_lens.corpora.labels import class_id, class_words, labels_by_id
@@ -384,8 +385,8 @@ def task_for(model: Any, corpus: Any = None, *, context: int | None = None, **op
     Args:
         model: from `load_model`, or any hooked model with a tokenizer.
         corpus: a name, a path, a hub data set, an opened corpus; or a list of texts, or a `Dataset` of the `datasets`
-            package, whose splits are then disjoint by content, too. None takes the embedded `stdlib` for text, and
-            `digits` for a model of ten digits.
+            package, whose splits are then disjoint by content, too. None takes what a model of the zoo was trained on;
+            otherwise the embedded `stdlib` for text, and `digits` for a model of ten digits.
         context: positions a document is truncated to; None takes the paper's (causal 1000, masked 512)
             or the model's own limit where that is less.
         options: for `open_corpus`: `labels`, `column`, `label_column`, `block`, `errors`.
@@ -415,7 +416,7 @@ def task_for(model: Any, corpus: Any = None, *, context: int | None = None, **op
     if kind == "masked-lm" and tokenizer.mask_token_id is None:
         raise ModelError("this model's tokenizer has no mask token, which masked-language scoring needs.")
     limit = min(int(model.cfg.n_ctx), context or CONTEXTS[kind])
-    opened = _opened("stdlib" if corpus is None else corpus, "text", options)
+    opened = _opened(_own_corpus(model) if corpus is None else corpus, "text", options)
     if kind == "causal-lm":
         return CausalLM(corpus=opened, tokenizer=tokenizer, max_context=limit)
     special = set(tokenizer.all_special_ids)
@@ -423,6 +424,12 @@ def task_for(model: Any, corpus: Any = None, *, context: int | None = None, **op
     known = min(len(tokenizer), int(model.cfg.d_vocab))
     ordinary = tuple(token for token in range(known) if token not in special)
     return MaskedLM(corpus=opened, tokenizer=tokenizer, max_context=limit, ordinary_ids=ordinary)
+
+
+def _own_corpus(model: Any) -> str:
+    # Before training, or rotated, a model of the zoo reads what it did: "tiny-llama (random 0)".
+    name = str(getattr(getattr(model, "record", None), "name", "")).partition(" (")[0]
+    return str(zoo.training_record(name)["corpus"]) if name in zoo.NAMES else "stdlib"
 
 
 _OPTIONS = ("labels", "column", "label_column", "block", "errors", "split")

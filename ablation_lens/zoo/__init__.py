@@ -1,4 +1,4 @@
-"""Four tiny models that ship with the package, really trained, in plain Hugging Face format.
+"""Five tiny models that ship with the package, really trained, in plain Hugging Face format.
 
 `train/` made them; `README.md` is their model card.
 """
@@ -18,6 +18,7 @@ DESCRIPTIONS: Mapping[str, str] = MappingProxyType(
         "tiny-mistral": "Mistral: causal, RMSNorm, rotary positions, grouped queries, gated MLP; trained on stdlib",
         "tiny-roberta": "RoBERTa: masked, post-LayerNorm; trained on stdlib",
         "tiny-vit": "ViT: image classification; trained on handwritten digits",
+        "tiny-llama": "Llama: causal, RMSNorm, rotary positions, gated MLP; trained on journeys, in two paragraphs",
     }
 )
 NAMES = tuple(DESCRIPTIONS)

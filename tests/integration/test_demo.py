@@ -1,6 +1,5 @@
 """The demo's table, and the note when an embedded corpus is not the one the zoo knows."""
 
-from ablation_lens import zoo
 from ablation_lens.cli import demonstration as demo
 
 
@@ -19,7 +18,7 @@ def test_the_demo_measures_the_quick_study_and_prints_its_table(monkeypatch, tmp
     monkeypatch.setenv("COLUMNS", "130")
     results = demo.run_demo(tmp_path / "run")
     text = capsys.readouterr().out
-    assert all(name in text for name in zoo.NAMES)
+    assert all(name in text for name in preset("quick").models)
     assert len(results.frame) == 12  # 4 × (baseline, mean, peak)
     for _, row in results.frame.iterrows():
         assert f"{100 * row['top1']:.2f}" in text

@@ -133,7 +133,7 @@ def drawn(layers, neurons, fraction):
 # ---------------------------------------------------------------------- the comparison
 
 
-@pytest.mark.parametrize("name", zoo.NAMES)
+@pytest.mark.parametrize("name", AUTO)
 def test_the_whole_chain_agrees_with_an_independent_one(name):
     model = al.load_model(name)
     task = al.task_for(model)

@@ -1,4 +1,4 @@
-"""The four shipped models: real weights, so parity and statistics on what neurons really do."""
+"""The shipped models: real weights, so parity and statistics on what neurons really do."""
 
 import pytest
 import torch
@@ -15,6 +15,7 @@ AUTO = {
     "tiny-mistral": "AutoModelForCausalLM",
     "tiny-roberta": "AutoModelForMaskedLM",
     "tiny-vit": "AutoModelForImageClassification",
+    "tiny-llama": "AutoModelForCausalLM",
 }
 
 
@@ -62,6 +63,7 @@ def test_a_zoo_model_says_what_it_is_and_reads_text_or_images(name):
     model = al.load_model(name)
     assert model.record.name == name
     assert model.record.n_heads >= 4
+    assert al.task_for(model).corpus.name == zoo.training_record(name)["corpus"]
     if name == "tiny-vit":
         assert model.tokenizer is None
         assert model.image_processor is not None
@@ -70,7 +72,7 @@ def test_a_zoo_model_says_what_it_is_and_reads_text_or_images(name):
     text = "The class of an object is returned by type(); see __class__ too.\n    x = [1, 2]\n"
     assert tokenizer.decode(tokenizer(text)["input_ids"], skip_special_tokens=True) == text
     ids = tokenizer("if x:")["input_ids"]
-    starts = {"tiny-opt": "</s>", "tiny-mistral": "<s>", "tiny-roberta": "<s>"}
+    starts = {"tiny-opt": "</s>", "tiny-mistral": "<s>", "tiny-roberta": "<s>", "tiny-llama": "<s>"}
     assert tokenizer.convert_ids_to_tokens(ids)[0] == starts[name]
     assert ids.count(ids[0]) == 1  # no double BOS
 

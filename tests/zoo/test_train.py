@@ -24,24 +24,41 @@ from transformers import (
 
 from ablation_lens import zoo
 from ablation_lens.corpora.embedded import digest
+from ablation_lens.corpora.journeys import journey
 from ablation_lens.errors import ModelError
 from ablation_lens.zoo.train import data as corpora
 from ablation_lens.zoo.train import training, warm_start
 from ablation_lens.zoo.train.baselines import UNSEEN, CountModel
-from ablation_lens.zoo.train.batches import IGNORED, augment, causal_batch, corrupt, packed_rows, repeated_rows
+from ablation_lens.zoo.train.batches import (
+    IGNORED,
+    additive,
+    augment,
+    causal_batch,
+    corrupt,
+    packed_rows,
+    paragraph_batch,
+    repeated_rows,
+    visible,
+)
 from ablation_lens.zoo.train.data import Images, Texts
-from ablation_lens.zoo.train.held_out import measure
+from ablation_lens.zoo.train.held_out import measure, second_paragraph
 from ablation_lens.zoo.train.optimizer import orthogonalise
-from ablation_lens.zoo.train.recipes import RECIPES, build_model
+from ablation_lens.zoo.train.recipes import RECIPES, Recipe, build_model
 from ablation_lens.zoo.train.vocabulary import END, MASK, PAD, SPECIAL_TOKENS, START, frame, learn_vocabulary
-from ablation_lens.zoo.train.warm_start import NEIGHBOURS, information_embeddings, start_from_neighbours
+from ablation_lens.zoo.train.warm_start import (
+    NEIGHBOURS,
+    information_embeddings,
+    start_from_copies,
+    start_from_neighbours,
+)
 
-TEXT_MODELS = ("tiny-opt", "tiny-mistral", "tiny-roberta")
+TEXT_MODELS = ("tiny-opt", "tiny-mistral", "tiny-roberta", "tiny-llama")
 AUTO_CLASSES = {
     "tiny-opt": AutoModelForCausalLM,
     "tiny-mistral": AutoModelForCausalLM,
     "tiny-roberta": AutoModelForMaskedLM,
     "tiny-vit": AutoModelForImageClassification,
+    "tiny-llama": AutoModelForCausalLM,
 }
 WORDS = ["the", "module", "returns", "a", "list", "of", "names", "and", "raises", "an", "error", "when", "none", "is"]
 
@@ -52,6 +69,12 @@ def few_texts() -> Texts:
         return " ".join(np.random.default_rng(seed).choice(WORDS, size=60))
 
     documents = [document(seed) for seed in range(24)]
+    return Texts(documents[:20], documents[20:], digest(documents))
+
+
+@pytest.fixture(scope="module")
+def few_journeys() -> Texts:
+    documents = [journey(number) for number in range(24)]
     return Texts(documents[:20], documents[20:], digest(documents))
 
 
@@ -87,8 +110,10 @@ def one_thread() -> Iterator[None]:
 
 @pytest.mark.usefixtures("small_recipes")
 @pytest.mark.parametrize("name", ["tiny-vit", *(pytest.param(name, marks=pytest.mark.slow) for name in TEXT_MODELS)])
-def test_a_few_steps_write_a_folder_that_loads(name: str, tmp_path: Path, few_texts: Texts, few_images: Images):
-    data = few_images if name == "tiny-vit" else few_texts
+def test_a_few_steps_write_a_folder_that_loads(
+    name: str, tmp_path: Path, few_texts: Texts, few_journeys: Texts, few_images: Images
+):
+    data = {"tiny-vit": few_images, "tiny-llama": few_journeys}.get(name, few_texts)
     before = torch.get_rng_state()
     record = training.train(name, tmp_path / "model", steps=2, data=data)
     assert torch.equal(before, torch.get_rng_state())
@@ -197,6 +222,38 @@ def test_causal_rows_hold_documents_and_the_asked_share_of_repeats():
     assert (labels[6:] == IGNORED).any(dim=1).all()
 
 
+def test_rows_of_paragraphs_hide_the_first_one_and_ask_for_the_second():
+    """Of eight rows, two hold the second paragraph alone, four hide the first one from it, two are plain."""
+    documents = [torch.tensor([10, 11, 9, 20, 21]), torch.tensor([12, 9, 22, 23, 24, 25])]
+    ids, mask, labels = paragraph_batch(documents, 9, 8, 0.5, 0.25, torch.Generator().manual_seed(0))
+    seen = mask[:, 0] == 0
+    for row in range(8):
+        real = [token for token in ids[row].tolist() if token != PAD]
+        border = real.index(9)
+        assert real[0] == START
+        assert ids[row, 1:border].tolist() == ([] if row < 2 else [10, 11] if border == 3 else [12])
+        asked = real[border + 1 :] if row < 6 else real[1:]
+        assert [token for token in labels[row].tolist() if token != IGNORED] == asked
+        plain = torch.ones(ids.shape[1], ids.shape[1]).tril().bool()
+        hidden = plain.clone()
+        hidden[border + 1 :, 1:border] = False
+        assert torch.equal(seen[row], hidden if 2 <= row < 6 else plain)
+
+
+def test_a_hidden_paragraph_cannot_be_told_from_what_it_hides_but_by_the_blank_line():
+    """One layer, so that the blank line carries nothing but itself: the first paragraph makes no difference."""
+    torch.manual_seed(0)
+    model = build_model(replace(RECIPES["tiny-llama"], layers=1, width=32)).eval()
+    first, second = torch.tensor([[0, 10, 11, 9, 20, 21]]), torch.tensor([[0, 30, 31, 9, 20, 21]])
+    with torch.no_grad():
+        ends = [
+            model(input_ids=ids, attention_mask=additive(visible(ids[0], 9)[None])).logits[0, 4:]
+            for ids in (first, second)
+        ]
+        assert not torch.allclose(*(model(input_ids=ids).logits[0, 4:] for ids in (first, second)), atol=1e-4)
+    torch.testing.assert_close(*ends)
+
+
 def test_packed_masked_rows_are_framed():
     rows = packed_rows([torch.arange(100, 130)], START, END, 4, 50, torch.Generator().manual_seed(0))
     for row in rows.tolist():
@@ -241,7 +298,7 @@ def test_orthogonalised_updates_keep_directions_and_level_their_sizes(rows: int,
     assert (np.abs(np.diag(levelled)[clear] - 1) < 0.4).all()
 
 
-# --- where the masked model starts -------------------------------------------------------------------------
+# --- where models start -------------------------------------------------------------------------
 
 
 def test_first_layer_heads_start_on_the_neighbours():
@@ -255,6 +312,19 @@ def test_first_layer_heads_start_on_the_neighbours():
     for head, distance in enumerate(NEIGHBOURS):
         assert (heads[head, 5:190].argmax(-1) - torch.arange(5, 190) == distance).all()
         assert heads[head, 5:190].max(-1).values.mean() > 0.5
+
+
+def test_heads_that_start_as_copies_hand_on_the_mean_of_what_they_see():
+    model = build_model(replace(RECIPES["tiny-llama"], layers=2, width=32))
+    start_from_copies(model, size=0.5)
+    attention = model.model.layers[1].self_attn
+    torch.nn.init.zeros_(attention.q_proj.weight)  # so that every position looks everywhere alike
+    seen = torch.randn(1, 5, 32, generator=torch.Generator().manual_seed(0))
+    angles = torch.ones(1, 5, 8), torch.zeros(1, 5, 8)
+    with torch.no_grad():
+        out = attention(seen, position_embeddings=angles, attention_mask=additive(torch.ones(1, 5, 5).tril().bool()))[0]
+    means = seen.cumsum(1) / torch.arange(1, 6)[:, None]
+    torch.testing.assert_close(out, 0.25 * means)
 
 
 def test_tokens_in_like_company_start_with_like_embeddings():
@@ -285,9 +355,17 @@ def few_vocabulary(few_texts: Texts):
     return learn_vocabulary(few_texts.train)
 
 
+def test_a_blank_line_is_one_token_where_it_is_asked_for(few_journeys: Texts):
+    tokenizer = learn_vocabulary(few_journeys.train, whole_blank_lines=True)
+    for text in ("an end.\n\nThe next", "\n\n", "one \n\n two\n\nthree"):
+        assert tokenizer.encode(text).tokens.count("ĊĊ") == text.count("\n\n")
+        assert tokenizer.decode(tokenizer.encode(text).ids) == text
+    assert "ĊĊ" not in learn_vocabulary(few_journeys.train).get_vocab()
+
+
 @pytest.mark.parametrize(
     ("family", "expected"),
-    [("opt", [END, "x"]), ("mistral", [START, "x"]), ("roberta", [START, "x", END])],
+    [("opt", [END, "x"]), ("mistral", [START, "x"]), ("llama", [START, "x"]), ("roberta", [START, "x", END])],
 )
 def test_each_family_frames_a_text_its_own_way(few_vocabulary, family: str, expected: list):
     tokenizer = frame(few_vocabulary, family, 256)
@@ -346,7 +424,7 @@ def test_an_unknown_name_is_answered_with_the_nearest():
         zoo.folder("mistral")
 
 
-def test_the_four_folders_are_small_and_complete():
+def test_the_folders_are_small_and_complete():
     paths = [path for name in zoo.NAMES for path in zoo.folder(name).iterdir()]
     assert sum(path.stat().st_size for path in paths) <= 16_000_000
     assert {path.suffix for path in paths} == {".json", ".safetensors"}
@@ -380,8 +458,8 @@ def test_the_shipped_processor_needs_no_torchvision_and_takes_grey_images():
 def test_recorded_scores_come_again_and_beat_counting(name: str):
     """On a slice: the recorded figure lies within five standard errors of the slice's."""
     record = json.loads((zoo.folder(name) / "training.json").read_text())
-    assert record["recipe"] == json.loads(json.dumps(RECIPES[name].__dict__))
-    data = corpora.images() if name == "tiny-vit" else corpora.texts()
+    assert Recipe(**record["recipe"]) == RECIPES[name]
+    data = corpora.images() if name == "tiny-vit" else corpora.texts(record["corpus"])
     same_corpus = data.digest == record["corpus_digest"]
     held_out = record["held_out"]
     if isinstance(data, Images):
@@ -396,9 +474,20 @@ def test_recorded_scores_come_again_and_beat_counting(name: str):
     error = math.sqrt(0.25 / measured["tokens"])
     # Tokens of one document are alike, so their errors are larger than independent ones.
     assert measured["top1"] == pytest.approx(held_out["model"]["top1"], abs=5 * error + 0.02)
-    for kind in set(held_out) - {"model", "induction"}:
+    for kind in set(held_out) - {"model", "induction", "second paragraph"}:
         assert held_out["model"]["top1"] > held_out[kind]["top1"]
         assert held_out["model"]["cross_entropy"] < held_out[kind]["cross_entropy"]
+
+
+def test_the_blank_line_of_the_shipped_llama_carries_the_plan():
+    """What the second paragraph loses without the first, it gets back from what the blank line has gathered."""
+    folder = zoo.folder("tiny-llama")
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder).float()
+    rows = [torch.tensor(ids) for ids in tokenizer(list(corpora.texts("journeys").evaluate[:20])).input_ids]
+    (blank_line,) = tokenizer("\n\n", add_special_tokens=False).input_ids
+    seen, carried, nothing = second_paragraph(model, rows, blank_line).values()
+    assert carried == pytest.approx(seen, abs=0.05)
+    assert nothing > seen + 0.2
 
 
 @pytest.mark.parametrize("name", zoo.NAMES)
@@ -411,6 +500,8 @@ def test_the_model_card_tells_the_recorded_figures(name: str):
     table = {row[0]: row[column] for row in rows}
     assert table["parameters"] == f"{record['parameters']:,}"
     assert table["steps"] == f"{record['recipe']['steps']:,}"
+    for figure in record["held_out"].get("second paragraph", {}).values():
+        assert f"{figure:.3f}" in card
     for kind, title in (
         ("model", "held-out top-1 / CE"),
         ("unigram", "unigram"),

@@ -4,9 +4,10 @@ import math
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Generator, Tensor
 from torch.nn import functional
+from torch.nn.utils.rnn import pad_sequence
 
 from ablation_lens.zoo.train.vocabulary import END, MASK, PAD, SPECIAL_TOKENS, START, VOCABULARY_SIZE
 
@@ -72,6 +73,49 @@ def causal_batch(
     labels = ids.masked_fill(ids == start, IGNORED)
     more_ids, more_labels = repeated_rows(repeated, length, start, generator)
     return torch.cat([ids, more_ids]), torch.cat([labels, more_labels])
+
+
+def paragraph_batch(
+    documents: Sequence[Tensor], blank_line: int, rows: int, hidden: float, alone: float, generator: Generator
+) -> tuple[Int[Tensor, "row pos"], Float[Tensor, "row 1 query key"], Int[Tensor, "row pos"]]:
+    """Ids, attention masks and labels of rows that hold a document of two paragraphs each.
+
+    In a share `hidden` of the rows the second paragraph sees the start token and the blank line before it, and nothing
+    of the first: what it needs to know must be carried by the blank line. Rows of a share `alone` hold nothing but
+    a blank line and a second paragraph. In both, only the second paragraph is asked for.
+    """
+    covered, cut = round(rows * hidden), round(rows * alone)
+    ids = []
+    for row in range(rows):
+        document = documents[_below(len(documents), generator)]
+        if row < cut:
+            document = document[int((document == blank_line).nonzero()[0]) :]
+        ids.append(torch.cat([torch.tensor([START]), document]))
+    padded = pad_sequence(ids, batch_first=True, padding_value=PAD)
+    seen = torch.ones(rows, padded.shape[1], padded.shape[1], dtype=torch.bool).tril()
+    labels = padded.masked_fill((padded == START) | (padded == PAD), IGNORED)
+    for row in range(cut + covered):
+        # In rows that are cut nothing is left to be hidden.
+        seen[row] = visible(padded[row], blank_line)
+        labels[row, : int((padded[row] == blank_line).nonzero()[0]) + 1] = IGNORED
+    return padded, additive(seen), labels
+
+
+def visible(ids: Int[Tensor, "pos"], blank_line: int) -> Bool[Tensor, "query key"]:
+    """Which keys each position may see when the second paragraph is kept from seeing the first.
+
+    >>> visible(torch.tensor([0, 7, 9, 8]), blank_line=9).int().tolist()
+    [[1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0], [1, 0, 1, 1]]
+    """
+    seen = torch.ones(len(ids), len(ids), dtype=torch.bool).tril()
+    border = int((ids == blank_line).nonzero()[0])
+    seen[border + 1 :, 1:border] = False
+    return seen
+
+
+def additive(seen: Bool[Tensor, "row query key"]) -> Float[Tensor, "row 1 query key"]:
+    """The same as what Hugging Face's models add to their attention scores, in every head."""
+    return torch.where(seen, 0.0, torch.finfo(torch.float32).min)[:, None]
 
 
 def masked_batch(

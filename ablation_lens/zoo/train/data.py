@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from ablation_lens.corpora.embedded import digest, digits_images, stdlib_documents
+from ablation_lens.corpora.journeys import journey_documents
 from ablation_lens.corpora.splits import EMBEDDED_SHARES, split_of
 
 
@@ -32,9 +33,13 @@ class Images:
     digest: str
 
 
-def texts() -> Texts:
-    """The `stdlib` corpus of this Python."""
-    documents = stdlib_documents()
+def texts(corpus: str = "stdlib") -> Texts:
+    """The `stdlib` corpus of this Python, or `journeys`.
+
+    >>> len(texts("journeys").evaluate) > 1000
+    True
+    """
+    documents = stdlib_documents() if corpus == "stdlib" else list(journey_documents())
     parts: dict[str, list[str]] = {split: [] for split in EMBEDDED_SHARES}
     for document in documents:
         parts[split_of(document.encode(), EMBEDDED_SHARES)].append(document)

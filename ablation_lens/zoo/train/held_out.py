@@ -19,9 +19,9 @@ from transformers import (
 )
 
 from ablation_lens.zoo.train.baselines import CountModel, CountScore
-from ablation_lens.zoo.train.batches import IGNORED, corrupt
+from ablation_lens.zoo.train.batches import IGNORED, additive, corrupt, visible
 from ablation_lens.zoo.train.data import Images, Texts, labels_of, pixels_of
-from ablation_lens.zoo.train.vocabulary import PAD, SPECIAL_TOKENS, VOCABULARY_SIZE
+from ablation_lens.zoo.train.vocabulary import BLANK_LINE, PAD, SPECIAL_TOKENS
 
 MASK_SEED = 20240
 INDUCTION_SEED = 20241
@@ -38,15 +38,18 @@ def measure(folder: Path, data: Texts | Images, device: str = "cpu") -> dict[str
     # Not truncated, as counting has no longest context; verbose=False keeps the tokenizer from warning of that.
     train = [np.array(ids) for ids in tokenizer(list(data.train), verbose=False).input_ids]
     rows = [torch.tensor(ids) for ids in tokenizer(list(data.evaluate), truncation=True).input_ids]
-    counts = CountModel(train, VOCABULARY_SIZE, int(train[0][0]))
-    if tokenizer.mask_token_id is None:
-        model = _loaded(AutoModelForCausalLM, folder, device)
+    causal = tokenizer.mask_token_id is None
+    model = _loaded(AutoModelForCausalLM if causal else AutoModelForMaskedLM, folder, device)
+    counts = CountModel(train, int(model.config.vocab_size), int(train[0][0]))
+    if causal:
+        blank_line = tokenizer(BLANK_LINE, add_special_tokens=False).input_ids
+        two_paragraphs = len(blank_line) == 1 and all((row == blank_line[0]).sum() == 1 for row in rows)
         return {
             "model": asdict(_score(model, [(row, row) for row in rows], causal=True, device=device)),
             **{name: asdict(score) for name, score in counts.causal([row.numpy() for row in rows]).items()},
             "induction": _induction(model, int(rows[0][0]), context, device),
+            **({"second paragraph": second_paragraph(model, rows, blank_line[0], device)} if two_paragraphs else {}),
         }
-    model = _loaded(AutoModelForMaskedLM, folder, device)
     pairs = masked_pairs(rows)
     return {
         "model": asdict(_score(model, pairs, causal=False, device=device)),
@@ -84,6 +87,31 @@ def _score(model: Any, pairs: Sequence[tuple[Tensor, Tensor]], *, causal: bool, 
         loss += float(functional.cross_entropy(chosen.double(), target, reduction="sum"))
         tokens += len(target)
     return CountScore(hits / max(1, tokens), loss / max(1, tokens), tokens)
+
+
+@torch.inference_mode()
+def second_paragraph(model: Any, rows: Sequence[Tensor], blank_line: int, device: str = "cpu") -> dict[str, float]:
+    """Mean cross-entropy of second paragraphs, without their first tokens, by what may be seen of the first.
+
+    All of it; nothing but what the blank line has gathered; nothing, as the text begins with the blank line.
+    """
+    totals = {"after the first paragraph": 0.0, "seeing the blank line only": 0.0, "alone": 0.0}
+    tokens = 0
+    for row in rows:
+        border = int((row == blank_line).nonzero()[0])
+        whole, short = row[None].to(device), torch.cat([row[:1], row[border:]])[None].to(device)
+        target = row[border + 2 :].to(device)
+        mask = additive(visible(row, blank_line)[None]).to(device)
+        logits = (
+            model(input_ids=whole).logits,
+            model(input_ids=whole, attention_mask=mask).logits,
+            model(input_ids=short).logits,
+        )
+        for name, found in zip(totals, logits, strict=True):
+            last = found[0, -len(target) - 1 : -1].double()
+            totals[name] += float(functional.cross_entropy(last, target, reduction="sum"))
+        tokens += len(target)
+    return {name: total / max(1, tokens) for name, total in totals.items()}
 
 
 @torch.inference_mode()

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
     OPTConfig,
@@ -20,7 +22,7 @@ CONTEXT = 256
 IMAGE_SIZE = 32
 PATCH_SIZE = 4
 
-Kind = Literal["causal", "masked", "images"]
+Kind = Literal["causal", "paragraphs", "masked", "images"]
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,9 @@ class Recipe:
         dropout: applied where the architecture's config has it, and to every block's two outputs.
         repeats: share of the causal sequences that are a repeated random segment.
         early_masks: share of masked tokens in the first 70 % of the steps; 15 % afterwards.
+        vocabulary: how many tokens its vocabulary has at most.
+        hidden: of documents of two paragraphs, the share whose second paragraph is kept from seeing the first.
+        alone: the share of which there is nothing but the second paragraph, and the blank line before it.
     """
 
     kind: Kind
@@ -48,6 +53,14 @@ class Recipe:
     dropout: float = 0.0
     repeats: float = 0.0
     early_masks: float = 0.15
+    vocabulary: int = VOCABULARY_SIZE
+    hidden: float = 0.0
+    alone: float = 0.0
+
+    @property
+    def corpus(self) -> str:
+        """What it learns from."""
+        return {"images": "digits", "paragraphs": "journeys"}.get(self.kind, "stdlib")
 
     def mask_share(self, done: float) -> float:
         """Share of masked tokens when a share `done` of the steps is done: more at first, for more to learn from."""
@@ -63,6 +76,20 @@ RECIPES: dict[str, Recipe] = {
         "masked", "roberta", width=128, layers=4, heads=4, steps=4500, batch=8, other_rate=6e-3, early_masks=0.4
     ),
     "tiny-vit": Recipe("images", "vit", width=96, layers=4, heads=4, steps=1500, batch=64, other_rate=3e-3),
+    "tiny-llama": Recipe(
+        "paragraphs",
+        "llama",
+        width=128,
+        layers=4,
+        heads=4,
+        steps=4000,
+        batch=16,
+        matrix_rate=0.005,
+        other_rate=2e-3,
+        vocabulary=672,
+        hidden=0.5,
+        alone=0.125,
+    ),
 }
 
 
@@ -81,7 +108,7 @@ def build_model(recipe: Recipe) -> Any:
         return OPTForCausalLM(
             OPTConfig(
                 **sizes,
-                vocab_size=VOCABULARY_SIZE,
+                vocab_size=recipe.vocabulary,
                 ffn_dim=4 * recipe.width,
                 word_embed_proj_dim=recipe.width,
                 max_position_embeddings=CONTEXT,
@@ -97,7 +124,7 @@ def build_model(recipe: Recipe) -> Any:
         return MistralForCausalLM(
             MistralConfig(
                 **sizes,
-                vocab_size=VOCABULARY_SIZE,
+                vocab_size=recipe.vocabulary,
                 num_key_value_heads=recipe.heads // 2,
                 intermediate_size=recipe.width * 11 // 4,
                 max_position_embeddings=CONTEXT,
@@ -108,11 +135,24 @@ def build_model(recipe: Recipe) -> Any:
                 eos_token_id=END,
             )
         )
+    if recipe.family == "llama":
+        return LlamaForCausalLM(
+            LlamaConfig(
+                **sizes,
+                vocab_size=recipe.vocabulary,
+                intermediate_size=recipe.width * 11 // 4,
+                max_position_embeddings=CONTEXT,
+                tie_word_embeddings=True,
+                pad_token_id=PAD,
+                bos_token_id=START,
+                eos_token_id=END,
+            )
+        )
     if recipe.family == "roberta":
         return RobertaForMaskedLM(
             RobertaConfig(
                 **sizes,
-                vocab_size=VOCABULARY_SIZE,
+                vocab_size=recipe.vocabulary,
                 intermediate_size=4 * recipe.width,
                 max_position_embeddings=CONTEXT + PAD + 1,  # positions start after the pad id
                 type_vocab_size=1,

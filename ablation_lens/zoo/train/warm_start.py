@@ -1,4 +1,4 @@
-"""Where the masked model starts from.
+"""Where the masked model and the one of two paragraphs start from.
 
 A masked token can only be predicted from its surroundings, and the few noisy predictions of a small batch hardly
 tell random heads where to look: in short trials (about 240 steps) a RoBERTa this small stayed at the unigram's score
@@ -83,3 +83,11 @@ def information_embeddings(
     left, strengths, _ = np.linalg.svd(information)
     embeddings: np.ndarray = left[:, :width] * np.sqrt(strengths[:width])
     return embeddings * (_SIZE / max(float(embeddings.std()), 1e-9))
+
+
+@torch.no_grad()
+def start_from_copies(model: Any, size: float = 0.3) -> None:
+    """Set what the heads of a `LlamaForCausalLM` read and write: each hands on a part of what it sees, unchanged."""
+    for block in model.base_model.layers:
+        for projection in (block.self_attn.v_proj, block.self_attn.o_proj):
+            projection.weight.copy_(size * torch.eye(len(projection.weight)))
