@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ablation_lens.ablation.ablation import Ablation
+from ablation_lens.ablation.ablation import Ablation, Ablations
 from ablation_lens.errors import MismatchError
 from ablation_lens.measure.evaluation import evaluate_each
 from ablation_lens.measure.metrics import Given, metrics_of
@@ -99,13 +99,13 @@ class Scores:
             "versions": {**Versions.current().to_dict(), "python": None},
         }
 
-    def of(self, ablation: "Ablation | Biased | None" = None) -> Score:
+    def of(self, ablation: "Ablation | Ablations | Biased | None" = None) -> Score:
         """The score under an ablation with constant values; None for the model as it is."""
         return self.each(ablation)[0]
 
-    def each(self, ablation: "Ablation | Biased | None" = None) -> list[Score]:
+    def each(self, ablation: "Ablation | Ablations | Biased | None" = None) -> list[Score]:
         """One score per plan; the model runs once for all of them."""
-        facts = ablation.facts if isinstance(ablation, Biased) else _facts(ablation)
+        facts = ablation.facts if isinstance(ablation, Biased) else facts_of(ablation)
         keys = [key_of({**self.about, "documents": plan.digest, "ablation": facts}) for plan in self.plans]
         for key in keys:
             if key not in self._held and (there := self._read(key)) is not None:
@@ -122,7 +122,7 @@ class Scores:
         with checking(self.folder.file("scores", key)):
             return score_of(tensors)
 
-    def _measure(self, missing: Mapping[str, BatchPlan], ablation: "Ablation | Biased | None") -> None:
+    def _measure(self, missing: Mapping[str, BatchPlan], ablation: "Ablation | Ablations | Biased | None") -> None:
         measured = evaluate_each(
             self.model, list(missing.values()), ablation, metrics=self.metrics, prefix=self._prefix
         )
@@ -181,7 +181,7 @@ class Biased:
     def facts(self) -> dict[str, Any]:
         """What tells it from others."""
         bias = {"site": self.site.value, "bias": digest_of(self.bias.cpu().double())}
-        return {"biased": bias, "ablation": _facts(self.ablation)}
+        return {"biased": bias, "ablation": facts_of(self.ablation)}
 
 
 def added(site: Site, bias: Float[Tensor, "layer head dim"]) -> list[Hook]:
@@ -193,9 +193,12 @@ def added(site: Site, bias: Float[Tensor, "layer head dim"]) -> list[Hook]:
     return [(site.hook_name(layer), hook_for(vector)) for layer, vector in enumerate(bias)]
 
 
-def _facts(ablation: Ablation | None) -> dict[str, Any] | None:
+def facts_of(ablation: Ablation | Ablations | None) -> dict[str, Any] | None:
+    """What tells an ablation with constant values from others, as plain JSON values."""
     if ablation is None:
         return None
+    if isinstance(ablation, Ablations):
+        return {"parts": [facts_of(part) for part in ablation]}
     if ablation.depends_on_position:
         raise MismatchError("scores are kept of values that are the same at every position; use al.evaluate.")
     assert isinstance(ablation.values, torch.Tensor)
