@@ -17,6 +17,8 @@
 - `predictability`: whether the best constant follows from a neuron's shape.
 - `selection`: which neurons matter more on one corpus than on another.
 - `rotation`: a model of the same function, whose heads' neurons are in order (`rotate_heads`).
+- `pruning`: such neurons pruned step by step, and what is forgotten (`unlearn`); `trajectories`: how far that is ahead
+  of what else is lost; `forgetting`: the same for every class of an image model.
 """
 
 from importlib import import_module
@@ -29,12 +31,14 @@ if TYPE_CHECKING:
     from ablation_lens.experiments.constants import loss_curves
     from ablation_lens.experiments.controls import better_centers
     from ablation_lens.experiments.crossing import CrossPruning, cross_pruning
+    from ablation_lens.experiments.forgetting import ForgottenLabels, forget_labels
     from ablation_lens.experiments.grabbing import Grabbed, grab
     from ablation_lens.experiments.layers import ablate_layers
     from ablation_lens.experiments.modularity import ClusterDamage, Modularity, cluster_damage, study_modularity
     from ablation_lens.experiments.paragraphs import pairs_of
     from ablation_lens.experiments.predictability import predict_constants
     from ablation_lens.experiments.processing import compare_processing
+    from ablation_lens.experiments.pruning import Unlearning, unlearn
     from ablation_lens.experiments.rotation import head_rotations, rotate_heads
     from ablation_lens.experiments.selection import importance, selective_neurons, selectivity
     from ablation_lens.experiments.stability import compare_collections
@@ -45,10 +49,12 @@ __all__ = [
     "Clusters",
     "Concentration",
     "CrossPruning",
+    "ForgottenLabels",
     "Grabbed",
     "Modularity",
     "Overlap",
     "Transfer",
+    "Unlearning",
     "ablate_atypical",
     "ablate_layers",
     "better_centers",
@@ -58,6 +64,7 @@ __all__ = [
     "compare_processing",
     "concentration",
     "cross_pruning",
+    "forget_labels",
     "grab",
     "head_rotations",
     "importance",
@@ -70,6 +77,7 @@ __all__ = [
     "selectivity",
     "study_modularity",
     "transfer_study",
+    "unlearn",
 ]
 
 # Lazily, as what is left in a folder is read without anything that runs a model. No module is named like one of these.
@@ -82,6 +90,8 @@ _HOMES = {
     "Modularity": "modularity",
     "Overlap": "agreement",
     "Transfer": "transfer",
+    "ForgottenLabels": "forgetting",
+    "Unlearning": "pruning",
     "ablate_atypical": "atypical",
     "ablate_layers": "layers",
     "better_centers": "controls",
@@ -92,6 +102,7 @@ _HOMES = {
     "concentration": "agreement",
     "cross_pruning": "crossing",
     "grab": "grabbing",
+    "forget_labels": "forgetting",
     "head_rotations": "rotation",
     "importance": "selection",
     "loss_curves": "constants",
@@ -103,6 +114,7 @@ _HOMES = {
     "selectivity": "selection",
     "study_modularity": "modularity",
     "transfer_study": "transfer",
+    "unlearn": "pruning",
 }
 
 

@@ -25,7 +25,7 @@ from ablation_lens.ablation.masks import random_neurons
 from ablation_lens.errors import AblationLensError, FileFormatError, MismatchError
 from ablation_lens.escaping import on_one_line
 from ablation_lens.experiments.scores import Pieces, Scores, facts_of
-from ablation_lens.experiments.selection import HEADS, KINDS, selective_neurons
+from ablation_lens.experiments.selection import HEADS, KINDS, require_scored_heads, selective_neurons
 from ablation_lens.experiments.trajectories import (
     area_under,
     ends,
@@ -407,12 +407,12 @@ def unlearn(
     >>> found.ablation_at(1)
     Ablation(409 of 2 048 neurons in 4 layers → zero)
     """
-    sites = _sites(site)
-    shares = _steps(sites, step, whole(steps, "steps"))
-    values = _values(value, folder)
-    drawn = _seeds(seeds)
-    if heads is not None:
-        require_known(heads, HEADS, "way to score heads")
+    sites = sites_of(site)
+    shares = shares_of(sites, step, whole(steps, "steps"))
+    values = values_of(value, folder)
+    drawn = seeds_of(seeds)
+    for each in sites:
+        require_scored_heads(heads, each)
     require_known(kind, KINDS, "kind of importance")
     sides = [
         Side.of(model, given, name, {"tokens": tokens, "images": images}, (collect_tokens, collect_images))
@@ -528,14 +528,16 @@ def plan_of_task(
         return task.batches(split=split, **(asked or {task.unit: usual[task.unit]}), **options)
 
 
-def _sites(given: Site | str | Iterable[Site | str]) -> tuple[Site, ...]:
+def sites_of(given: Site | str | Iterable[Site | str]) -> tuple[Site, ...]:
+    """The sites that were named, each once."""
     sites = tuple(dict.fromkeys(map(Site.of, [given] if isinstance(given, Site | str) else given)))
     if not sites:
         raise MismatchError("there is no site to prune at; name at least one, such as 'z'.")
     return sites
 
 
-def _steps(sites: Sequence[Site], step: float | Mapping[str, float] | None, steps: int) -> dict[Site, float]:
+def shares_of(sites: Sequence[Site], step: float | Mapping[str, float] | None, steps: int) -> dict[Site, float]:
+    """The share of every site's neurons that a step adds; of all steps no more than there are."""
     if steps < 1:
         raise MismatchError(f"steps={steps} is not possible; give at least 1.")
     shares = {}
@@ -562,7 +564,8 @@ def _share(step: float, number: int) -> float:
     return float(Fraction(repr(step)) * number)
 
 
-def _values(given: str | Iterable[str], folder: str | Path | None) -> tuple[str, ...]:
+def values_of(given: str | Iterable[str], folder: str | Path | None) -> tuple[str, ...]:
+    """The centers that were named, if they can be kept."""
     values = (given,) if isinstance(given, str) else tuple(given)
     if not values or len(set(values)) < len(values):
         raise MismatchError(f"values are {list(values)}; give one or more centers, each once.")
@@ -575,7 +578,8 @@ def _values(given: str | Iterable[str], folder: str | Path | None) -> tuple[str,
     return values
 
 
-def _seeds(given: int | Iterable[int]) -> tuple[int, ...]:
+def seeds_of(given: int | Iterable[int]) -> tuple[int, ...]:
+    """So many seeds, or these; none will do."""
     seeds = tuple(range(whole(given, "seeds"))) if not isinstance(given, Iterable) else tuple(given)
     if len(set(seeds)) < len(seeds):
         raise MismatchError(f"seeds are {list(seeds)}; give each once.")

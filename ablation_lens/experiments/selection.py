@@ -212,10 +212,17 @@ def _moved(forget: ActivationStatistics, retain: ActivationStatistics) -> Float6
     return torch.stack(layers)
 
 
-def _of_heads(scores: Float64[Tensor, "layer head dim"], heads: str, site: Site) -> Float64[Tensor, "layer head 1"]:
+def require_scored_heads(heads: str | None, site: Site) -> None:
+    """Raise `MismatchError` for a way to score heads that there is not, and where a site has none."""
+    if heads is None:
+        return
     require_known(heads, HEADS, "way to score heads")
     if not site.has_heads:
         raise MismatchError(f"neurons at {site.value!r} have no heads, so none can be chosen whole; leave heads= out.")
+
+
+def _of_heads(scores: Float64[Tensor, "layer head dim"], heads: str, site: Site) -> Float64[Tensor, "layer head 1"]:
+    require_scored_heads(heads, site)
     if heads == "mean":
         return scores.mean(-1, keepdim=True)
     # Not `quantile`, whose interpolation makes NaN of infinite scores.
