@@ -10,6 +10,7 @@ shows, changes or writes. Names that come from outside (models, corpora) appear 
 - `circuits`: what units are worth, circuits, and how faithful they are.
 - `constants`: loss against the constant, and where it is lowest; `controls`: better centers beside their controls.
 - `crossing`: what tasks keep without the neurons of each; `modularity`: neurons that they share, and in clusters.
+- `pruning`: what is forgotten against what else is lost.
 - `metrics`: how what was measured is written; `template`: the look that all share.
 """
 
@@ -24,6 +25,7 @@ from ablation_lens.plots.maps import MEASURES, damage_map, head_map, neuron_map
 from ablation_lens.plots.modularity import concentration_by_layer, overlap_map
 from ablation_lens.plots.paper import figure_1
 from ablation_lens.plots.processing import processing_differences
+from ablation_lens.plots.pruning import unlearning_curves
 from ablation_lens.plots.results import differences_to_best, figure_2
 from ablation_lens.plots.scatter import centers_scatter
 from ablation_lens.plots.stability import stability_curves
@@ -56,4 +58,5 @@ __all__ = [
     "pair_map",
     "processing_differences",
     "stability_curves",
+    "unlearning_curves",
 ]
