@@ -296,16 +296,17 @@ class Unlearning:
         """What was found, in a few sentences."""
         found = self.summary()
         if self.about.seeds:
-            told = f"all {len(self.about.seeds)} random seeds" if len(self.about.seeds) > 1 else "the random seed"
-            clear = [on_one_line(value) for value, row in found.iterrows() if row["beyond_low"] > 0]
-            above = [on_one_line(v) for v, row in found.iterrows() if row["above_random"] and not row["beyond_low"] > 0]
-            below = [on_one_line(value) for value, row in found.iterrows() if not row["above_random"]]
+            told = f"every one of {len(self.about.seeds)} random seeds"
+            rows = {on_one_line(str(value)): row for value, row in found.to_dict("index").items()}
+            clear = [value for value, row in rows.items() if row["beyond_low"] > 0]
+            above = [value for value, row in rows.items() if row["above_random"] and value not in clear]
+            below = [value for value, row in rows.items() if not row["above_random"]]
             if clear:
                 yield f"Set to {_listed(clear)}, max Δ is above that of {told}, also by its interval."
             if above:
-                yield f"Set to {_listed(above)}, it is above {told}, but its interval includes none."
+                yield f"Set to {_listed(above)}, max Δ is above that of {told}, but not by its interval."
             if below:
-                yield f"Set to {_listed(below)}, it is not above {told}."
+                yield f"Set to {_listed(below)}, max Δ is not above that of {told}."
         best = found["furthest"].idxmax()
         row = found.loc[best]
         number, place = self.about.values.index(best), int(row["step"])
@@ -764,7 +765,7 @@ def _result(
             means.append(values.sum(-1) / weights.sum())
             # The corpora's documents are drawn apart.
             drawn.append(resampled(values, weights, seed=corpus))
-            if metric == "top1" and not means[-1][0, 0] > 0:
+            if measure == "top1" and not means[-1][0, 0] > 0:
                 name = (about.forget, about.retain)[corpus]
                 raise AblationLensError(
                     f"the model as it is predicts nothing of {name} right, so no drop is relative to that; judge more "

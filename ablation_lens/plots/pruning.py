@@ -10,7 +10,7 @@ from ablation_lens.escaping import for_plotly
 from ablation_lens.names import require_known
 from ablation_lens.palette import color_of
 from ablation_lens.plots.metrics import shown_metric
-from ablation_lens.plots.template import BELOW, FAINT, GRID, LENS_TEMPLATE, add_frame, faint, line_of, symbol_of
+from ablation_lens.plots.template import BELOW, FAINT, LENS_TEMPLATE, add_frame, faint, line_of, symbol_of
 
 if TYPE_CHECKING:
     import pandas
@@ -76,11 +76,10 @@ def _diagonal(ends: list[float]) -> go.Scatter:
     return go.Scatter(
         x=ends,
         y=ends,
-        name="both alike",
+        name="both lost alike",
         mode="lines",
-        line={"color": GRID, "width": 2},
+        line={"color": FAINT, "width": 1, "dash": "dot"},
         hoverinfo="skip",
-        showlegend=False,
     )
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ablation_lens import plots
+from ablation_lens.escaping import on_one_line
 from ablation_lens.experiments.pruning import Unlearning
 from ablation_lens.files import write_text, writing
 from ablation_lens.report.page import Block, Figure, Heading, Notes, Paragraph, Table
@@ -39,8 +40,10 @@ def blocks(found: Unlearning) -> Iterator[Block]:
     about = found.about
     sizes = ", ".join(f"{100 * step:g} % of {site}" for site, step in zip(about.sites, about.steps, strict=True))
     yield Paragraph(
-        f"Can {about.source.name} forget {about.forget} and keep {about.retain}? In {found.steps} steps of {sizes} "
-        f"neurons, the most selective by {about.kind} are set to {' or '.join(about.values)}."
+        on_one_line(
+            f"Can {about.source.name} forget {about.forget} and keep {about.retain}? In {found.steps} steps of {sizes} "
+            f"neurons, the most selective by {about.kind} are set to {' or '.join(about.values)}."
+        )
     )
     yield Paragraph(" ".join(found.in_words()))
     yield Figure("forgotten", plots.unlearning_curves(found), "What is forgotten against what else is lost.")
@@ -63,8 +66,8 @@ def blocks(found: Unlearning) -> Iterator[Block]:
     yield Table(
         ("", ""),
         [
-            ("neurons were chosen on", about.chosen_on),
-            ("judged on", about.judged_on),
+            ("neurons were chosen on", on_one_line(about.chosen_on)),
+            ("judged on", on_one_line(about.judged_on)),
             ("statistics", "collected anew after every step" if about.recollect else "those of the model as it is"),
             ("random neurons", f"{len(about.seeds)} seeds, as many, drawn among all layers together"),
         ],
@@ -77,7 +80,7 @@ def _summary(found: Unlearning, measure: str) -> Table:
         told = f"**{row['furthest']:+.3f}**" if row["beyond_low"] > 0 else f"{row['furthest']:+.3f}"
         rows.append(
             (
-                str(value),
+                on_one_line(str(value)),
                 told,
                 _range(row, "furthest", "+.3f"),
                 f"{100 * row['fraction']:.3g} %",
@@ -96,7 +99,7 @@ def _steps(found: Unlearning) -> Table:
     chosen = found.frame[(found.frame["measure"] == "top1") & found.frame["seed"].isna()]
     rows = [
         (
-            str(row["value"]),
+            on_one_line(str(row["value"])),
             f"{100 * row['fraction']:.3g} %",
             f"{100 * row['forget']:.1f} %",
             f"{100 * row['retain']:.1f} %",

@@ -141,9 +141,12 @@ def test_random_neurons_are_as_many_as_the_selective_ones_and_nested():
 @pytest.fixture(scope="module")
 def opt():
     model = al.load_model("tiny-opt")
-    numbers = [f"The number {number} comes after the number {number - 1}." for number in range(40)]
-    code = [f"def add_{number}(x):\n    return x + {number}\n" for number in range(40)]
-    return model, al.task_for(model, code), al.task_for(model, numbers)
+    # Some words that are not among the commonest, too.
+    words = [word.strip(".,:`()") for word in f"{al.collect.__doc__} {al.evaluate.__doc__}".split() if word.isascii()]
+    some = [words[place : place + 4] for place in range(0, 240, 4)]
+    prose = [f"Return the {one} of the object, or {' '.join(rest)}. The default is None." for one, *rest in some]
+    code = [f"    def {one}(self):\n        return self.{'.'.join(rest)}\n" for one, *rest in some]
+    return model, al.task_for(model, code), al.task_for(model, prose)
 
 
 SMALL = {"site": "mlp", "step": 0.1, "steps": 2, "seeds": 2, "collect_tokens": 200, "tokens": 100, "progress": False}
