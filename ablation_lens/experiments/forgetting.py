@@ -164,7 +164,7 @@ def forget_labels(
     >>> import ablation_lens as al
     >>> model = al.load_model("tiny-vit")
     >>> task = al.task_for(model)
-    >>> found = forget_labels(model, task, labels=[3], step=0.1, steps=1, seeds=1, collect_images=100, images=200)
+    >>> found = forget_labels(model, task, labels=[3], step=0.1, steps=1, seeds=1, collect_images=20, images=100)
     >>> [row.label for row in found.rows]
     ['3']
     """

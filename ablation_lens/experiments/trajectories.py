@@ -23,9 +23,8 @@ def relative_drop(metric: Float[ndarray, "run step *resample"], *, better: str) 
     """
     first = metric[:, :1]
     with np.errstate(invalid="ignore", divide="ignore"):
-        drop: ndarray = (first - metric) / first
-    drop = np.where(first == 0, np.nan, drop)
-    return drop if better == "higher" else -drop
+        drop: ndarray = (first - metric if better == "higher" else metric - first) / first
+    return np.where(first == 0, np.nan, drop)
 
 
 def furthest(
