@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 JUDGED, COLLECTED = 10_000, 20_000
 """Tokens of every task where nobody says how many; of images all there are."""
 
+SITES = ("mlp", "z")
+
 MOST_CLASSES = 20
 """An image model of so many classes has each as a task where nobody names tasks."""
 
@@ -53,7 +55,7 @@ def modularity(
     ] = 0.8,
     site: Annotated[
         str,
-        typer.Option(help="Which neurons: mlp, or z (attention).", autocompletion=options.completing(("mlp", "z"))),
+        typer.Option(help="Which neurons: mlp, or z (attention).", autocompletion=options.completing(SITES)),
     ] = "mlp",
     kind: Annotated[
         str,
@@ -93,12 +95,24 @@ def modularity(
     Run the same command again to go on after Ctrl-C.
     """
     announce(f"loading {model}")
+    from ablation_lens.experiments.clustering import METHODS
     from ablation_lens.experiments.modularity import study_modularity
     from ablation_lens.experiments.scores import ExperimentFolder
+    from ablation_lens.experiments.selection import KINDS
     from ablation_lens.files import require_target_folder
     from ablation_lens.models.load import load_model
+    from ablation_lens.names import require_known
+    from ablation_lens.neurons import centers
     from ablation_lens.report.modularity import write_modularity
 
+    # Wrong names and places are refused before the model is loaded, which takes long.
+    for what, asked, known in (
+        ("site", site, SITES),
+        ("kind of importance", kind, KINDS),
+        ("method", method or METHODS[0], METHODS),
+        ("center", value, centers.names()),
+    ):
+        require_known(asked, known, what)
     require_target_folder(out)
     ExperimentFolder.create(out)
     wanted = [named_task(each) for each in tasks or ()]

@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, reduce
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -108,7 +109,8 @@ class TaskSet:
         read = {name: _statistics(model, plan, where, passes, folder) for name, plan in chosen_on.items()}
         general = None
         if baseline is not None:
-            general = _statistics(model, _plan("baseline", baseline, "collect", collect), where, passes, folder)
+            plan = baseline if isinstance(baseline, BatchPlan) else _plan("baseline", baseline, "collect", collect)
+            general = _statistics(model, plan, where, passes, folder)
         return cls(model, where, chosen_on, judged_on, read, general, folder)
 
     @property
@@ -184,8 +186,6 @@ def _plan(name: str, task: Any, split: str, size: int | None) -> BatchPlan:
         return (
             task.batches(split=split, tokens=size) if task.unit == "tokens" else task.batches(split=split, images=size)
         )
-    if isinstance(task, BatchPlan) and name == "baseline":
-        return task
     if isinstance(task, tuple | list) and len(task) == 2 and all(isinstance(plan, BatchPlan) for plan in task):
         return task[split == "evaluate"]
     raise MismatchError(
@@ -449,14 +449,14 @@ def cross_prune(
 ) -> CrossPruning:
     """`cross_pruning` of tasks that have been read."""
     require_known(kind, KINDS, "kind of importance")
-    _require_share("target", target, 0 < target < 1)
-    _require_share("tolerance", tolerance, 0 <= tolerance < 1)
+    require_share("target", target, strictly=True)
+    require_share("tolerance", tolerance)
     seeds, names = require_seeds(seeds), tasks.names
     if fractions is not None:
         for name in names:
             if name not in fractions:
                 raise MismatchError(f"fractions= names no {name}; give one for every task.")
-            _require_share(f"fractions[{name!r}]", fractions[name], 0 <= fractions[name] <= 1)
+            require_share(f"fractions[{name!r}]", fractions[name])
     whole = {name: tasks.judges[name].of() for name in names}
     known = Replicates.of(whole, {})
     together = known.together()
@@ -500,9 +500,12 @@ def _judged(tasks: TaskSet, ablation: Ablation, advance: Advance) -> dict[str, S
     return made
 
 
-def _require_share(name: str, given: Any, possible: bool) -> None:
-    if isinstance(given, bool) or not possible:
-        raise MismatchError(f"{name}={given!r} is not possible; give a number between 0 and 1.")
+def require_share(name: str, given: Any, *, strictly: bool = False) -> None:
+    """Raise unless a number from 0 to 1 was given, or between them."""
+    is_number = isinstance(given, Real) and not isinstance(given, bool)
+    if not is_number or not (0 < given < 1 if strictly else 0 <= given <= 1):
+        where = "between 0 and 1" if strictly else "from 0 to 1"
+        raise MismatchError(f"{name}={given!r:.60} is not possible; give a number {where}.")
 
 
 # ---------------------------------------------------------------------- how many neurons

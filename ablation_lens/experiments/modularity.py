@@ -23,12 +23,14 @@ from ablation_lens.escaping import on_one_line
 from ablation_lens.experiments.agreement import Concentration, Overlap, concentration, overlap
 from ablation_lens.experiments.clustering import Clusters, clusters
 from ablation_lens.experiments.crossing import (
+    OTHERS,
     OUTCOMES,
     CrossPruning,
     Replicates,
     TaskSet,
     cross_prune,
     estimates,
+    require_share,
     told_share,
     told_with_interval,
 )
@@ -46,6 +48,11 @@ if TYPE_CHECKING:
 KIND = "modularity"
 HEADS = "heads"
 """How attention neurons are clustered: by the head they are in."""
+
+AGAINST_EACH_OTHER = (
+    "As tasks are set against each other, what is selected for one is pushed away from the others, in a model before "
+    "training, too: of two tasks no neuron can be shared."
+)
 
 HALVES = 100
 """How often documents are halved at random, to tell what repeats from noise."""
@@ -359,11 +366,8 @@ class Modularity:
         """What was found, in words: overlap, concentration, cross-pruning, whole clusters."""
         for told in (told_of_overlap, told_of_concentration):
             yield " ".join(self._of_both(told))
-        if self.retained == "the other tasks":
-            yield (
-                "As tasks are set against each other, what is selected for one is pushed away from the others, in a "
-                "model before training, too: read the overlap beside that one."
-            )
+        if self.retained == OTHERS:
+            yield AGAINST_EACH_OTHER
         yield from self.trained.pruned.sentences()
         if self.twin is not None:
             yield "Before training: " + " ".join(self.twin.pruned.sentences())
@@ -486,6 +490,7 @@ def study_modularity(
         raise MismatchError(f"site={where.value!r} has no clusters; take 'mlp', or 'z', whose clusters are heads.")
     if where is Site.Z and method is not None:
         raise MismatchError(f"method={method!r} is of MLP neurons; those at 'z' are clustered by heads: leave it out.")
+    require_share("fraction", fraction)
     options: dict[str, Any] = {"site": where, "centers_used": [value], "baseline": baseline, "folder": folder}
     settings: dict[str, Any] = {
         "target": target, "tolerance": tolerance, "kind": kind, "epsilon": epsilon, "value": value,
@@ -496,11 +501,8 @@ def study_modularity(
         if twin is not None:
             _require_twin(model, twin)
         total = math.prod(one.whole.shape)
-        if not 1 <= fraction * total <= total:
-            raise MismatchError(
-                f"fraction={fraction!r} of {total:,} neurons is not one to all of them; give a number between "
-                f"{1 / total:.1g} and 1."
-            )
+        if fraction * total < 1:
+            raise MismatchError(f"fraction={fraction!r} of {total:,} neurons is none; give at least {1 / total:.2g}.")
         choose: dict[str, Any] = {"size": size, "method": method or "weights", "fraction": fraction}
         trained = _find(one, choose, settings, None, advance)
         untrained = None

@@ -44,11 +44,11 @@ def cross_pruning_matrix(
             [_Panel("without its neurons", found.relative, True), _Panel("without random ones", found.random, True)]
         )
         if twin is not None and any(twin.is_done):
-            rows[0].append(_Panel("untrained model", twin.relative, True))
+            rows[0].append(_Panel("before training", twin.relative, True))
     if len(rows) == 0 or (twin is not None and not any(twin.is_done)):
         last = _Panel("without random ones", found.random_rise, False)
         if twin is not None:
-            last = _Panel("untrained model", twin.rise, False)
+            last = _Panel("before training", twin.rise, False)
         rows.append([_Panel("without its neurons", found.rise, False), last])
     tasks, across = len(found.tasks), max(map(len, rows))
     titles = [f"{panel.title}: {'share kept' if panel.is_share else 'rise'}" for row in rows for panel in row]
@@ -66,8 +66,10 @@ def cross_pruning_matrix(
             figure.add_trace(_matrix(found, panel), number, col)
             figure.update_xaxes(title_text="task that is judged", row=number, col=col)
         figure.update_yaxes(title_text="task that is pruned", row=number, col=1)
-    figure.update_xaxes(type="category", showgrid=False, ticks="", tickangle=0 if tasks <= WITH_INTERVALS else None)
-    figure.update_yaxes(type="category", autorange="reversed", showgrid=False, ticks="")
+    # By number and not by name, as two names may look alike once they are made safe.
+    names = {"tickvals": list(range(tasks)), "ticktext": [lines(name, 16) for name in found.tasks]}
+    figure.update_xaxes(showgrid=False, ticks="", tickangle=0 if tasks <= WITH_INTERVALS else None, **names)
+    figure.update_yaxes(autorange="reversed", showgrid=False, ticks="", **names)
     shares = [float(value) for row in rows for panel in row if panel.is_share for value in _known(panel.values)]
     rises = [abs(float(value)) for row in rows for panel in row if not panel.is_share for value in _known(panel.values)]
     figure.update_layout(
@@ -100,11 +102,11 @@ def _known(values: Tensor) -> list[float]:
 
 
 def _matrix(found: CrossPruning, panel: _Panel) -> go.Heatmap:
-    names = [lines(name, 16) for name in found.tasks]
+    tasks = range(len(found.tasks))
     texts, hovers = [], []
     for i, pruned in enumerate(found.tasks):
         cells = panel.values[i].tolist()
-        texts.append([_cell(cell, panel.is_share, len(names) <= WITH_INTERVALS) for cell in cells])
+        texts.append([_cell(cell, panel.is_share, len(tasks) <= WITH_INTERVALS) for cell in cells])
         without = f"without the neurons of {for_plotly(pruned)}"
         hovers.append(
             [
@@ -115,12 +117,11 @@ def _matrix(found: CrossPruning, panel: _Panel) -> go.Heatmap:
         )
     return go.Heatmap(
         z=[[None if math.isnan(value) else value for value in row] for row in panel.values[..., 0].tolist()],
-        # Places, and names as ticks: two tasks may have one name when it is shortened.
-        x=names,
-        y=names,
+        x=list(tasks),
+        y=list(tasks),
         text=texts,
         texttemplate="%{text}",
-        textfont={"size": 12 if len(names) <= WITH_INTERVALS else 10},
+        textfont={"size": 12 if len(tasks) <= WITH_INTERVALS else 10},
         customdata=hovers,
         hovertemplate="%{customdata}<extra></extra>",
         coloraxis="coloraxis" if panel.is_share else "coloraxis2",
@@ -179,7 +180,7 @@ def cluster_map(found: ClusterDamage, *, twin: ClusterDamage | None = None, temp
         ]
         trace = go.Heatmap(
             z=each.rise[order, :, 0].T.tolist(),
-            y=tasks,
+            y=list(range(len(tasks))),
             customdata=hovers,
             hovertemplate="%{customdata}<extra></extra>",
             coloraxis="coloraxis",
@@ -195,7 +196,9 @@ def cluster_map(found: ClusterDamage, *, twin: ClusterDamage | None = None, temp
             row=row,
         )
     figure.update_xaxes(showgrid=False, ticks="")
-    figure.update_yaxes(type="category", autorange="reversed", showgrid=False, ticks="")
+    figure.update_yaxes(
+        autorange="reversed", showgrid=False, ticks="", tickvals=list(range(len(tasks))), ticktext=tasks
+    )
     widest = max(abs(value) for each in both for value in _known(each.rise)) or 1.0
     figure.update_layout(
         coloraxis={

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ablation_lens import plots
-from ablation_lens.experiments.modularity import Findings, Modularity, told_by_task, told_of_concentration
+from ablation_lens.experiments.crossing import OTHERS
+from ablation_lens.experiments.modularity import AGAINST_EACH_OTHER, Modularity, told_by_task, told_of_concentration
 from ablation_lens.files import write_text, writing
 from ablation_lens.report.page import Block, Figure, Heading, Notes, Paragraph, Table
 
@@ -17,10 +18,14 @@ NAME = "modularity"
 
 def figures(found: Modularity) -> "dict[str, go.Figure]":
     """The figures by what they show; the cross-pruning matrix is the first."""
-    twin = found.twin
+    one, twin = found.trained, found.twin
     return {
-        "": plots.cross_pruning_matrix(found.trained.pruned, twin=None if twin is None else twin.pruned),
-        "clusters": plots.cluster_map(found.trained.damage, twin=None if twin is None else twin.damage),
+        "": plots.cross_pruning_matrix(one.pruned, twin=None if twin is None else twin.pruned),
+        "overlap": plots.overlap_map(one.overlap, twin=None if twin is None else twin.overlap),
+        "concentration": plots.concentration_by_layer(
+            one.concentration, twin=None if twin is None else twin.concentration
+        ),
+        "clusters": plots.cluster_map(one.damage, twin=None if twin is None else twin.damage),
     }
 
 
@@ -64,11 +69,17 @@ def blocks(found: Modularity) -> Iterator[Block]:
         yield Paragraph(" ".join(_named(model, sentence) for sentence in each.pruned.sentences()))
     yield Figure("cross-pruning", shown[""], "What every task keeps without the neurons of each, beside chance.")
     yield Heading("Neurons that tasks share")
-    yield from _overlaps(found)
+    for model, each in found.models.items():
+        yield Paragraph(_named(model, each.overlap.told))
+    if found.retained == OTHERS:
+        yield Paragraph(AGAINST_EACH_OTHER)
+    yield Figure("overlap", shown["overlap"], "Which share of their neurons every two tasks have in common.")
     yield Heading("Neurons in clusters")
     for model, each in found.models.items():
         yield Paragraph(_named(model, told_of_concentration(each)))
-    yield from _concentrations(found)
+    yield Figure(
+        "concentration", shown["concentration"], "Whether the neurons of a task lie in few clusters, by layer."
+    )
     yield Heading("Whole clusters")
     for model, each in found.models.items():
         yield Paragraph(_named(model, each.damage.told))
@@ -90,21 +101,9 @@ def _measured(found: Modularity) -> Iterator[str]:
         yield f"Before training: {found.twin.pruned.source.name}, pruned by as many neurons."
 
 
-def _overlaps(found: Modularity) -> Iterator[Block]:
-    for model, each in found.models.items():
-        yield Paragraph(_named(model, each.overlap.told))
-
-
-def _concentrations(found: Modularity) -> Iterator[Block]:
-    yield from ()
-
-
 def _named(model: str, sentence: str) -> str:
     return sentence if model == "trained" else f"Before training: {sentence}"
 
 
 def _the(center: str) -> str:
     return center if center == "zero" else f"the {center}"
-
-
-__all__ = ["Findings", "blocks", "figures", "write_modularity"]

@@ -128,8 +128,10 @@ def test_clusters_of_another_model_are_refused(model, tasks):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"fraction": 0.01}, "fraction=0.01 of 16 neurons"),
-        ({"fraction": 1.5}, "fraction"),
+        ({"fraction": 0.01}, "of 16 neurons is none"),
+        ({"fraction": 1.5}, "from 0 to 1"),
+        ({"fraction": "0.1"}, "from 0 to 1"),
+        ({"target": "most"}, "between 0 and 1"),
         ({"size": 5}, "does not divide"),
         ({"site": "resid_post"}, "has no clusters"),
         ({"method": "names"}, "method"),
