@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 import typer.main
 
-from ablation_lens.cli import circuits, experiments, forget, models, modularity, statistics, studies
+from ablation_lens.cli import circuits, experiments, forget, models, modularity, statistics, studies, transfer
 from ablation_lens.cli.options import name_options
 from ablation_lens.cli.terminal import INTERRUPTED, announce, complain, give_up, hush, prepare, say
 from ablation_lens.errors import AblationLensError
@@ -75,7 +75,8 @@ for commands in (
         statistics.explore,
         statistics.centers,
     ),
-    (circuits.circuit, experiments.experiment, forget.forget, modularity.modularity),
+    (circuits.circuit, experiments.experiment),
+    (forget.forget, modularity.modularity, transfer.transfer),
     (studies.recommend, studies.study, studies.status, studies.table, studies.export, studies.report),
 ):
     for command in commands:

@@ -180,9 +180,9 @@ class Transfer:
 
     @cached_property
     def frame(self) -> "pandas.DataFrame":
-        """A row per condition and token: its cross-entropy, with a 95 % interval over documents; tokens count from 1.
+        """A row per condition and token: its cross-entropy, and `gain`, how much lower than the neutral one it is.
 
-        NaN ends, where a single document is that long.
+        Tokens count from 1. Intervals are 95 %, over documents; NaN where a single one is that long.
         """
         import pandas
 
@@ -193,7 +193,9 @@ class Transfer:
                 break
             means = losses[:, :, token].sum(1) / there.sum()
             weights = np.broadcast_to(there, losses.shape[:2])
-            low, high = _ends(bootstrap_means(losses[:, :, token], weights, resamples=SHOWN_AT_ONCE))
+            drawn = bootstrap_means(losses[:, :, token], weights, resamples=SHOWN_AT_ONCE)
+            neutral = BASE.index(NEUTRAL)
+            (low, high), (gain_low, gain_high) = _ends(drawn), _ends(drawn[neutral] - drawn)
             for place, condition in enumerate(self.conditions):
                 rows.append(
                     {
@@ -204,6 +206,9 @@ class Transfer:
                         "cross_entropy": means[place],
                         "low": low[place],
                         "high": high[place],
+                        "gain": means[neutral] - means[place],
+                        "gain_low": gain_low[place],
+                        "gain_high": gain_high[place],
                         "documents": int(there.sum()),
                     }
                 )
@@ -333,8 +338,8 @@ class Transfer:
         else:
             yield (
                 f"Over tokens 2 and later of {documents} the whole first paragraph is worth {gain}; the transfer gives "
-                f"{_percent(moved['share'])} of it "
-                f"[{_percent(moved['share_low'])}, {_percent(moved['share_high'])}]."
+                f"{told_share(moved['share'])} of it "
+                f"[{told_share(moved['share_low'])}, {told_share(moved['share_high'])}]."
             )
         against = f"{moved['gain_wrong']:+.3f} nats {_told(moved, 'gain_wrong')}"
         if moved["gain_wrong_low"] > 0:
@@ -411,7 +416,7 @@ class Transfer:
             f"  {'nats per token, from the second':<32}{'':>10}{'95 %':>18}{'share':>9}{'against wrong':>15}",
         ]
         for row in self.shares.to_dict("records"):
-            share, wrong = (_percent(row[name]) for name in ("share", "share_wrong"))
+            share, wrong = (told_share(row[name]) for name in ("share", "share_wrong"))
             ends = f"{row['low']:.3f} to {row['high']:.3f}"
             lines.append(f"  {row['condition']:<32}{row['cross_entropy']:>10.3f}{ends:>18}{share:>9}{wrong:>15}")
         if self.samples:
@@ -453,7 +458,12 @@ def _told(row: Mapping[str, Any], name: str) -> str:
     return f"[{row[f'{name}_low']:.3f}, {row[f'{name}_high']:.3f}]"
 
 
-def _percent(value: float) -> str:
+def told_share(value: float) -> str:
+    """A share for people.
+
+    >>> told_share(0.25), told_share(-12.3), told_share(math.nan)
+    ('25.0%', '-12 times', '–')
+    """
     if math.isnan(value):
         return "–"
     return f"{value:.1%}" if abs(value) < 10 else f"{value:.0f} times"

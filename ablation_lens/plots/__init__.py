@@ -8,6 +8,7 @@ shows, changes or writes. Names that come from outside (models, corpora) appear 
 - `stability`: how far centers move between collections; `atypical`: what neurons of a shape cost;
   `layers`: what every layer and head costs; `processing`: what processed weights change.
 - `circuits`: what units are worth, circuits, and how faithful they are.
+- `transfer`: what one token carries, by token, layer and site.
 - `constants`: loss against the constant, and where it is lowest; `controls`: better centers beside their controls.
 - `crossing`: what tasks keep without the neurons of each; `modularity`: neurons that they share, and in clusters.
 - `pruning`: what is forgotten against what else is lost.
@@ -30,6 +31,7 @@ from ablation_lens.plots.results import differences_to_best, figure_2
 from ablation_lens.plots.scatter import centers_scatter
 from ablation_lens.plots.stability import stability_curves
 from ablation_lens.plots.template import LENS_TEMPLATE
+from ablation_lens.plots.transfer import transfer_curves, transfer_shares
 
 __all__ = [
     "LENS_TEMPLATE",
@@ -58,5 +60,7 @@ __all__ = [
     "pair_map",
     "processing_differences",
     "stability_curves",
+    "transfer_curves",
+    "transfer_shares",
     "unlearning_curves",
 ]
