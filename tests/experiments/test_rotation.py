@@ -1,5 +1,7 @@
 """Rotated heads: the same function, with every head's neurons in order of what they can write."""
 
+import functools
+
 import numpy as np
 import pytest
 import torch
@@ -16,9 +18,23 @@ from tests.tiny_models import BY_NAME, run
 
 ROTATABLE = ["opt", "roberta", "vit", "vit-no-qkv-bias", "mistral-multi-head", "gpt2"]
 
+TOKENS = torch.randint(3, 2000, (16, 24), generator=torch.Generator().manual_seed(0))
+
 
 def loaded(name, saved, dtype="float64"):
     return load_model(saved(name), dtype=dtype), BY_NAME[name].inputs()[0]
+
+
+@pytest.fixture(scope="module")
+def rotated_once(saved):
+    """A model and itself rotated, and inputs."""
+
+    @functools.cache
+    def both(name):
+        model, inputs = loaded(name, saved)
+        return model, rotate_heads(model), inputs
+
+    return both
 
 
 def weights_of(model, layer, heads):
@@ -53,17 +69,15 @@ def test_the_function_is_the_same_and_the_model_that_was_given_is_untouched(name
 @pytest.mark.parametrize("name", ["tiny-opt", "tiny-roberta", "tiny-vit"])
 def test_in_float32_logits_move_by_rounding_alone(name):
     model = load_model(name)
-    task = al.task_for(model)
-    plan = task.batches(images=8) if name == "tiny-vit" else task.batches(tokens=100)
-    args, options = next(iter(plan)).arguments()
-    before, after = (each(*args, **options) for each in (model, rotate_heads(model)))
+    inputs = torch.randn(4, 3, *model.image_size) if name == "tiny-vit" else TOKENS[:4]
+    before, after = (each(inputs) for each in (model, rotate_heads(model)))
     assert (after - before).abs().max() <= 1e-5 * before.abs().max()
 
 
 @pytest.mark.parametrize("name", ROTATABLE)
-def test_neurons_of_a_head_are_in_the_order_of_its_singular_values(name, saved):
-    model, _ = loaded(name, saved)
-    rotated, heads = rotate_heads(model), model.cfg.n_heads
+def test_neurons_of_a_head_are_in_the_order_of_its_singular_values(name, rotated_once):
+    model, rotated, _ = rotated_once(name)
+    heads = model.cfg.n_heads
     for layer in range(model.cfg.n_layers):
         pairs = zip(weights_of(model, layer, heads), weights_of(rotated, layer, heads), strict=True)
         for (read, bias, written), (new_read, new_bias, new_written) in pairs:
@@ -75,9 +89,9 @@ def test_neurons_of_a_head_are_in_the_order_of_its_singular_values(name, saved):
 
 
 @pytest.mark.parametrize("name", ROTATABLE)
-def test_z_is_that_of_the_model_times_r(name, saved):
-    model, inputs = loaded(name, saved)
-    turns, rotated = head_rotations(model), rotate_heads(model)
+def test_z_is_that_of_the_model_times_r(name, rotated_once):
+    model, rotated, inputs = rotated_once(name)
+    turns = head_rotations(model)
     seen = {"before": [], "after": []}
     for each, found in zip((model, rotated), seen.values(), strict=True):
         hooks = [(hook, lambda value, hook, found=found: found.append(value)) for hook in Site.Z.hook_names(model.cfg)]
@@ -102,33 +116,32 @@ def test_the_basis_that_a_model_happens_to_have_and_its_signs_do_not_matter(save
 
 @pytest.fixture(scope="module")
 def both():
-    """tiny-opt and itself rotated, statistics of each, and documents to score."""
+    """tiny-opt and itself rotated, and statistics of each."""
     model = load_model("tiny-opt")
-    models, task = (model, rotate_heads(model)), al.task_for(model)
-    plan = task.batches(split="collect", tokens=300)
-    return models, [al.collect(each, plan, progress=False) for each in models], task.batches(tokens=300)
+    models = (model, rotate_heads(model))
+    return models, [al.collect(each, [TOKENS[4:]], progress=False) for each in models]
 
 
 def test_whole_heads_ablated_cost_the_same_in_both(both):
-    models, statistics, plan = both
-    shape = statistics[0].shape
+    models, statistics = both
     for heads, center in (([], "zero"), (["L1.H2", "L3.H0"], "zero"), (["L1.H2", "L3.H0"], "mean")):
-        scores = [
-            al.evaluate(model, plan, stats.ablation(al.whole_heads(shape, heads), center)).cross_entropy
+        mask = al.whole_heads(statistics[0].shape, heads)
+        logits = [
+            model.run_with_hooks(TOKENS[:4], fwd_hooks=stats.ablation(mask, center).hooks())
             for model, stats in zip(models, statistics, strict=True)
         ]
-        assert scores[0] == pytest.approx(scores[1], abs=1e-6)
+        assert torch.allclose(*logits, rtol=0, atol=3e-4)
 
 
 def test_what_is_constant_costs_no_more_in_one_basis_than_in_the_other(both):
     """The mean of z·R is the mean of z, times R."""
-    models, (before, after), _ = both
+    models, (before, after) = both
     expected = torch.einsum("lhd,lhdr->lhr", before.mean, head_rotations(models[0]))
     assert torch.allclose(after.mean, expected, atol=1e-6)
 
 
 def test_the_first_neurons_of_a_rotated_head_carry_most_of_what_it_writes(both):
-    models, statistics, _ = both
+    models, statistics = both
     shares = [
         (spread := stats.std.square() * model.W_O.norm(dim=-1).double().square())[..., :8].sum() / spread.sum()
         for model, stats in zip(models, statistics, strict=True)
@@ -138,13 +151,13 @@ def test_the_first_neurons_of_a_rotated_head_carry_most_of_what_it_writes(both):
 
 
 def test_values_and_scores_of_one_are_not_taken_for_the_others(both, tmp_path):
-    models, statistics, plan = both
+    models, statistics = both
     mask = al.random_neurons(statistics[0].shape, 0.5, 0)
     for model, stats in zip(models, reversed(statistics), strict=True):
         with pytest.raises(MismatchError, match="processing: "):
-            al.evaluate(model, plan, stats.ablation(mask, "mean"))
+            stats.ablation(mask, "mean").bake(model)
     for model in models:
-        Scores(model, plan, folder=tmp_path).of()
+        Scores(model, [al.Batch.causal(TOKENS[:4])], folder=tmp_path).of()
     assert len(list((tmp_path / "scores").iterdir())) == 2
     assert al.record_of(models[1]) == models[1].record == rotate_heads(models[0]).record
 
