@@ -30,6 +30,7 @@ def info(
     dtype: options.Dtype = None,
     device: options.Device = None,
     n_devices: options.Devices = 1,
+    random_init: options.RandomInit = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Load a model and print its record: architecture, shape, dtype, processing."""
@@ -38,7 +39,9 @@ def info(
 
     from ablation_lens.models.load import load_model
 
-    record = load_model(model, dtype=dtype, device=device, n_devices=n_devices).record.to_dict()
+    record = load_model(
+        model, dtype=dtype, device=device, n_devices=n_devices, random_init=random_init
+    ).record.to_dict()
     if as_json:
         say_json("model", record)
         return
@@ -307,6 +310,7 @@ def evaluate(
     dtype: options.Dtype = None,
     device: options.Device = None,
     n_devices: options.Devices = 1,
+    random_init: options.RandomInit = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Score a model with and without one ablation: top-1, cross-entropy, and how sure the difference is.
@@ -322,7 +326,7 @@ def evaluate(
     from ablation_lens.progress import progress_over
 
     found, further = asked.found(model), metrics_of(metrics)
-    loaded = load_model(model, dtype=dtype, device=device, n_devices=n_devices)
+    loaded = load_model(model, dtype=dtype, device=device, n_devices=n_devices, random_init=random_init)
     found.require_fits(loaded)
     task = task_as_typed(
         loaded, corpus, context=context, labels=labels, label_column=label_column, only=only, except_=except_

@@ -96,6 +96,10 @@ Device = Annotated[str | None, typer.Option(help="Such as cpu or cuda.", autocom
 _N_DEVICES = typer.Option("--devices", help="GPUs that the blocks of a causal model are spread over.", min=1)
 Devices = Annotated[int, _N_DEVICES]
 StudyDevices = Annotated[int | None, _N_DEVICES]
+RandomInit = Annotated[
+    int | None,
+    typer.Option(help="A seed: the model before training, its weights drawn by transformers instead of read."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON, for programs.")]
 
 Run = Annotated[Path, typer.Argument(help="A run folder.")]

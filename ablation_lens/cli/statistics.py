@@ -34,6 +34,7 @@ def collect(
     dtype: options.Dtype = None,
     device: options.Device = None,
     n_devices: options.Devices = 1,
+    random_init: options.RandomInit = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Measure how every neuron of a model is distributed, and save it.
@@ -53,7 +54,7 @@ def collect(
     # A hub id is not a path here, so it is passed over.
     require_target(out, *(Path(given).expanduser() for given in (model, corpus, labels) if given is not None))
     ranks = Ranks.join(gpus=n_devices)
-    loaded = load_model(model, dtype=dtype, device=device, n_devices=n_devices)
+    loaded = load_model(model, dtype=dtype, device=device, n_devices=n_devices, random_init=random_init)
     task = task_as_typed(
         loaded, corpus, context=context, labels=labels, label_column=label_column, only=only, except_=except_
     )

@@ -14,7 +14,10 @@ from ablation_lens.errors import MismatchError, ModelError
 from ablation_lens.experiments.scores import Scores
 from ablation_lens.explorer.files import explore_files
 from ablation_lens.sites import Site
+from tests.answers import answered
 from tests.tiny_models import FAMILIES, reference, run
+
+TOKENS = torch.randint(3, 2000, (8, 20), generator=torch.Generator().manual_seed(0))
 
 
 @pytest.mark.parametrize("tiny", FAMILIES, ids=lambda tiny: tiny.name)
@@ -111,8 +114,7 @@ def twins(tmp_path_factory):
     models = {"trained": load_model("tiny-opt"), "random": load_model("tiny-opt", random_init=0)}
     statistics = {}
     for name, model in models.items():
-        plan = al.task_for(model).batches(split="collect", tokens=300)
-        statistics[name] = al.collect(model, plan, progress=False)
+        statistics[name] = al.collect(model, [TOKENS], progress=False)
         statistics[name].save(folder / f"{name}.safetensors")
     return folder, models, statistics
 
@@ -130,18 +132,18 @@ def test_statistics_of_one_are_refused_for_the_other(twins, of, other):
 
 def test_a_folder_keeps_scores_of_both_apart(twins, tmp_path):
     _, models, _ = twins
-    plan = al.task_for(models["trained"]).batches(split="evaluate", tokens=300)
-    found = {name: Scores(model, plan, folder=tmp_path).of().cross_entropy for name, model in models.items()}
-    assert found["random"] > found["trained"] + 1
+    found = {
+        name: Scores(model, [al.Batch.causal(TOKENS)], folder=tmp_path).of().cross_entropy
+        for name, model in models.items()
+    }
+    assert abs(found["random"] - found["trained"]) > 0.1
     assert len(list((tmp_path / "scores").iterdir())) == 2
 
 
 def test_a_study_of_both_tells_them_apart_by_name(twins, tmp_path):
     _, models, _ = twins
-    plans = {
-        split: al.task_for(models["trained"]).batches(split=split, tokens=300) for split in ("collect", "evaluate")
-    }
-    settings = {"methods": ["mean"], "fractions": [0.5], "seeds": [1], "batches": plans}
+    batches = {"collect": [TOKENS[:4]], "evaluate": [TOKENS[4:]]}
+    settings = {"methods": ["mean"], "fractions": [0.5], "seeds": [1], "batches": batches}
     results = al.Study(models=["tiny-opt", models["random"]], **settings).run(tmp_path, progress=False)
     assert set(results.frame["model"]) == {"tiny-opt", "tiny-opt (random 0)"}
     with pytest.raises(ModelError, match="neither a folder here nor a hub id"):
@@ -154,3 +156,22 @@ def test_a_page_about_the_twin_does_not_load_the_trained_model_for_its_examples(
     assert "what a file names is not loaded" in (tmp_path / "page.html").read_text(encoding="utf-8")
     with pytest.raises(MismatchError, match="not the same model"):
         explore_files(folder / "random.safetensors", html=tmp_path / "p.html", model="tiny-opt", examples=1)
+
+
+def test_the_command_loads_it_and_refuses_the_trained_models_statistics(command, twins):
+    folder, models, _ = twins
+    record = answered(command("info", "tiny-opt", "--random-init", "0", "--json"), "model")
+    assert record["name"] == "tiny-opt (random 0)"
+    assert record["weights"] == models["random"].record.weights
+    code, _, errors = command("info", "tiny-opt", "--random-init", "-1")
+    assert code == 2
+    assert "--random-init -1 is not possible" in errors
+    for seed, given in (("0", "trained"), ("1", "random")):
+        asked = ("--center", "mean", "--fraction", "0.5", "--statistics", folder / f"{given}.safetensors")
+        code, _, errors = command("evaluate", "tiny-opt", "--random-init", seed, *asked)
+        assert code == 2
+        assert "not the same model" in " ".join(errors.split())
+    text, place = folder / "text.txt", folder / "by command.safetensors"
+    text.write_text("A text of a few words.", encoding="utf-8")
+    command("collect", "tiny-opt", "--random-init", "0", "--corpus", text, "--split", "all", "--out", place)
+    assert al.ActivationStatistics.load(place).provenance.model == models["random"].record
