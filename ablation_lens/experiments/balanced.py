@@ -18,6 +18,10 @@ _LEAST = 1e-9
 """Of all affinity: what a step must win, so that rounding makes nobody go in circles."""
 
 
+_TRIES = 16
+"""So many things are drawn for every seed, and the best is taken."""
+
+
 # ---------------------------------------------------------------------- the assignment
 
 
@@ -111,9 +115,9 @@ def partition(
     weights = np.array(affinity, dtype=np.float64)
     weights += weights.T.copy()
     weights /= 2
-    similarity = _similarity(weights)
     # A thing is in its group wherever that is.
     np.fill_diagonal(weights, 0.0)
+    similarity = _similarity(weights)
     groups = len(weights) // size
     best, most = np.zeros(len(weights), dtype=np.int64), -np.inf
     for restart in range(restarts if 1 < groups < len(weights) else 1):
@@ -128,10 +132,16 @@ def partition(
 
 
 def _similarity(weights: Float64[ndarray, "thing thing"]) -> Float64[ndarray, "thing thing"]:
-    """Cosines, if the weights are inner products; a thing of no length is like nothing."""
-    length = np.sqrt(np.maximum(weights.diagonal(), 0.0))
+    """Cosines of what things have to do with all others; a thing that has nothing to do with any is like none.
+
+    Two things of a group need not be tied to each other, but are tied to the same ones.
+    """
+    similarity = weights @ weights
+    length = np.sqrt(similarity.diagonal())
     scale = np.divide(1.0, length, out=np.zeros_like(length), where=length > 0)
-    return weights * scale[:, None] * scale
+    similarity *= scale[:, None]
+    similarity *= scale
+    return similarity  # type: ignore[no-any-return]
 
 
 def _start(similarity: Float64[ndarray, "thing thing"], groups: int, seed: str) -> Int64[ndarray, " thing"]:
@@ -143,7 +153,7 @@ def _start(similarity: Float64[ndarray, "thing thing"], groups: int, seed: str) 
     away = np.ones(len(similarity))
     for _ in range(groups):
         # Of several that are drawn, the one that leaves the others nearest to a seed.
-        tries = {_drawn(away, draw.random()) for _ in range(2 + int(np.log(groups)))}
+        tries = {_drawn(away, draw.random()) for _ in range(_TRIES)}
         left = {one: np.minimum(away, np.maximum(length + length[one] - 2 * similarity[one], 0.0)) for one in tries}
         nearest = min(sorted(left), key=lambda one: float(left[one].sum()))
         away = left[nearest]

@@ -88,6 +88,15 @@ def test_what_comes_first_says_nothing_about_who_belongs_together():
     assert (together(moved) == together(label)[order][:, order]).all()
 
 
+def test_planted_groups_of_a_graph_are_found_exactly():
+    """A graph's edges need not be inner products of anything."""
+    generator = np.random.default_rng(2)
+    label = generator.permutation(np.arange(8).repeat(16))
+    edges = (generator.random((128, 128)) < np.where(together(label), 0.7, 0.1)).astype(float)
+    found, _ = partition(np.triu(edges, 1) + np.triu(edges, 1).T, 16)
+    assert (together(found) == together(label)).all()
+
+
 # ---------------------------------------------------------------------- neurons
 
 
