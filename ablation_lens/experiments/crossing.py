@@ -6,7 +6,7 @@ Transformers" (Pochinkov, Jones and Rahman, 2024), but with any center, interval
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, reduce
 from numbers import Real
 from pathlib import Path
@@ -136,10 +136,6 @@ class TaskSet:
             return self.general
         return _merged(each for other, each in self.statistics.items() if other != name)
 
-    def selected(self, name: str, kind: str, epsilon: float | None = None) -> "Selected":
-        """A task's neurons in the order in which they are pruned."""
-        return Selected(selectivity(self.statistics[name], self.against(name), kind=kind, epsilon=epsilon))
-
     @cached_property
     def judges(self) -> dict[str, Scores]:
         """What judges every task; documents that something was chosen on are refused."""
@@ -148,6 +144,14 @@ class TaskSet:
             name: Scores(self.model, plan, statistics=known, folder=self.folder)
             for name, plan in self.judged_on.items()
         }
+
+    def judge(self, ablation: Ablation, advance: Callable[[int], None]) -> dict[str, Score]:
+        """The score of every task under an ablation."""
+        made = {}
+        for name, scores in self.judges.items():
+            made[name] = scores.of(ablation)
+            advance(1)
+        return made
 
     @cached_property
     def chance(self) -> float:
@@ -187,7 +191,8 @@ def _plan(name: str, task: Any, split: str, size: int | None) -> BatchPlan:
             task.batches(split=split, tokens=size) if task.unit == "tokens" else task.batches(split=split, images=size)
         )
     if isinstance(task, tuple | list) and len(task) == 2 and all(isinstance(plan, BatchPlan) for plan in task):
-        return task[split == "evaluate"]
+        chosen_on, judged_on = task
+        return chosen_on if split == "collect" else judged_on
     raise MismatchError(
         f"{name} is a {type(task).__name__}; give a task such as al.task_for(model, corpus), or a pair of plans: the "
         "one that neurons are chosen on, and the one that is judged."
@@ -460,44 +465,43 @@ def cross_prune(
     whole = {name: tasks.judges[name].of() for name in names}
     known = Replicates.of(whole, {})
     together = known.together()
-    masks, found, outcomes = [], [], []
+    pruned, found, outcomes = [], [], []
     for name in names:
-        order = tasks.selected(name, kind, epsilon)
-        total = order.scores.numel()
+        # Once for all masks: a center may take long to compute.
+        against = tasks.against(name)
+        order = Selected(selectivity(tasks.statistics[name], against, kind=kind, epsilon=epsilon))
+        nothing = against.ablation(torch.zeros(against.shape, dtype=torch.bool), value)
         if fractions is not None:
-            masks.append(top_neurons(order.scores, fractions[name], per_layer=False))
-            outcome, kept = "given", math.nan
+            mask, kept, outcome = top_neurons(order.scores, fractions[name], per_layer=False), math.nan, "given"
         elif not _is_done(together, known.baseline(name), tasks.chance):
-            masks.append(order.first(0))
-            outcome, kept = "unknown", math.nan
+            mask, kept, outcome = nothing.mask, math.nan, "unknown"
         else:
             advance.describe(f"how much of {name}")
-            against = tasks.against(name)
             scores = Scores(tasks.model, tasks.chosen_on[name], folder=tasks.folder)
-            keeps = _kept(
-                scores, lambda count, order=order, against=against: against.ablation(order.first(count), value)
-            )
-            count, kept, outcome = find_count(keeps, total, target, tolerance, advance)
-            masks.append(order.first(count))
+            keeps = _kept(scores, nothing, order)
+            count, kept, outcome = find_count(keeps, order.scores.numel(), target, tolerance, advance)
+            mask = order.first(count)
+        pruned.append(replace(nothing, mask=mask))
         found.append(kept)
         outcomes.append(outcome)
     conditions: dict[tuple[int, int | None], dict[str, Score]] = {}
-    for i, (name, mask) in enumerate(zip(names, masks, strict=True)):
-        against = tasks.against(name)
-        for seed in (None, *seeds):
-            ablation = against.ablation(mask if seed is None else random_like(mask, seed), value)
-            advance.describe(f"without {'the' if seed is None else 'random'} neurons of {name}")
-            conditions[i, seed] = _judged(tasks, ablation, advance)
+    for i, (name, ablation) in enumerate(zip(names, pruned, strict=True)):
+        advance.describe(f"without the neurons of {name}")
+        conditions[i, None] = tasks.judge(ablation, advance)
+        for seed in seeds:
+            advance.describe(f"without random neurons, as many as of {name}")
+            conditions[i, seed] = tasks.judge(replace(ablation, mask=random_like(ablation.mask, seed)), advance)
     judged = Replicates.of(whole, conditions)
-    return _summary(tasks, judged, together, masks, found, outcomes, seeds, (kind, value, target, tolerance))
-
-
-def _judged(tasks: TaskSet, ablation: Ablation, advance: Advance) -> dict[str, Score]:
-    made = {}
-    for name, scores in tasks.judges.items():
-        made[name] = scores.of(ablation)
-        advance(1)
-    return made
+    return _summary(
+        tasks,
+        judged,
+        together,
+        [each.mask for each in pruned],
+        found,
+        outcomes,
+        seeds,
+        (kind, value, target, tolerance),
+    )
 
 
 def require_share(name: str, given: Any, *, strictly: bool = False) -> None:
@@ -511,10 +515,10 @@ def require_share(name: str, given: Any, *, strictly: bool = False) -> None:
 # ---------------------------------------------------------------------- how many neurons
 
 
-def _kept(scores: Scores, ablation_of: Callable[[int], Ablation]) -> Callable[[int], float]:
+def _kept(scores: Scores, nothing: Ablation, order: Selected) -> Callable[[int], float]:
     whole = scores.of().top1
     # A model that is never right there, though it is on other documents, has nothing to keep.
-    return lambda count: scores.of(ablation_of(count)).top1 / whole if whole else math.nan
+    return lambda count: scores.of(replace(nothing, mask=order.first(count))).top1 / whole if whole else math.nan
 
 
 def find_count(
@@ -649,15 +653,14 @@ def _summary(
     done = np.array([_is_done(together, each, tasks.chance) for each in baseline])
     # [pruned, 1 + seed, task] and a last axis of replicates.
     shape = (len(names), 1 + len(seeds))
-    kept, kept_again, rise, rise_again = [], [], [], []
-    for place, name in enumerate(names):
-        value, again = judged.kept(name)
-        kept.append((value if done[place] else np.full_like(value, np.nan)).reshape(shape))
-        kept_again.append(again.reshape(*shape, -1))
-        value, again = judged.rise(name)
-        rise.append(value.reshape(shape))
-        rise_again.append(again.reshape(*shape, -1))
-    kept, kept_again, rise, rise_again = (np.stack(each, axis=2) for each in (kept, kept_again, rise, rise_again))
+    stacks: list[list[ndarray]] = [[], [], [], []]
+    for name, is_done in zip(names, done, strict=True):
+        share, shares = judged.kept(name)
+        more, mores = judged.rise(name)
+        numbers = (share if is_done else np.full_like(share, np.nan), shares, more, mores)
+        for stack, each in zip(stacks, numbers, strict=True):
+            stack.append(each.reshape(*shape, *each.shape[1:]))
+    kept, kept_again, rise, rise_again = (np.stack(stack, axis=2) for stack in stacks)
     # A task that could not be pruned to the target was not pruned at all: that is no share of anything.
     unknown = np.array([outcome == "unknown" for outcome in outcomes])
     kept[unknown] = np.nan

@@ -7,7 +7,7 @@ whole cluster cost every task. Beside each stands chance, and the same of the ra
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,7 +51,7 @@ HEADS = "heads"
 
 AGAINST_EACH_OTHER = (
     "As tasks are set against each other, what is selected for one is pushed away from the others, in a model before "
-    "training, too: of two tasks no neuron can be shared."
+    "training, too: of two tasks hardly a neuron can be shared."
 )
 
 HALVES = 100
@@ -186,18 +186,14 @@ def _damage(
 ) -> ClusterDamage:
     places = _places(labels, layers)
     whole = {name: scores.of() for name, scores in tasks.judges.items()}
-    nothing = torch.zeros(tasks.whole.shape, dtype=torch.bool)
+    nothing = tasks.whole.ablation(torch.zeros(tasks.whole.shape, dtype=torch.bool), value)
     conditions = {}
     # From the first layer on: what runs before a cluster is kept for the next.
     for layer, number in places:
-        mask = nothing.clone()
-        mask[layer] = (labels[layers.index(layer)] == number).view(nothing.shape[1:])
+        mask = nothing.mask.clone()
+        mask[layer] = (labels[layers.index(layer)] == number).view(mask.shape[1:])
         advance.describe(f"without cluster {number} of L{layer}")
-        ablation = tasks.whole.ablation(mask, value)
-        conditions[layer, number] = {}
-        for name, scores in tasks.judges.items():
-            conditions[layer, number][name] = scores.of(ablation)
-            advance(1)
+        conditions[layer, number] = tasks.judge(replace(nothing, mask=mask), advance)
     found = Replicates.of(whole, conditions)
     rise, lost = (torch.stack([estimates(*of(name)) for name in tasks.names], dim=1) for of in (found.rise, found.lost))
     return ClusterDamage(
@@ -628,10 +624,11 @@ def _rows(found: Findings) -> Iterator[dict[str, Any]]:
             "corrected": shared.corrected, "z": shared.z, "p": shared.p, "note": shared.note,
         }  # fmt: skip
     for task, concentrated in found.concentration.items():
-        for row in concentrated.rows:
+        for each in concentrated.rows:
             yield {
-                "measure": "concentration", "task": task, "layer": row.layer, "value": row.auc, "chance": row.chance,
-                "chance_low": row.low, "chance_high": row.high, "z": row.z, "p": row.p, "note": row.note,
+                "measure": "concentration", "task": task, "layer": each.layer, "value": each.auc,
+                "chance": each.chance, "chance_low": each.low, "chance_high": each.high, "z": each.z, "p": each.p,
+                "note": each.note,
             }  # fmt: skip
     pruned = found.pruned
     for measure, values, random in (
@@ -640,7 +637,12 @@ def _rows(found: Findings) -> Iterator[dict[str, Any]]:
     ):
         for i, task in enumerate(found.tasks):
             for j, other in enumerate(found.tasks):
-                row = {"measure": measure, "task": task, "other": other, "fraction": pruned.fractions[i]}
+                row: dict[str, Any] = {
+                    "measure": measure,
+                    "task": task,
+                    "other": other,
+                    "fraction": pruned.fractions[i],
+                }
                 row |= dict(zip(("value", "low", "high"), values[i, j].tolist(), strict=True))
                 row |= dict(zip(("chance", "chance_low", "chance_high"), random[i, j].tolist(), strict=True))
                 yield row | {"note": pruned.outcomes[i]}

@@ -167,8 +167,10 @@ def cluster_map(found: ClusterDamage, *, twin: ClusterDamage | None = None, temp
     """
     both = [found] if twin is None else [found, twin]
     names = ["trained", "before training"]
-    titles = [f"{name}: {lines(each.told, 110, 1)}" for name, each in zip(names, both, strict=False)] if twin else None
-    figure = make_subplots(rows=len(both), cols=1, subplot_titles=titles, vertical_spacing=0.22)
+    shown = [f"{name}: {lines(each.told, 110, 1)}" for name, each in zip(names, both, strict=False)]
+    titles = None if twin is None else shown
+    height = 170 + len(both) * (70 + 24 * len(found.tasks))
+    figure = make_subplots(rows=len(both), cols=1, subplot_titles=titles, vertical_spacing=80 / (height - 165))
     figure.update_annotations(font_size=12, x=0, xanchor="left")
     layers = sorted({layer for layer, _ in found.places})
     tasks = [lines(task, 16) for task in found.tasks]
@@ -209,5 +211,4 @@ def cluster_map(found: ClusterDamage, *, twin: ClusterDamage | None = None, temp
         }
     )
     note = f"{for_plotly(found.source.name)} · {found.site} → {for_plotly(found.value)} · one whole cluster at a time"
-    height = 170 + len(both) * (70 + 24 * len(tasks))
     return add_frame(figure, "Damage by cluster and task", note, template, height=height, margin={"t": 105})

@@ -159,7 +159,9 @@ def concentration_by_layer(
                 figure.add_trace(trace, row, column)
         if column == 1:
             figure.update_yaxes(title_text="area", row=row, col=1)
-    figure.update_xaxes(type="category", showgrid=False, tickangle=0)
+    places = [_place(row) for row in next(iter(found.values())).rows]
+    # In their order, also where the first model has nothing to show of a layer.
+    figure.update_xaxes(type="category", categoryorder="array", categoryarray=places, showgrid=False, tickangle=0)
     rows = [row for model in models for each in model.values() for row in each.rows if not math.isnan(row.auc)]
     ends = [value for row in rows for value in (row.auc, row.low, row.high)] or [0.0, 1.0]
     margin = 0.06 * (max(ends) - min(ends)) or 0.05
@@ -174,7 +176,7 @@ def concentration_by_layer(
 
 def _areas(found: Concentration, number: int, models: int, *, first: bool) -> Iterator[go.Scatter]:
     rows = [row for row in found.rows if not math.isnan(row.auc)]
-    places = ["all" if row.layer is None else f"L{row.layer}" for row in rows]
+    places = [_place(row) for row in rows]
     name = MODELS[number] if models > 1 else "selected neurons"
     color = _COLORS[number]
     shared = {"x": places, "mode": "markers", "offsetgroup": str(number), "showlegend": first}
@@ -215,6 +217,10 @@ def _areas(found: Concentration, number: int, models: int, *, first: bool) -> It
         hovertemplate=f"<b>{name}, %{{x}}</b><br>%{{customdata}}<extra></extra>",
         **shared,
     )
+
+
+def _place(row: Concentrated) -> str:
+    return "all" if row.layer is None else f"L{row.layer}"
 
 
 def _stands_out(row: Concentrated) -> bool:
