@@ -343,9 +343,9 @@ class Transfer:
             )
         against = f"{moved['gain_wrong']:+.3f} nats {_told(moved, 'gain_wrong')}"
         if moved["gain_wrong_low"] > 0:
-            yield f"Against a wrong donor it gains {against}: it is of this text."
+            yield f"Against a wrong donor it gains {against}: what is carried is of this very text."
         else:
-            yield f"Against a wrong donor it gains {against}: it is not seen to be of this text."
+            yield f"Against a wrong donor it gains {against}: nothing is seen to be of this very text."
         if moved["gain_high"] < 0:
             lost = f"[{-moved['gain_high']:.3f}, {-moved['gain_low']:.3f}]"
             yield f"It does harm: {-moved['gain']:.3f} nats {lost} against the blank line alone."
@@ -353,7 +353,9 @@ class Transfer:
             yield f"A wrong donor does harm: {-rows[WRONG]['gain']:.3f} nats against the blank line alone."
         value, low, high = self.worth
         if moved["gain_low"] > 0:
-            yield f"That is worth {_tokens(value)} of the true paragraph (95 %: {_tokens(low)} to {_tokens(high)})."
+            needed = "more true tokens than can be seen" if math.isinf(value) else f"{value:.0f} more true tokens"
+            ends = " to ".join("more than can be seen" if math.isinf(end) else f"{end:.0f}" for end in (low, high))
+            yield f"The blank line alone needs {needed} to be as near to the full context (95 %: {ends})."
 
     def save(self, path: str | Path) -> None:
         """Write one safetensors file, atomically."""
@@ -467,12 +469,6 @@ def told_share(value: float) -> str:
     if math.isnan(value):
         return "–"
     return f"{value:.1%}" if abs(value) < 10 else f"{value:.0f} times"
-
-
-def _tokens(count: float) -> str:
-    if math.isnan(count):
-        return "unknown"
-    return "more tokens than can be seen" if math.isinf(count) else f"{count:.0f} token{'' if count == 1 else 's'}"
 
 
 def _require_tensors(header: TransferHeader, tensors: Mapping[str, Tensor]) -> None:

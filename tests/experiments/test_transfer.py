@@ -303,14 +303,14 @@ def test_a_transfer_is_worth_the_tokens_after_which_the_neutral_prompt_is_as_goo
     found = made(np.stack([full, moved, neutral + 1, neutral]))
     # One of the six has been seen after the transfer, too.
     assert found.worth == (5, 5, 5)
-    assert "worth 5 tokens of the true paragraph" in repr(found)
+    assert "needs 5 more true tokens to be as near to the full context (95 %: 5 to 5)" in repr(found)
 
 
 def test_more_than_can_be_seen_is_said_to_be_more():
     full = np.zeros((12, 40))
     found = made(np.stack([full, full, full + 2, full + 1]))
     assert found.worth == (math.inf, math.inf, math.inf)
-    assert "more tokens than can be seen" in repr(found)
+    assert "needs more true tokens than can be seen" in repr(found)
 
 
 def test_a_harmful_transfer_is_told_as_harm():
@@ -319,7 +319,7 @@ def test_a_harmful_transfer_is_told_as_harm():
     found = made(np.stack([full, full + 3, full + 3, full + 1]))
     assert found.worth[0] == 0
     assert "It does harm: 2.000 nats [2.000, 2.000]" in repr(found)
-    assert "not seen to be of this text" in repr(found)
+    assert "nothing is seen to be of this very text" in repr(found)
 
 
 def test_no_share_is_told_of_a_context_that_is_worth_nothing():
