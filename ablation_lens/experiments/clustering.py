@@ -180,7 +180,7 @@ def clusters(
     negative. Both take the best of several restarts (`balanced.partition`).
 
     The assignment to clusters of equal size is exact, and cheaper than the cube of the neurons (`balanced.assign`). A
-    restart took 1.2 seconds of one core for 2,048 neurons, 5 for 4,096 and 23 for 8,192, in clusters of 32. Memory is
+    restart took 1.6 seconds of one core for 2,048 neurons, 7 for 4,096 and 43 for 8,192, in clusters of 32. Memory is
     that of five arrays of 8·d_mlp² bytes, one layer at a time.
 
     Args:
