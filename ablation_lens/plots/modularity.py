@@ -29,8 +29,8 @@ def overlap_map(found: Overlap, *, twin: Overlap | None = None, template: Any = 
     >>> import torch
     >>> from ablation_lens.experiments import overlap
     >>> one = torch.arange(20).view(1, 1, 20) < 5
-    >>> overlap_map(overlap({"code": one, "prose": one.roll(2)})).data[0].text[0][1]
-    '0.60<br>chance 0.25'
+    >>> overlap_map(overlap({"code": one, "prose": one.roll(1)})).data[0].text[0][1]
+    '0.80<br>chance 0.25'
     """
     both = [found] if twin is None else [found, twin]
     if any(each.names != found.names for each in both):
