@@ -106,6 +106,16 @@ def test_both_sites_are_pruned_side_by_side_and_joined():
     assert al.evaluate(both.bake(model), pairs(0)[1]).cross_entropy == pytest.approx(math.log(TOKENS))
 
 
+def test_whole_heads_are_pruned_by_their_scores_and_so_are_the_random_ones():
+    model = planted("z")
+    found = unlearn(model, pairs(6), pairs(0), heads="median", **{**OPTIONS, "step": 0.5, "steps": 1})
+    assert found.ablation_at(1).mask.all(-1).tolist() == [[False, True]]
+    assert found.summary()["furthest"].item() == 1
+    # One of two heads at random is one of the tasks: either all of this one is lost, or all of the other.
+    random = found.frame[found.frame["seed"].notna() & (found.frame["step"] == 1) & (found.frame["measure"] == "top1")]
+    assert set(random["ahead"].round(6)) <= {1.0, round(-5 / 6, 6)}
+
+
 # ---------------------------------------------------------------------- by hand
 
 
@@ -204,6 +214,38 @@ def test_an_interrupted_run_is_gone_on_with_and_more_steps_are_added(opt, found,
     monkeypatch.undo()
     longer = unlearn(*opt, value="zero", folder=folder, **{**SMALL, "steps": 3})
     assert torch.equal(longer.scores[0, :3], result.scores[0])
+
+
+def test_ctrl_c_loses_nothing_that_was_scored(opt, found, tmp_path, monkeypatch):
+    from ablation_lens.experiments import scores
+
+    whole, left = scores.evaluate_each, iter(range(6))
+
+    def some(*args, **options):
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        return whole(*args, **options)
+
+    monkeypatch.setattr(scores, "evaluate_each", some)
+    with pytest.raises(KeyboardInterrupt):
+        unlearn(*opt, value=["zero", "mean"], folder=tmp_path, **SMALL)
+    assert len(ExperimentFolder(tmp_path).keys("scores")) == 6 * 2  # two plans of the same documents
+    monkeypatch.setattr(scores, "evaluate_each", whole)
+    again = unlearn(*opt, value=["zero", "mean"], folder=tmp_path, **SMALL)
+    assert torch.equal(again.scores, found[0].scores)
+
+
+def test_a_folder_keeps_nothing_of_a_center_of_ones_own(opt, tmp_path):
+    @al.centers.register("my-center")
+    def mine(statistics):
+        return statistics.mean
+
+    try:
+        assert unlearn(*opt, value="my-center", **{**SMALL, "seeds": 0, "steps": 1}).about.values == ("my-center",)
+        with pytest.raises(MismatchError, match="leave folder= out"):
+            unlearn(*opt, value="my-center", folder=tmp_path, **SMALL)
+    finally:
+        al.centers.unregister("my-center")
 
 
 def test_without_recollecting_every_step_goes_by_the_first_statistics(opt):
