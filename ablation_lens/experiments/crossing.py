@@ -191,8 +191,8 @@ def _plan(name: str, task: Any, split: str, size: int | None) -> BatchPlan:
             task.batches(split=split, tokens=size) if task.unit == "tokens" else task.batches(split=split, images=size)
         )
     if isinstance(task, tuple | list) and len(task) == 2 and all(isinstance(plan, BatchPlan) for plan in task):
-        chosen_on, judged_on = task
-        return chosen_on if split == "collect" else judged_on
+        plan: BatchPlan = task[0 if split == "collect" else 1]
+        return plan
     raise MismatchError(
         f"{name} is a {type(task).__name__}; give a task such as al.task_for(model, corpus), or a pair of plans: the "
         "one that neurons are chosen on, and the one that is judged."
