@@ -2,8 +2,8 @@
 
 - `app`: the command itself, and what turns an error into one sentence; `options`: what several commands take, and how
   errors name it.
-- `models`, `statistics`, `circuits`, `experiments`, `studies`: the commands, by what they are about; `demonstration`:
-  what `demo` shows.
+- `models`, `statistics`, `circuits`, `experiments`, `studies`: the commands, by what they are about; `forget`,
+  `modularity`, `transfer`: one command each; `demonstration`: what `demo` shows.
 - `terminal`: what is printed, and how.
 """
 
