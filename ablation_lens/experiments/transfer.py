@@ -353,9 +353,10 @@ class Transfer:
             yield f"A wrong donor does harm: {-rows[WRONG]['gain']:.3f} nats against the blank line alone."
         value, low, high = self.worth
         if moved["gain_low"] > 0:
-            needed = "more true tokens than can be seen" if math.isinf(value) else f"{value:.0f} more true tokens"
-            ends = " to ".join("more than can be seen" if math.isinf(end) else f"{end:.0f}" for end in (low, high))
-            yield f"The blank line alone needs {needed} to be as near to the full context (95 %: {ends})."
+            most = int(self.gaps["after"].max()) - 1
+            needed, *ends = (f"more than {most}" if math.isinf(each) else f"{each:.0f}" for each in (value, low, high))
+            sure = "" if math.isinf(low) else f" (95 %: {ends[0]} to {ends[1]})"
+            yield f"The blank line alone needs {needed} further true tokens to be as near to the full context{sure}."
 
     def save(self, path: str | Path) -> None:
         """Write one safetensors file, atomically."""

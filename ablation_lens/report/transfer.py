@@ -58,8 +58,8 @@ def blocks(found: Transfer) -> Iterator[Block]:
     """What a reader sees: the answer, cross-entropy by token, layers and sites, what was written; what it is of."""
     shown = figures(found)
     yield Paragraph(
-        f"How much of its next paragraph does {found.source.name} hold at the blank line before it? What attention and "
-        "MLPs hold there is put at a blank line alone, and the true next paragraph is read after it."
+        f"How much of its next paragraph does {on_one_line(found.source.name)} hold at the blank line before it? What "
+        "attention and MLPs hold there is put at a blank line alone, and the true next paragraph is read after it."
     )
     yield Paragraph(" ".join(found.sentences()))
     rows = found.shares[found.shares["kind"] == "base"].to_dict("records")
@@ -170,9 +170,10 @@ def _shown(text: str, *, end: bool = False) -> str:
 def _measured(found: Transfer) -> Iterator[str]:
     where = "at the donor's positions" if found.positions else "at its own positions"
     yield (
-        f"{found.judged_on}: {len(found.lengths):,} documents{told_left_out(found.left_out)}; "
+        f"{on_one_line(found.judged_on)}: {len(found.lengths):,} documents{told_left_out(found.left_out)}; "
         f"{int(found.lengths.sum()):,} tokens of next paragraphs, at most {found.losses.shape[2]} of each."
     )
     yield f"Transferred: {' and '.join(found.sites)} of {len(found.layers)} layers; recipients are read {where}."
     yield "Intervals are 95 %, over documents, in pairs wherever conditions are compared."
-    yield f"{found.source.name}, {found.source.dtype}, weights {found.source.weights or found.source.checksum}."
+    weights = found.source.weights or found.source.checksum or "unknown"
+    yield on_one_line(f"{found.source.name}, {found.source.dtype}, weights {weights}.")

@@ -161,7 +161,7 @@ def pairs(mistral):
 
 @pytest.fixture(scope="module")
 def found(mistral, pairs):
-    options = {"length": 12, "samples": 2, "sample_tokens": 4, "cheats": [2], "progress": False}
+    options = {"length": 12, "scrub": (), "samples": 2, "sample_tokens": 4, "cheats": [2], "progress": False}
     return transfer_study(mistral, pairs, **options)
 
 
@@ -181,6 +181,14 @@ def test_positions_of_the_donor_make_that_so_for_learned_ones():
         plain = transfer_study(model, pairs, length=6, **OFF)
     assert torch.equal(plain.losses[0], found.losses[0])
     assert not torch.allclose(plain.losses[1, :, 0], plain.losses[0, :, 0], atol=0.1)
+
+
+def test_the_zoo_has_a_model_whose_blank_line_carries_the_plan():
+    model = al.load_model("tiny-llama")
+    pairs = pairs_of(model, al.task_for(model, "journeys"), count=12)
+    shares = transfer_study(model, pairs, **OFF).shares.set_index("condition")
+    assert shares.loc["transferred", "share_low"] > 0.9
+    assert shares.loc["wrong donor", "share_high"] < 0
 
 
 def test_losses_are_those_of_the_model_text_by_text(mistral, pairs, found):
@@ -219,14 +227,17 @@ def test_the_frame_has_a_row_per_condition_and_token(found):
     assert rows["cross_entropy"].iloc[4] == pytest.approx(float(found.losses[3, long, 4].mean()))
 
 
-def test_layers_and_sites_are_scrubbed_one_at_a_time(found):
+def test_layers_and_sites_are_scrubbed_one_at_a_time(mistral, pairs):
+    few = replace(pairs, pairs=pairs.pairs[:2])
+    found = transfer_study(mistral, few, length=2, samples=0, progress=False)
     names = [condition.name for condition in found.conditions[4:]]
     layers = [f"L{layer}" for layer in range(4)]
     assert names == [*(f"{kind} {layer}" for kind in ("only", "all but") for layer in layers), "only z", "only mlp"]
 
 
 def test_a_study_goes_on_where_it_was_interrupted(mistral, pairs, found, tmp_path, monkeypatch):
-    options = {"length": 12, "samples": 2, "sample_tokens": 4, "cheats": [2], "progress": False, "folder": tmp_path}
+    options = {"length": 12, "scrub": (), "samples": 2, "sample_tokens": 4, "cheats": [2], "progress": False}
+    options["folder"] = tmp_path
     run, left = mistral.run_with_hooks, [4]
 
     def interrupted(*args, **keywords):
@@ -303,14 +314,14 @@ def test_a_transfer_is_worth_the_tokens_after_which_the_neutral_prompt_is_as_goo
     found = made(np.stack([full, moved, neutral + 1, neutral]))
     # One of the six has been seen after the transfer, too.
     assert found.worth == (5, 5, 5)
-    assert "needs 5 more true tokens to be as near to the full context (95 %: 5 to 5)" in repr(found)
+    assert "needs 5 further true tokens to be as near to the full context (95 %: 5 to 5)" in repr(found)
 
 
 def test_more_than_can_be_seen_is_said_to_be_more():
     full = np.zeros((12, 40))
     found = made(np.stack([full, full, full + 2, full + 1]))
     assert found.worth == (math.inf, math.inf, math.inf)
-    assert "needs more true tokens than can be seen" in repr(found)
+    assert "needs more than 29 further true tokens to be as near to the full context." in repr(found)
 
 
 def test_a_harmful_transfer_is_told_as_harm():
