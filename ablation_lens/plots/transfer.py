@@ -21,6 +21,8 @@ _COLORS = {
     WRONG: METHOD_COLORS["half-sample"],
     NEUTRAL: METHOD_COLORS["mean"],
 }
+_WIDTHS = {FULL: 5, TRANSFERRED: 2, WRONG: 2, NEUTRAL: 2}
+"""The full context is seen below a transfer that is as good."""
 _DASHES = {FULL: "solid", TRANSFERRED: "solid", WRONG: "dash", NEUTRAL: "dot"}
 _SYMBOLS = {"only": "circle", "all but": "circle-open"}
 
@@ -56,8 +58,8 @@ def transfer_curves(found: Transfer, *, template: Any = LENS_TEMPLATE) -> go.Fig
 def transfer_shares(found: Transfer, *, template: Any = LENS_TEMPLATE) -> go.Figure:
     """What single layers and sites transfer of what the full context gains, alone (filled) and all but one (open).
 
-    Over tokens 2 and later, with 95 % intervals over documents. Where the full context gains nothing there is no share,
-    and the gain over the neutral prompt is shown.
+    Over tokens 2 and later, with 95 % intervals over documents. A wrong donor that is far off is a number. Where the
+    full context gains nothing there is no share, and the gain over the neutral prompt is shown.
     """
     scrubbed = found.shares[found.shares["kind"] != "base"]
     if scrubbed.empty:
@@ -67,14 +69,21 @@ def transfer_shares(found: Transfer, *, template: Any = LENS_TEMPLATE) -> go.Fig
     measure, scale = ("share", 100.0) if is_share else ("gain", 1.0)
     units = list(dict.fromkeys(scrubbed["unit"]))
     figure = go.Figure()
-    for name in (TRANSFERRED, WRONG):
-        figure.add_trace(_points(base.loc[[name]], [f"all, {name}"], measure, scale, name, "diamond", _COLORS[name]))
+    labels = {name: f"all, {name}" for name in (TRANSFERRED, WRONG)}
+    rest = found.shares[found.shares["condition"].isin([TRANSFERRED, *scrubbed["condition"]])]
+    low, high = (scale * float(end) for end in (min(0, rest[f"{measure}_low"].min()), rest[f"{measure}_high"].max()))
+    if not low - (high - low) <= scale * float(base.loc[WRONG, measure]) <= high + (high - low):
+        # It would leave no room for all else.
+        labels[WRONG] += f" ({scale * float(base.loc[WRONG, measure]):.3g}{' %' if is_share else ''})"
+        figure.update_xaxes(range=[low - 0.1 * (high - low), high + 0.1 * (high - low)])
+    for name, label in labels.items():
+        figure.add_trace(_points(base.loc[[name]], [label], measure, scale, name, "diamond", _COLORS[name]))
     for kind, symbol in _SYMBOLS.items():
         rows = scrubbed[scrubbed["kind"] == kind]
         if len(rows):
             names = [for_plotly(unit) for unit in rows["unit"]]
             figure.add_trace(_points(rows, names, measure, scale, f"{kind} this", symbol, METHOD_COLORS["mean"]))
-    order = [f"all, {TRANSFERRED}", f"all, {WRONG}", *map(for_plotly, units)]
+    order = [*labels.values(), *map(for_plotly, units)]
     figure.update_yaxes(categoryorder="array", categoryarray=order[::-1], type="category", showgrid=False)
     figure.update_xaxes(
         title_text="% of what the full context gains" if is_share else "gain over the blank line alone (nats per token)"
@@ -118,7 +127,7 @@ def _line(rows: "pandas.DataFrame", measure: str, low: str, high: str, name: str
         name=name,
         legendgroup=name,
         mode="lines",
-        line={"color": _COLORS[name], "width": 2, "dash": _DASHES[name]},
+        line={"color": _COLORS[name], "width": _WIDTHS[name], "dash": _DASHES[name]},
         showlegend=legend,
         customdata=rows[[low, high, "documents"]].to_numpy(),
         hovertemplate=f"{name}, token %{{x}}: %{{y:.3f}} [%{{customdata[0]:.3f}}, %{{customdata[1]:.3f}}], "
