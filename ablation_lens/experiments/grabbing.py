@@ -81,7 +81,7 @@ class Grabbed:
             values[layer], mask[layer] = held[self.layers.index(layer)], True
         # Of one row, values that serve any batch; of several, one column that serves every position of its row.
         by_row = values[:, 0] if len(self) == 1 else values[:, :, None]
-        return Ablation(mask, by_row, self.source, site=site, positions=position, center="grabbed")
+        return Ablation(mask, by_row, self.source, site=site, center="grabbed").at(position)
 
     def __repr__(self) -> str:
         return f"Grabbed({_names(self.sites)} of {_listed(self.layers)} in {len(self)} row{'s'[: len(self) != 1]})"

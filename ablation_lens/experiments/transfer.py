@@ -457,7 +457,7 @@ def _first_as_low(gaps: Float[ndarray, "row resample"], after: Sequence[int]) ->
     return np.where(low.any(0), np.array(after[1:], dtype=float)[low.argmax(0)] - after[0], math.inf)
 
 
-def _told(row: Mapping[str, Any], name: str) -> str:
+def _told(row: Mapping[Any, Any], name: str) -> str:
     return f"[{row[f'{name}_low']:.3f}, {row[f'{name}_high']:.3f}]"
 
 
