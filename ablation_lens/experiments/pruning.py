@@ -307,9 +307,9 @@ class Unlearning:
                 yield f"Set to {_listed(above)}, max Δ is above that of {told}, but not by its interval."
             if below:
                 yield f"Set to {_listed(below)}, max Δ is not above that of {told}."
-        best = found["furthest"].idxmax()
-        row = found.loc[best]
-        number, place = self.about.values.index(best), int(row["step"])
+        number = int(found["furthest"].to_numpy().argmax())
+        best, row = self.about.values[number], found.iloc[number]
+        place = int(row["step"])
         drops = self._drops[number * (1 + len(self.about.seeds)), place, 0]
         yield (
             f"Furthest apart is {on_one_line(best)} at {100 * row['fraction']:.3g} % pruned: {100 * drops[0]:.1f} % of "
@@ -443,7 +443,8 @@ def unlearn(
         clean = scored(None)
         for name in values:
             advance.describe(f"unlearning: {name}")
-            run, parts = [clean], []
+            run: list[list[list[Score]]] = [clean]
+            parts: list[Ablation | Ablations] = []
             for number in range(1, steps + 1):
                 advance.describe(f"unlearning: {name}, step {number}")
                 parts.append(choosing.step(name, number, parts[-1] if parts else None))
@@ -545,9 +546,9 @@ def shares_of(sites: Sequence[Site], step: float | Mapping[str, float] | None, s
     if isinstance(step, Mapping):
         for name in step:
             require_known(Site.of(name).value, [each.value for each in sites], "site of this pruning")
-        step = {Site.of(name): share for name, share in step.items()}
+        step = {Site.of(name).value: share for name, share in step.items()}
     for site in sites:
-        share = step.get(site) if isinstance(step, Mapping) else step
+        share = step.get(site.value) if isinstance(step, Mapping) else step
         share = STEPS.get(site, 0.005) if share is None else share
         if isinstance(share, bool) or not isinstance(share, Real) or not 0 < float(share) <= 1:
             raise MismatchError(f"step={share!r} is not possible; give a share of the neurons, above 0 and at most 1.")
