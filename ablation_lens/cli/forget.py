@@ -16,7 +16,7 @@ KINDS = ("abs", "sqrt", "freq", "std", "rms", "mean", "histogram-distance")
 def forget(
     model: options.Model,
     out: Annotated[Path, typer.Option(help="The folder; an unfinished one is gone on with.")],
-    forgotten: Annotated[
+    forget: Annotated[
         str | None,
         typer.Option(
             "--forget",
@@ -24,7 +24,7 @@ def forget(
             autocompletion=options.completing(("stdlib", "stdlib-code", "digits")),
         ),
     ] = None,
-    retained: Annotated[
+    retain: Annotated[
         str | None,
         typer.Option(
             "--retain",
@@ -93,7 +93,7 @@ def forget(
 
     Run the same command again to go on after Ctrl-C; with more steps, values or seeds, what is there is kept.
     """
-    if not label and (forgotten is None or retained is None):
+    if not label and (forget is None or retain is None):
         raise AblationLensError("name what to forget and what to retain: --forget and --retain, or --label within one.")
     announce(f"loading {model}")
     from ablation_lens.experiments.pruning import unlearn
@@ -106,10 +106,10 @@ def forget(
     ExperimentFolder.create(out)
     loaded = load_model(model, dtype=dtype, device=device, n_devices=n_devices)
     typed: dict[str, Any] = {"context": context, "labels": labels, "label_column": label_column}
-    one = task_as_typed(loaded, forgotten, only=label, **typed)
+    one = task_as_typed(loaded, forget, only=label, **typed)
     # Of another corpus all is retained: a label says what to forget.
-    within = retained is None or retained == forgotten
-    other = task_as_typed(loaded, forgotten if within else retained, except_=label if within else None, **typed)
+    within = retain is None or retain == forget
+    other = task_as_typed(loaded, forget if within else retain, except_=label if within else None, **typed)
     announce(f"forgetting {one.corpus.full_name}, retaining {other.corpus.full_name}")
     try:
         found = unlearn(
