@@ -328,7 +328,7 @@ class CrossPruning:
             yield (
                 f"The model is right in {right} of all predictions, and one answer for everything "
                 f"in {self.chance:.1%}: a share of its top-1 would be a ratio of noise, and none is given. "
-                f"Without its neurons, the cross-entropy of a task rises by {own:+.4f} nats, that of the others by "
+                f"Without its neurons, the cross-entropy of a task changes by {own:+.4f} nats, that of the others by "
                 f"{others:+.4f}."
             )
             return

@@ -520,7 +520,10 @@ def study_modularity(
         method=HEADS if where is Site.Z else choose["method"],
         size=one.whole.shape[-1] if where is Site.Z else size,
         fraction=float(fraction),
-        chosen_on=tuple(f"{plan.corpus.name}/{plan.corpus.split}: {plan.size:,}" for plan in one.chosen_on.values()),
+        chosen_on=tuple(
+            f"{plan.corpus.name}/{plan.corpus.split}: {plan.size:,} {plan.corpus.unit}"
+            for plan in one.chosen_on.values()
+        ),
         judged_on=tuple(
             f"{plan.corpus.name}/{plan.corpus.split}: {plan.predictions:,} predictions of {len(plan.items):,} documents"
             for plan in one.judged_on.values()
