@@ -237,7 +237,8 @@ def specific_share(whole: Mapping[str, Score], conditions: Mapping[Any, Mapping[
     if len(total) < FEWEST or not known:
         return torch.full((3,), math.nan, dtype=torch.float64)
     ratios = again[0] / np.where(again[1] > 0, again[1], np.nan)
-    return estimates(np.array(apart.sum() / total.sum()), ratios)
+    # Products of halves may leave what a share can be, by noise alone.
+    return estimates(np.array(apart.sum() / total.sum()).clip(0, 1), ratios.clip(0, 1))
 
 
 def _in_halves(

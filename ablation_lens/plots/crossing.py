@@ -13,6 +13,7 @@ from ablation_lens.escaping import for_plotly
 from ablation_lens.experiments.crossing import CrossPruning
 from ablation_lens.experiments.modularity import ClusterDamage
 from ablation_lens.plots.template import DIVERGING, INK, LENS_TEMPLATE, SEQUENTIAL, add_frame, lines
+from ablation_lens.sites import Site
 
 WITH_INTERVALS = 4
 """Up to so many tasks a cell has room for its interval."""
@@ -169,6 +170,7 @@ def cluster_map(found: ClusterDamage, *, twin: ClusterDamage | None = None, temp
     names = ["trained", "before training"]
     shown = [f"{name}: {lines(each.told, 110, 1)}" for name, each in zip(names, both, strict=False)]
     titles = None if twin is None else shown
+    what = "heads" if Site(found.site).has_heads else "clusters"
     height = 170 + len(both) * (70 + 24 * len(found.tasks))
     figure = make_subplots(rows=len(both), cols=1, subplot_titles=titles, vertical_spacing=80 / (height - 165))
     figure.update_annotations(font_size=12, x=0, xanchor="left")
@@ -194,7 +196,7 @@ def cluster_map(found: ClusterDamage, *, twin: ClusterDamage | None = None, temp
         figure.update_xaxes(
             tickvals=[(number + 0.5) * per_layer - 0.5 for number in range(len(layers))],
             ticktext=[f"L{layer}" for layer in layers],
-            title_text="clusters, most damage first in each layer" if row == len(both) else None,
+            title_text=f"{what}, most damage first in each layer" if row == len(both) else None,
             row=row,
         )
     figure.update_xaxes(showgrid=False, ticks="")
