@@ -336,10 +336,11 @@ class Transfer:
                 "told from nothing: there is no plan to carry."
             )
         else:
+            ends = f"[{told_share(moved['share_low'])}, {told_share(moved['share_high'])}]"
+            given = "none" if moved["gain_high"] < 0 else f"{told_share(moved['share'])} of it {ends}"
             yield (
                 f"Over tokens 2 and later of {documents} the whole first paragraph is worth {gain}; the transfer gives "
-                f"{told_share(moved['share'])} of it "
-                f"[{told_share(moved['share_low'])}, {told_share(moved['share_high'])}]."
+                f"{given}."
             )
         against = f"{moved['gain_wrong']:+.3f} nats {_told(moved, 'gain_wrong')}"
         if moved["gain_wrong_low"] > 0:

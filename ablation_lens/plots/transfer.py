@@ -72,9 +72,10 @@ def transfer_shares(found: Transfer, *, template: Any = LENS_TEMPLATE) -> go.Fig
     labels = {name: f"all, {name}" for name in (TRANSFERRED, WRONG)}
     rest = found.shares[found.shares["condition"].isin([TRANSFERRED, *scrubbed["condition"]])]
     low, high = (scale * float(end) for end in (min(0, rest[f"{measure}_low"].min()), rest[f"{measure}_high"].max()))
-    if not low - (high - low) <= scale * float(base.loc[WRONG, measure]) <= high + (high - low):
+    wrong = scale * float(base[measure].tolist()[1])
+    if not low - (high - low) <= wrong <= high + (high - low):
         # It would leave no room for all else.
-        labels[WRONG] += f" ({scale * float(base.loc[WRONG, measure]):.3g}{' %' if is_share else ''})"
+        labels[WRONG] += f" ({wrong:.3g}{' %' if is_share else ''})"
         figure.update_xaxes(range=[low - 0.1 * (high - low), high + 0.1 * (high - low)])
     for name, label in labels.items():
         figure.add_trace(_points(base.loc[[name]], [label], measure, scale, name, "diamond", _COLORS[name]))

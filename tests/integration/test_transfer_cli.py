@@ -60,6 +60,20 @@ def test_learned_positions_are_warned_of(command, tmp_path):
     assert code == 0
 
 
+def test_after_ctrl_c_the_same_command_goes_on(done, command, monkeypatch):
+    arguments, values = done
+
+    def interrupted(*args, **options):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("ablation_lens.experiments.transfer.scored_logits", interrupted)
+        code, _, errors = command(*arguments[:-1], "--seed", "3")
+    assert code == 130
+    assert "Run the same again to go on" in errors
+    assert answered(command(*arguments), "transfer")["text"] == values["text"]
+
+
 def test_what_is_not_causal_is_refused_before_anything_is_written(command, tmp_path):
     code, _, errors = command("transfer", "tiny-vit", "--out", tmp_path / "run")
     assert (code, errors.count("\n")) == (2, 1)
