@@ -542,7 +542,7 @@ def shares_of(sites: Sequence[Site], step: float | Mapping[str, float] | None, s
     """The share of every site's neurons that a step adds; of all steps no more than there are."""
     if steps < 1:
         raise MismatchError(f"steps={steps} is not possible; give at least 1.")
-    shares = {}
+    shares: dict[Site, float] = {}
     if isinstance(step, Mapping):
         for name in step:
             require_known(Site.of(name).value, [each.value for each in sites], "site of this pruning")

@@ -333,11 +333,11 @@ class Transfer:
         if math.isnan(full["share"]):
             yield (
                 f"Over tokens 2 and later of {documents} the whole first paragraph is worth {gain}, which cannot be "
-                "told from nothing: there is no plan to carry."
+                "told from nothing, and so no share of it can be told."
             )
         else:
-            ends = f"[{told_share(moved['share_low'])}, {told_share(moved['share_high'])}]"
-            given = "none" if moved["gain_high"] < 0 else f"{told_share(moved['share'])} of it {ends}"
+            between = f"[{told_share(moved['share_low'])}, {told_share(moved['share_high'])}]"
+            given = "none" if moved["gain_high"] < 0 else f"{told_share(moved['share'])} of it {between}"
             yield (
                 f"Over tokens 2 and later of {documents} the whole first paragraph is worth {gain}; the transfer gives "
                 f"{given}."
