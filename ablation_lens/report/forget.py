@@ -42,7 +42,7 @@ def blocks(found: Unlearning) -> Iterator[Block]:
     yield Paragraph(
         on_one_line(
             f"Can {about.source.name} forget {about.forget} and keep {about.retain}? In {found.steps} steps of {sizes} "
-            f"neurons, the most selective by {about.kind} are set to {' or '.join(about.values)}."
+            f"neurons, the most selective by {about.kind} are set to {', '.join(about.values)}."
         )
     )
     yield Paragraph(" ".join(found.in_words()))
