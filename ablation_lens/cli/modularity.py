@@ -31,6 +31,7 @@ def modularity(
         list[str] | None,
         typer.Option(
             "--task",
+            "--tasks",
             help="A task: [NAME=]CORPUS, or [NAME=]CORPUS:LABEL for the documents of a label; repeat. Left out: stdlib "
             "and stdlib-code, or every class of an image model.",
         ),
