@@ -20,6 +20,8 @@ NO_LINE = "without a blank line"
 IN_TOKEN = "whose blank lines are inside of tokens"
 SHORT = "with too short paragraphs"
 AGAIN = "that begin as another one"
+LEFT_OUT = (NO_LINE, IN_TOKEN, SHORT, AGAIN)
+"""Why documents are left out."""
 
 
 @dataclass(frozen=True)

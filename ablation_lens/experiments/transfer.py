@@ -28,7 +28,7 @@ from torch import Tensor
 from ablation_lens.errors import FileFormatError, MismatchError
 from ablation_lens.escaping import on_one_line
 from ablation_lens.experiments.grabbing import SITES, Grabbed, grab, require_causal
-from ablation_lens.experiments.paragraphs import Pairs, pairs_of, told_left_out
+from ablation_lens.experiments.paragraphs import LEFT_OUT, Pairs, pairs_of, told_left_out
 from ablation_lens.experiments.scores import Pieces
 from ablation_lens.files import load_tensors, save_tensors
 from ablation_lens.hooked import tokenizer_of
@@ -53,6 +53,8 @@ BASE = (FULL, TRANSFERRED, WRONG, NEUTRAL)
 SCRUBS = ("layers", "sites")
 WINDOW = 10
 """Tokens over which it is compared what a transfer and true tokens are worth."""
+NEGATIVE, HIGHEST = 1e-3, 1e39
+"""What rounding makes of a certain token, and more than logits of single precision can say."""
 SHOWN_AT_ONCE = 500
 """Resamples of a curve's band, token by token."""
 
@@ -81,6 +83,8 @@ class Condition(Record):
             raise ValueError(f"there is no condition {self.name!r:.60}")
         if self.kind not in ("base", "only", "all but") or (self.kind == "base") != (self.unit is None):
             raise ValueError(f"its kind is {self.kind!r:.60} and its unit {self.unit!r:.60}")
+        if self.unit is not None and self.name != f"{self.kind} {self.unit}":
+            raise ValueError(f"{self.kind} {self.unit!r:.60} is called {self.name!r:.60}")
 
 
 @dataclass(frozen=True)
@@ -125,6 +129,18 @@ class TransferHeader(Record):
             raise ValueError("its conditions are not those of a transfer")
         if any(cheat < 1 for cheat in self.cheats):
             raise ValueError(f"it gives {min(self.cheats)} true tokens")
+        # All of these are shown as they are.
+        units = {f"L{layer}" for layer in self.layers} | set(self.sites)
+        if not set(self.sites) <= {site.value for site in Site} or len(set(self.sites)) < len(self.sites):
+            raise ValueError("its sites are not those of a model")
+        if any(condition.unit not in units for condition in self.conditions[len(BASE) :]):
+            raise ValueError("it scrubs what was not transferred")
+        if self.positions not in (None, "donor"):
+            raise ValueError(f"its positions are {self.positions!r:.60}")
+        if self.writers not in ((), (*BASE, *(f"cheat-{cheat}" for cheat in self.cheats))):
+            raise ValueError("what was written was not written under its conditions")
+        if any(why not in LEFT_OUT or count < 1 for why, count in self.left_out):
+            raise ValueError("its documents were left out for another reason than there is")
         if any(len(sample.written) != len(self.writers) for sample in self.samples):
             raise ValueError("a sample lacks what was written under a condition")
 
@@ -493,10 +509,14 @@ def _require_tensors(header: TransferHeader, tensors: Mapping[str, Tensor]) -> N
     for name, values in floats.items():
         if values.dtype != torch.float64 or not bool(torch.isfinite(values).all()):
             raise ValueError(f"its {name} are not all numbers of 64 bits")
-    if bool((lengths < 2).any() | (lengths > losses.shape[2]).any()):
+    if bool((lengths < 1).any() | (lengths > losses.shape[2]).any()) or not bool((lengths > 1).any()):
         raise ValueError("a paragraph has another length than it was measured with")
-    if bool((counts < 0).any() | (counts > plausibility.shape[2]).any()):
+    if bool((counts < 1).any() | (counts > plausibility.shape[2]).any()):
         raise ValueError("more or less was written than was measured")
+    for name, values, ends in (("losses", losses, lengths), ("plausibility", plausibility, counts)):
+        after = torch.arange(values.shape[2]) >= ends[..., None]
+        if bool((values * after).any()) or bool((values < -NEGATIVE).any() | (values > HIGHEST).any()):
+            raise ValueError(f"its {name} are no cross-entropies of these texts")
 
 
 # ---------------------------------------------------------------------- the study

@@ -16,11 +16,13 @@ from ablation_lens.errors import FileFormatError, MismatchError
 from ablation_lens.experiments.paragraphs import Pair, Pairs, pairs_of
 from ablation_lens.experiments.transfer import (
     BASE,
+    KIND,
     Condition,
     PositionsWarning,
     Transfer,
     transfer_study,
 )
+from ablation_lens.files import load_tensors, save_tensors
 
 OFF = {"scrub": (), "samples": 0, "progress": False}
 
@@ -280,6 +282,51 @@ def test_a_file_that_cannot_be_is_refused(found, tmp_path):
         replace(found, **{name: value}).save(path)
         with pytest.raises(FileFormatError, match="not a complete transfer"):
             Transfer.load(path)
+
+
+EVIL = "x\x1b[31m<script>"
+
+
+@pytest.mark.parametrize("changed", ["left_out", "sites", "positions", "writers", "conditions"])
+def test_words_of_a_file_that_are_none_of_ours_are_refused(found, tmp_path, changed):
+    path = tmp_path / "transfer.safetensors"
+    found.save(path)
+    header, tensors = load_tensors(path, KIND)
+    header[changed] = {
+        "left_out": [[EVIL, 2]],
+        "sites": [EVIL],
+        "positions": EVIL,
+        "writers": [EVIL, *found.writers[1:]],
+        "conditions": [*header["conditions"], {"name": f"only {EVIL}", "kind": "only", "unit": EVIL}],
+    }[changed]
+    if changed == "conditions":
+        tensors["losses"] = torch.cat([found.losses, found.losses[:1]])
+    save_tensors(path, KIND, header, tensors)
+    with pytest.raises(FileFormatError, match="not a complete transfer"):
+        Transfer.load(path)
+
+
+def test_a_condition_is_called_by_what_it_scrubs():
+    with pytest.raises(ValueError, match="is called"):
+        Condition("only L1", "only", "L2")
+
+
+def test_numbers_after_the_end_of_a_text_are_refused(found, tmp_path):
+    # They would be added to the means of the tokens that others have.
+    path = tmp_path / "transfer.safetensors"
+    shorter = found.lengths.clone()
+    shorter[0] -= 1
+    for changed in ({"lengths": shorter}, {"losses": -found.losses}, {"losses": 1e308 * found.losses}):
+        replace(found, **changed).save(path)
+        with pytest.raises(FileFormatError, match="not a complete transfer"):
+            Transfer.load(path)
+
+
+def test_paragraphs_of_one_token_beside_longer_ones_are_saved_and_read(mistral, tmp_path):
+    texts = ["a\n\nb", "c\n\nd", "e\n\nf and so it goes on and on."]
+    result = transfer_study(mistral, pairs_of(mistral, texts, least=1), **OFF)
+    result.save(tmp_path / "transfer.safetensors")
+    assert repr(Transfer.load(tmp_path / "transfer.safetensors")) == repr(result)
 
 
 def test_by_one_seed_the_same_is_written_whoever_is_beside_it(mistral, pairs, found):
