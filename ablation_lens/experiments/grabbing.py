@@ -15,6 +15,7 @@ from ablation_lens.hooked import task_of
 from ablation_lens.measure.forward import watch
 from ablation_lens.records import ModelRecord, record_of
 from ablation_lens.sites import Site
+from ablation_lens.tasks.inputs import require_readable
 from ablation_lens.tasks.plans import Batch
 from ablation_lens.tasks.prompts import tokens_of_texts
 
@@ -51,7 +52,11 @@ class Grabbed:
         return replace(self, values=MappingProxyType({site: held[:, chosen] for site, held in self.values.items()}))
 
     def at(
-        self, position: int, *, layers: Iterable[int] | None = None, sites: Iterable[Site | str] | None = None
+        self,
+        position: int,
+        *,
+        layers: Iterable[int] | int | None = None,
+        sites: Iterable[Site | str] | Site | str | None = None,
     ) -> Ablation | Ablations:
         """These values at a position of whatever is read next, row by row; of one row, for any batch.
 
@@ -62,8 +67,8 @@ class Grabbed:
             layers: only these; None for all that were grabbed.
             sites: only these; None for all that were grabbed.
         """
-        chosen = self.layers if layers is None else tuple(dict.fromkeys(layers))
-        where = self.sites if sites is None else tuple(dict.fromkeys(Site.of(site) for site in sites))
+        chosen = self.layers if layers is None else tuple(dict.fromkeys(_several(layers)))
+        where = self.sites if sites is None else chosen_sites(sites)
         if missing := [f"L{layer}" for layer in chosen if layer not in self.layers]:
             raise MismatchError(f"{', '.join(missing)} was not grabbed; there are {_listed(self.layers)}.")
         if unknown := [site.value for site in where if site not in self.values]:
@@ -93,8 +98,8 @@ def grab(
     tokens: Any,
     position: int | Sequence[int] = -1,
     *,
-    sites: Iterable[Site | str] = SITES,
-    layers: Iterable[int] | None = None,
+    sites: Iterable[Site | str] | Site | str = SITES,
+    layers: Iterable[int] | int | None = None,
 ) -> Grabbed:
     """What a causal model holds at one position of every row.
 
@@ -114,13 +119,11 @@ def grab(
     ...     logits = model(torch.tensor([[0, 203, 90]]))
     """
     require_causal(model)
-    where = tuple(dict.fromkeys(Site.of(site) for site in sites))
-    wanted = tuple(range(model.cfg.n_layers)) if layers is None else tuple(dict.fromkeys(layers))
-    if unknown := [layer for layer in wanted if layer not in range(model.cfg.n_layers)]:
-        raise MismatchError(f"there is no layer {unknown[0]!r} in a model of {model.cfg.n_layers} layers.")
+    where, wanted = chosen_sites(sites), chosen_layers(model, layers)
     if not where or not wanted:
         raise MismatchError("there is nothing to grab; name at least one layer and one site.")
     batch = _batch(model, tokens).from_start().to(model.cfg.device)
+    require_readable(model, batch.inputs, batch.valid, batch.labels, batch.scored)
     columns = _columns(batch, position)
     rows = torch.arange(len(columns))
     held: dict[Site, dict[int, Tensor]] = {site: {} for site in where}
@@ -131,6 +134,24 @@ def grab(
     watch(model, batch, where, see, wanted)
     values = {site: torch.stack([held[site][layer] for layer in wanted]) for site in where}
     return Grabbed(MappingProxyType(values), wanted, record_of(model))
+
+
+def chosen_sites(sites: Iterable[Site | str] | Site | str) -> tuple[Site, ...]:
+    """Sites, or one, each once."""
+    return tuple(dict.fromkeys(Site.of(site) for site in ([sites] if isinstance(sites, Site | str) else sites)))
+
+
+def chosen_layers(model: Any, layers: Iterable[int] | int | None) -> tuple[int, ...]:
+    """Layers, or one, each once; None for all."""
+    every = range(model.cfg.n_layers)
+    wanted = tuple(every) if layers is None else tuple(dict.fromkeys(_several(layers)))
+    if unknown := [layer for layer in wanted if layer not in every]:
+        raise MismatchError(f"there is no layer {unknown[0]!r} in a model of {len(every)} layers.")
+    return wanted
+
+
+def _several(layers: Iterable[int] | int) -> Iterable[int]:
+    return layers if isinstance(layers, Iterable) else [layers]
 
 
 def require_causal(model: Any) -> None:

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from ablation_lens.errors import FileFormatError, MismatchError
 from ablation_lens.escaping import on_one_line
-from ablation_lens.experiments.grabbing import SITES, Grabbed, grab, require_causal
+from ablation_lens.experiments.grabbing import SITES, Grabbed, chosen_layers, chosen_sites, grab, require_causal
 from ablation_lens.experiments.paragraphs import LEFT_OUT, Pairs, pairs_of, told_left_out
 from ablation_lens.experiments.scores import Pieces
 from ablation_lens.files import load_tensors, save_tensors
@@ -39,7 +39,7 @@ from ablation_lens.progress import progress_over
 from ablation_lens.records import ModelRecord, Record, Versions, record_of
 from ablation_lens.sites import POSITION_EMBEDDING, Hook, Site
 from ablation_lens.tasks.batch_sizes import USUAL_POSITIONS
-from ablation_lens.tasks.inputs import whole
+from ablation_lens.tasks.inputs import told, whole
 from ablation_lens.tasks.plans import Batch, cut_batches
 
 if TYPE_CHECKING:
@@ -526,10 +526,10 @@ def transfer_study(
     model: Any,
     pairs: Any = None,
     *,
-    sites: Iterable[Site | str] = SITES,
-    layers: Iterable[int] | None = None,
-    scrub: Iterable[str] = SCRUBS,
-    cheats: Iterable[int] = (1, 2, 5, 10),
+    sites: Iterable[Site | str] | Site | str = SITES,
+    layers: Iterable[int] | int | None = None,
+    scrub: Iterable[str] | str = SCRUBS,
+    cheats: Iterable[int] | int = (1, 2, 5, 10),
     length: int = 100,
     positions: str | None = None,
     samples: int = 16,
@@ -573,16 +573,35 @@ def transfer_study(
             f"a wrong donor is another document's, and there is {len(given)} to be cut at a blank line"
             f"{told_left_out(given.left_out)}; give more documents of two paragraphs."
         )
-    where = tuple(dict.fromkeys(Site.of(site) for site in sites))
-    chosen = tuple(range(model.cfg.n_layers)) if layers is None else tuple(sorted(set(layers)))
-    scrub, cheats = tuple(dict.fromkeys(scrub)), tuple(sorted({whole(cheat, "cheats") for cheat in cheats}))
+    where, chosen = chosen_sites(sites), tuple(sorted(chosen_layers(model, layers)))
+    if not where or not chosen:
+        raise MismatchError("there is nothing to transfer; name at least one layer and one site.")
+    scrub = tuple(dict.fromkeys([scrub] if isinstance(scrub, str) else scrub))
+    given_cheats = cheats if isinstance(cheats, Iterable) else [cheats]
+    cheats = tuple(sorted({whole(cheat, "cheats") for cheat in given_cheats}))
     for each in scrub:
         require_known(each, SCRUBS, "part to scrub")
     length, samples, sample_tokens = whole(length, "length"), whole(samples, "samples"), whole(sample_tokens, "tokens")
+    seed = whole(seed, "seed")
+    if not isinstance(temperature, int | float):
+        raise MismatchError(f"temperature={temperature!r:.60} is not possible; give a number.")
     if length < 2 or samples < 0 or sample_tokens < 1 or not temperature >= 0 or any(cheat < 1 for cheat in cheats):
         raise MismatchError(
             f"length={length}, samples={samples}, sample_tokens={sample_tokens}, temperature={temperature} and "
             f"cheats={list(cheats)} are not possible; give 2, 0, 1, 0 and 1 or more."
+        )
+    room = int(model.cfg.n_ctx) - len(given.blank)
+    if samples and sample_tokens + max(cheats, default=0) > room:
+        raise MismatchError(
+            f"sample_tokens={sample_tokens} after {max(cheats, default=0)} true tokens have no room in a context of "
+            f"{model.cfg.n_ctx:,}; give fewer, or samples=0."
+        )
+    # No longer than any is: what is made for every token has to be held.
+    length = min(length, max(len(pair.continuation) for pair in given))
+    if length < 2:
+        raise MismatchError(
+            "no second paragraph has a second token, and the first is predicted at the very token that is changed; "
+            "give longer ones."
         )
     _require_positions(model, positions)
     study = _Study(model, given, where, chosen, length, positions, Pieces(folder))
@@ -917,7 +936,7 @@ def _write(
     """Go on with prompts, token by token; -1 after the end of a text."""
     ended = getattr(tokenizer_of(model), "eos_token_id", None)
     # A generator per document: what it says depends neither on who is written beside it nor on the condition.
-    luck = [torch.Generator().manual_seed(seed * 1_000_003 + number) for number in numbers]
+    luck = [torch.Generator().manual_seed((seed * 1_000_003 + number) % 2**63) for number in numbers]
     written: list[list[int]] = [[] for _ in prompts]
     going = set(range(len(prompts)))
     for _ in range(tokens):
@@ -955,7 +974,14 @@ def _distances(embed: Callable[[list[str]], Any], samples: Sequence[Sample]) -> 
     for sample in samples:
         texts += sample.written
     given = embed(texts)
-    vectors = torch.as_tensor(np.asarray(given.cpu() if isinstance(given, Tensor) else given, dtype=np.float64))
+    try:
+        values = given.detach().cpu().double() if isinstance(given, Tensor) else np.asarray(given, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise MismatchError(
+            f"embed was given {len(texts)} texts and gave {told(given)}; expected numbers [text dim], a vector for "
+            "every text."
+        ) from error
+    vectors = torch.as_tensor(values)
     if vectors.ndim != 2 or len(vectors) != len(texts) or not bool(torch.isfinite(vectors).all()):
         raise MismatchError(
             f"embed was given {len(texts)} texts and gave {tuple(vectors.shape)}; expected finite numbers [text dim], "

@@ -145,3 +145,16 @@ def test_positions_and_layers_that_are_not_there_are_named(model):
 def test_models_that_do_not_read_from_left_to_right_are_refused(name):
     with pytest.raises(MismatchError, match="causal language model"):
         grab(al.load_model(name), [[5, 6]])
+
+
+def test_ids_that_the_model_cannot_read_are_refused_in_a_sentence(model):
+    with pytest.raises(MismatchError, match="vocabulary"):
+        grab(model, [[0, 10**6]])
+    with pytest.raises(MismatchError, match="context"):
+        grab(model, [[0] * 1000])
+
+
+def test_one_site_and_one_layer_need_no_list(model):
+    grabbed = grab(model, [[0, 5, 6]], sites="mlp", layers=1)
+    assert (grabbed.sites, grabbed.layers) == ((al.Site.MLP,), (1,))
+    assert isinstance(grabbed.at(1, sites="mlp", layers=1), al.Ablation)

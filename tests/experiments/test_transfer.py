@@ -461,6 +461,45 @@ def test_what_cannot_be_studied_is_refused_in_a_sentence(mistral, pairs):
         transfer_study(al.load_model("tiny-roberta"), pairs, **OFF)
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"layers": []}, "nothing to transfer"),
+        ({"sites": []}, "nothing to transfer"),
+        ({"seed": 0.5}, "seed=0.5"),
+        ({"temperature": "1"}, "give a number"),
+        ({"samples": 1, "sample_tokens": 10**6}, "no room in a context of 256"),
+        ({"samples": 1, "cheats": 300}, "no room in a context of 256"),
+    ],
+)
+def test_options_that_cannot_be_are_refused_in_a_sentence(mistral, pairs, options, words):
+    with pytest.raises(MismatchError, match=words):
+        transfer_study(mistral, pairs, **{**OFF, **options})
+
+
+def test_one_of_several_needs_no_list(mistral, pairs):
+    found = transfer_study(mistral, pairs, **{**OFF, "sites": "mlp", "layers": 1, "scrub": "layers", "cheats": 2})
+    assert (found.sites, found.layers) == (("mlp",), (1,))
+
+
+def test_no_more_is_held_than_the_longest_paragraph_has(mistral, pairs):
+    found = transfer_study(mistral, pairs, **OFF, length=10**12)
+    assert found.losses.shape[2] == max(len(pair.continuation) for pair in pairs)
+    transfer_study(mistral, pairs, **{**OFF, "samples": 1}, sample_tokens=1, length=2, seed=10**30)
+
+
+def test_paragraphs_of_one_token_alone_are_refused(mistral):
+    with pytest.raises(MismatchError, match="no second paragraph has a second token"):
+        transfer_study(mistral, pairs_of(mistral, ["a\n\nb", "c\n\nd"], least=1), **OFF)
+
+
+def test_an_embedding_of_words_is_refused(mistral, pairs):
+    options = {"length": 4, "samples": 1, "sample_tokens": 1, "cheats": (), "scrub": (), "progress": False}
+    for given in ("words", [[1.0], [1.0, 2.0]]):
+        with pytest.raises(MismatchError, match="embed was given 5 texts"):
+            transfer_study(mistral, pairs, embed=lambda texts, given=given: given, **options)
+
+
 def test_an_embedding_of_another_shape_is_refused(mistral, pairs):
     options = {"length": 4, "samples": 1, "sample_tokens": 1, "cheats": (), "scrub": (), "progress": False}
     with pytest.raises(MismatchError, match="embed was given 5 texts"):
