@@ -9,7 +9,7 @@ from functools import cache, cached_property
 from typing import Any
 
 from ablation_lens.corpora import TextDocument
-from ablation_lens.errors import CorpusError, ModelError
+from ablation_lens.errors import CorpusError, MismatchError, ModelError
 from ablation_lens.experiments.grabbing import require_causal
 from ablation_lens.hooked import tokenizer_of
 from ablation_lens.tasks.inputs import whole
@@ -96,9 +96,10 @@ def pairs_of(model: Any, given: Any = None, split: str = "evaluate", *, count: i
     >>> pairs_of(al.load_model("tiny-mistral"), texts)
     Pairs(1 documents of own texts; 1 without a blank line left out)
     """
-    if isinstance(given, Pairs):
-        return given
     require_causal(model)
+    if isinstance(given, Pairs):
+        _require_of(model, given)
+        return given
     count, least = whole(count, "count"), max(1, whole(least, "least"))
     if count < 1:
         raise CorpusError(f"count={count} is not possible; give 1 or more.")
@@ -130,6 +131,22 @@ def pairs_of(model: Any, given: Any = None, split: str = "evaluate", *, count: i
         if len(found) == count:
             break
     return Pairs(tuple(found), (*begin, *newlines), len(newlines), judged_on, tuple(left_out.items()))
+
+
+def _require_of(model: Any, pairs: Pairs) -> None:
+    """Refuse what was cut for a model that reads other token ids: it would be read as another text."""
+    tokenizer, vocabulary, context = tokenizer_of(model), int(model.cfg.d_vocab), int(model.cfg.n_ctx)
+    texts = [pairs.blank, *((*pair.donor, *pair.continuation) for pair in pairs)]
+    fits = all(len(ids) <= context and min(ids) >= 0 and max(ids) < vocabulary for ids in texts)
+    if fits and tokenizer is not None:
+        begin = tokenizer.bos_token_id
+        line = "".join(str(tokenizer.decode([token])) for token in pairs.blank[-pairs.newlines :])
+        fits = bool(line) and not line.strip("\n") and (begin is None or pairs.blank[0] == begin)
+    if not fits:
+        raise MismatchError(
+            "these documents were cut for another model: their token ids are other texts for this one, or too long; "
+            "cut them with pairs_of(model, …)."
+        )
 
 
 def _documents(model: Any, given: Any, split: str) -> tuple[str, Iterator[tuple[str, list[int]]]]:

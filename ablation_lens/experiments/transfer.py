@@ -570,7 +570,8 @@ def transfer_study(
     given = pairs_of(model, pairs)
     if len(given) < 2:
         raise MismatchError(
-            f"a wrong donor is another document's, and there is {len(given)} to be cut at a blank line"
+            f"a wrong donor is another document's, and of {on_one_line(given.judged_on)} {len(given)} can be cut at a "
+            "blank line"
             f"{told_left_out(given.left_out)}; give more documents of two paragraphs."
         )
     where, chosen = chosen_sites(sites), tuple(sorted(chosen_layers(model, layers)))
