@@ -158,8 +158,8 @@ def require_causal(model: Any) -> None:
     """Raise `MismatchError` for a model that does not read from left to right."""
     if task_of(model) != "causal-lm":
         raise MismatchError(
-            f"this is a {task_of(model)} model, and a token carries what comes next only where a model reads from left "
-            "to right; give a causal language model, such as tiny-mistral."
+            f"this model's task is {task_of(model)}, and a token carries what comes next only where a model reads from "
+            "left to right; give a causal language model, such as tiny-mistral."
         )
 
 

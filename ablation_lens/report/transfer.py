@@ -168,7 +168,7 @@ def _shown(text: str, *, end: bool = False) -> str:
 
 
 def _measured(found: Transfer) -> Iterator[str]:
-    where = "at the donor's positions" if found.positions else "at its own positions"
+    where = "at the donor's positions" if found.positions else "at their own positions"
     yield (
         f"{on_one_line(found.judged_on)}: {len(found.lengths):,} documents{told_left_out(found.left_out)}; "
         f"{int(found.lengths.sum()):,} tokens of next paragraphs, at most {found.losses.shape[2]} of each."
