@@ -216,6 +216,7 @@ def _places(labels: Int64[Tensor, "layer dim"], layers: tuple[int, ...]) -> tupl
 def specific_share(whole: Mapping[str, Score], conditions: Mapping[Any, Mapping[str, Score]]) -> Float64[Tensor, "3"]:
     """The share of the differences in damage between conditions that tasks do not have in common, with its interval.
 
+    0 where every task loses the same, 1 where what a task loses says nothing of the others, however many there are.
     NaN where conditions differ by no more than noise.
     """
     halves = []
@@ -236,9 +237,12 @@ def specific_share(whole: Mapping[str, Score], conditions: Mapping[Any, Mapping[
     known = again.shape[-1] and np.quantile(again[1], 0.025) > 0
     if len(total) < FEWEST or not known:
         return torch.full((3,), math.nan, dtype=torch.float64)
-    ratios = again[0] / np.where(again[1] > 0, again[1], np.nan)
-    # Products of halves may leave what a share can be, by noise alone.
-    return estimates(np.array(apart.sum() / total.sum()).clip(0, 1), ratios.clip(0, 1))
+    # The mean of tasks that have nothing in common varies, too: it holds one of so many parts of what is their own.
+    tasks = damage.shape[3]
+    own_share = tasks / (tasks - 1) * apart.sum() / total.sum()
+    ratios = tasks / (tasks - 1) * again[0] / np.where(again[1] > 0, again[1], np.nan)
+    # Products of halves may leave what a share can be, by noise alone, and so do tasks that need opposite clusters.
+    return estimates(np.array(own_share).clip(0, 1), ratios.clip(0, 1))
 
 
 def _in_halves(

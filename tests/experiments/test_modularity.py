@@ -97,13 +97,13 @@ def scores(losses):
     }
 
 
-def conditions(common, own, noise, documents=200, seed=0):
-    """Clusters whose damage is common to two tasks, or a task's own, with noise by document."""
+def conditions(common, own, noise, documents=200, seed=0, tasks=("first", "second")):
+    """Clusters whose damage is common to all tasks, or a task's own, with noise by document."""
     generator = torch.Generator().manual_seed(seed)
     draw = lambda *shape: torch.randn(*shape, generator=generator)  # noqa: E731
     both = common * draw(30)
     return {
-        cluster: scores({task: both[cluster] + own * draw(1) + noise * draw(documents) for task in ("first", "second")})
+        cluster: scores({task: both[cluster] + own * draw(1) + noise * draw(documents) for task in tasks})
         for cluster in range(30)
     }
 
@@ -111,9 +111,19 @@ def conditions(common, own, noise, documents=200, seed=0):
 def test_noise_of_documents_is_no_task_of_a_cluster():
     whole = scores({task: torch.zeros(200) for task in ("first", "second")})
     assert float(specific_share(whole, conditions(1, 0, 3))[0]) == pytest.approx(0, abs=0.1)
-    # Of two tasks' own parts, half of the variance is in their mean.
-    assert float(specific_share(whole, conditions(0, 1, 3))[0]) == pytest.approx(0.5, abs=0.2)
     assert math.isnan(float(specific_share(whole, conditions(0, 0, 3))[0]))
+
+
+@pytest.mark.parametrize("tasks", [("a", "b"), ("a", "b", "c", "d", "e")], ids=len)
+@pytest.mark.parametrize(("common", "own", "share"), [(0, 1, 1.0), (1, 1, 0.5), (1, 2, 0.8)])
+def test_a_share_does_not_hang_on_the_number_of_tasks(tasks, common, own, share):
+    """The variance of what is a task's own, beside that and the variance of what is common."""
+    whole = scores({task: torch.zeros(60) for task in tasks})
+    found = [
+        float(specific_share(whole, conditions(common, own, 3, documents=60, seed=seed, tasks=tasks))[0])
+        for seed in range(8)
+    ]
+    assert sum(found) / len(found) == pytest.approx(share, abs=0.12)
 
 
 def test_clusters_of_another_model_are_refused(model, tasks):
