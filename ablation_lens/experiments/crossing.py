@@ -34,7 +34,7 @@ from ablation_lens.neurons import centers
 from ablation_lens.neurons.statistics import ActivationStatistics
 from ablation_lens.progress import Advance, progress_over
 from ablation_lens.records import ModelRecord, Versions, record_of
-from ablation_lens.runs.folder import key_of
+from ablation_lens.runs.folder import checking, key_of
 from ablation_lens.sites import Site
 from ablation_lens.tasks.plans import BatchPlan
 from ablation_lens.tasks.tasks import Task
@@ -103,14 +103,18 @@ class TaskSet:
         passes = max([1, *(centers.about(name).passes for name in centers_used)])
         chosen_on = {name: _plan(name, task, "collect", collect) for name, task in tasks.items()}
         judged_on = {name: _plan(name, task, "evaluate", evaluate) for name, task in tasks.items()}
-        _require_different(chosen_on)
+        general_plan = None
+        if baseline is not None:
+            general_plan = (
+                baseline if isinstance(baseline, BatchPlan) else _plan("baseline", baseline, "collect", collect)
+            )
+        _require_different(chosen_on, general_plan)
         if folder is not None:
             folder = ExperimentFolder.create(folder).path
         read = {name: _statistics(model, plan, where, passes, folder) for name, plan in chosen_on.items()}
         general = None
-        if baseline is not None:
-            plan = baseline if isinstance(baseline, BatchPlan) else _plan("baseline", baseline, "collect", collect)
-            general = _statistics(model, plan, where, passes, folder)
+        if general_plan is not None:
+            general = _statistics(model, general_plan, where, passes, folder)
         return cls(model, where, chosen_on, judged_on, read, general, folder)
 
     @property
@@ -199,8 +203,9 @@ def _plan(name: str, task: Any, split: str, size: int | None) -> BatchPlan:
     )
 
 
-def _require_different(plans: Mapping[str, BatchPlan]) -> None:
-    seen: dict[str, str] = {}
+def _require_different(plans: Mapping[str, BatchPlan], general: BatchPlan | None) -> None:
+    # Set against itself, every neuron of a task is as selective as any other.
+    seen: dict[str, str] = {} if general is None else {general.digest: "the baseline"}
     for name, plan in plans.items():
         if plan.digest in seen:
             raise MismatchError(f"{seen[plan.digest]} and {name} read the same documents; give tasks that differ.")
@@ -215,7 +220,8 @@ def _statistics(model: Any, plan: BatchPlan, site: Site, passes: int, folder: Pa
     versions = {**Versions.current().to_dict(), "python": None}
     place = folder / f"statistics-{key_of({**facts, 'versions': versions})}.safetensors"
     if place.exists():
-        return ActivationStatistics.load(place)
+        with checking(place):
+            return ActivationStatistics.load(place)
     found = collect_statistics(model, plan, site=site, passes=passes, progress=False)
     write_result(place, found.save)
     return found

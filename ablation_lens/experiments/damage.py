@@ -90,6 +90,8 @@ def unit_of(metric: str) -> str:
 
 def require_seeds(seeds: Iterable[int]) -> tuple[int, ...]:
     """The seeds of masks: at least one, each once."""
+    if isinstance(seeds, str) or not isinstance(seeds, Iterable):
+        raise MismatchError(f"seeds={seeds!r:.60} are not possible; give whole numbers, such as range(5).")
     found = tuple(seeds)
     if not found or len(set(found)) < len(found):
         raise MismatchError(f"seeds are {list(found)}; give one or more whole numbers, each once.")

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import ablation_lens as al
-from ablation_lens.errors import MismatchError
+from ablation_lens.errors import FileFormatError, MismatchError
 from ablation_lens.experiments.crossing import cross_pruning, find_count, random_like
 from tests.experiments.two_tasks import TwoTasks, rows, two_tasks
 
@@ -121,9 +121,30 @@ def test_one_task_under_two_names_is_refused(model, tasks):
         cross_pruning(model, {"one": tasks["first"], "two": tasks["first"]}, **QUIET)
 
 
+def test_a_task_is_not_set_against_itself(model, tasks):
+    with pytest.raises(MismatchError, match="the baseline and first read the same documents"):
+        cross_pruning(model, tasks, baseline=tasks["first"][0], **QUIET)
+
+
+def test_a_truncated_file_of_statistics_says_what_to_do(model, tasks, tmp_path):
+    cross_pruning(model, tasks, folder=tmp_path, **QUIET)
+    place = sorted(tmp_path.glob("statistics-*"))[0]
+    place.write_bytes(place.read_bytes()[:300])
+    with pytest.raises(FileFormatError, match=r"(?s)statistics-.*delete it and run the same command again"):
+        cross_pruning(model, tasks, folder=tmp_path, **QUIET)
+
+
 @pytest.mark.parametrize(
     "options",
-    [{"target": 1.5}, {"target": 0}, {"tolerance": -1}, {"kind": "loud"}, {"fractions": {"first": 0.1}}, {"seeds": ()}],
+    [
+        {"target": 1.5},
+        {"target": 0},
+        {"tolerance": -1},
+        {"kind": "loud"},
+        {"fractions": {"first": 0.1}},
+        {"seeds": ()},
+        {"seeds": 3},
+    ],
 )
 def test_settings_that_are_not_possible(model, tasks, options):
     with pytest.raises(MismatchError):
