@@ -34,8 +34,10 @@ from ablation_lens.experiments.crossing import (
     told_share,
     told_with_interval,
 )
+from ablation_lens.experiments.damage import require_seeds
 from ablation_lens.experiments.selection import selective_neurons
 from ablation_lens.files import load_tensors, save_tensors
+from ablation_lens.hooked import require_site
 from ablation_lens.measure.intervals import bootstrap_means
 from ablation_lens.measure.score import Score
 from ablation_lens.progress import Advance, progress_over
@@ -491,16 +493,20 @@ def study_modularity(
         raise MismatchError(f"site={where.value!r} has no clusters; take 'mlp', or 'z', whose clusters are heads.")
     if where is Site.Z and method is not None:
         raise MismatchError(f"method={method!r} is of MLP neurons; those at 'z' are clustered by heads: leave it out.")
+    require_site(model, where)
     require_share("fraction", fraction)
+    require_share("target", target, strictly=True)
     options: dict[str, Any] = {"site": where, "centers_used": [value], "baseline": baseline, "folder": folder}
     settings: dict[str, Any] = {
         "target": target, "tolerance": tolerance, "kind": kind, "epsilon": epsilon, "value": value,
-        "seeds": tuple(seeds),
+        "seeds": require_seeds(seeds),
     }  # fmt: skip
     with progress_over("modularity", None, progress, unit="scores") as advance:
-        one = TaskSet.of(model, tasks, collect=collect, evaluate=evaluate, **options)
+        # Before documents are read, which takes long.
         if twin is not None:
+            require_site(twin, where)
             _require_twin(model, twin)
+        one = TaskSet.of(model, tasks, collect=collect, evaluate=evaluate, **options)
         total = math.prod(one.whole.shape)
         if fraction * total < 1:
             raise MismatchError(f"fraction={fraction!r} of {total:,} neurons is none; give at least {1 / total:.2g}.")

@@ -158,6 +158,14 @@ def test_a_twin_is_another_model_of_the_same_sizes(model, tasks):
         study_modularity(model, tasks, twin=TwoTasks(), **OPTIONS)
     with pytest.raises(MismatchError, match="is not the twin"):
         study_modularity(model, tasks, twin=al.load_model("tiny-vit"), **OPTIONS)
+    with pytest.raises(MismatchError, match="the model is a str"):
+        study_modularity(model, tasks, twin="tiny-vit", **OPTIONS)
+
+
+def test_what_is_not_possible_is_said_before_anything_is_read(model, tasks):
+    for options in ({"seeds": 3}, {"seeds": "123"}, {"target": 1}, {"fraction": 2}):
+        with pytest.raises(MismatchError, match="possible"):
+            study_modularity(model, dict.fromkeys(tasks), **{**OPTIONS, **options})
 
 
 def test_what_was_interrupted_goes_on(model, tasks, tmp_path, monkeypatch):
