@@ -160,8 +160,11 @@ def concentration_by_layer(
         if column == 1:
             figure.update_yaxes(title_text="area", row=row, col=1)
     places = [_place(row) for row in next(iter(found.values())).rows]
-    # In their order, also where the first model has nothing to show of a layer.
-    figure.update_xaxes(type="category", categoryorder="array", categoryarray=places, showgrid=False, tickangle=0)
+    # In their order, and all of them, also where a task or a model has nothing to show of a layer.
+    ends_of_x = [-0.5, len(places) - 0.5]
+    figure.update_xaxes(
+        type="category", categoryorder="array", categoryarray=places, range=ends_of_x, showgrid=False, tickangle=0
+    )
     rows = [row for model in models for each in model.values() for row in each.rows if not math.isnan(row.auc)]
     ends = [value for row in rows for value in (row.auc, row.low, row.high)] or [0.0, 1.0]
     margin = 0.06 * (max(ends) - min(ends)) or 0.05

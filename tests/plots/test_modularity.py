@@ -102,3 +102,12 @@ def test_names_from_outside_are_only_text():
     assert "<img" not in shown
     assert "<a href" not in shown
     assert "%{stolen}" not in shown
+
+
+def test_layers_stand_at_one_place_in_every_panel():
+    first = torch.zeros(SHAPE, dtype=torch.bool)
+    first[0, 0, :9] = True
+    found = {"first": concentration(LABELS, first), "last": concentration(LABELS, first.roll(2, dims=0))}
+    layout = plots.concentration_by_layer(found).layout
+    for axis in (layout.xaxis, layout.xaxis2):
+        assert (axis.categoryarray, axis.range) == (("L0", "L1", "L2", "all"), (-0.5, 3.5))
