@@ -785,7 +785,9 @@ def _result(
         else:
             parts["area"].append(np.full((len(found), 3), math.nan))
         # [value seed *resample]: the selective run first.
-        by_value, by_value_again = (each.reshape(-1, runs, *each.shape[1:]) for each in (most, most_again))
+        by_value, by_value_again = (
+            each.reshape(len(about.values), runs, *each.shape[1:]) for each in (most, most_again)
+        )
         if about.seeds:
             beyond = [each[:, 0] - each[:, 1:].max(1) for each in (by_value, by_value_again)]
             parts["beyond_random"].append(_three(*beyond))

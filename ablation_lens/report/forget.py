@@ -77,13 +77,14 @@ def blocks(found: Unlearning) -> Iterator[Block]:
 def _summary(found: Unlearning, measure: str) -> Table:
     rows = []
     for value, row in found.summary(measure).to_dict("index").items():
-        told = f"**{row['furthest']:+.3f}**" if row["beyond_low"] > 0 else f"{row['furthest']:+.3f}"
+        furthest = _number(row["furthest"], "+.3f")
+        told = f"**{furthest}**" if row["beyond_low"] > 0 else furthest
         rows.append(
             (
                 on_one_line(str(value)),
                 told,
                 _range(row, "furthest", "+.3f"),
-                f"{100 * row['fraction']:.3g} %",
+                "–" if math.isnan(row["furthest"]) else f"{100 * row['fraction']:.3g} %",
                 _number(row["area"], ".2f"),
                 _range(row, "area", ".2f"),
                 _number(row["random_best"], "+.3f"),

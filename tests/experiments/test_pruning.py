@@ -235,6 +235,32 @@ def test_ctrl_c_loses_nothing_that_was_scored(opt, found, tmp_path, monkeypatch)
     assert torch.equal(again.scores, found[0].scores)
 
 
+@pytest.mark.parametrize("seeds", [0, 2])
+def test_one_document_of_each_corpus_has_no_interval_and_does_not_crash(seeds):
+    model, words = al.load_model("tiny-opt"), "The default is None, and the name of the object is returned as a string."
+    one, other = ([f"{name} {words}"] for name in ("First:", "Second:"))
+    judged = [al.task_for(model, text).every_text() for text in (one, other)]
+    chosen = [al.task_for(model, [f"{number} {words}"]).every_text() for number in (1, 2)]
+    sides = list(zip(chosen, judged, strict=True))
+    found = unlearn(model, *sides, site="mlp", step=0.1, steps=2, seeds=seeds, progress=False)
+    row = found.summary().iloc[0]
+    assert row["furthest"] >= 0
+    assert all(math.isnan(row[f"{name}_low"]) for name in ("furthest", "area", "beyond"))
+    assert "beyond" in repr(found) or not seeds
+
+
+def test_a_measure_that_begins_at_zero_is_told_as_missing(found):
+    from ablation_lens.report.forget import blocks
+
+    result, place = found[0], found[0].about.measures.index("top1_uncommon")
+    scores, furthest, beyond = (each.clone() for each in (result.scores, result.furthest, result.beyond_random))
+    scores[:, :, place], furthest[:, place], beyond[:, place] = 0.0, math.nan, math.nan
+    changed = Unlearning(**vars_of(result) | {"scores": scores, "furthest": furthest, "beyond_random": beyond})
+    tables = [block for block in blocks(changed) if hasattr(block, "rows")]
+    assert tables[place].rows[0][1] == "–"
+    assert not any("nan" in cell for table in tables for row in table.rows for cell in row)
+
+
 def test_a_folder_keeps_nothing_of_a_center_of_ones_own(opt, tmp_path):
     @al.centers.register("my-center")
     def mine(statistics):
