@@ -108,7 +108,10 @@ def forget(
     typed: dict[str, Any] = {"context": context, "labels": labels, "label_column": label_column}
     one = task_as_typed(loaded, forget, only=label, **typed)
     # Of another corpus all is retained: a label says what to forget.
-    within = retain is None or retain == forget
+    within = retain is None or _is_same(retain, forget or one.corpus.name)
+    if not within and one.unit == "tokens" and label:
+        # The column is of the corpus whose label was named; texts that are all read need none.
+        typed["label_column"] = None
     other = task_as_typed(loaded, forget if within else retain, except_=label if within else None, **typed)
     announce(f"forgetting {one.corpus.full_name}, retaining {other.corpus.full_name}")
     try:
@@ -145,3 +148,8 @@ def forget(
     else:
         say_lines(repr(found))
         say(f"{', '.join(path.name for path in files.values())} → {out}")
+
+
+def _is_same(one: str, other: str) -> bool:
+    """Whether two corpora as typed are one: by name, or files by where they are."""
+    return one == other or (Path(one).exists() and Path(one).resolve() == Path(other).resolve())

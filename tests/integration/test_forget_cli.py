@@ -1,6 +1,7 @@
 """`ablation-lens forget`, as typed: its table, figure, file and page, and a folder that is gone on with."""
 
 import csv
+import json
 from dataclasses import replace
 
 import pytest
@@ -52,6 +53,25 @@ def test_the_table_the_figure_and_the_file_are_in_the_folder(done):
     assert repr(Unlearning.load(files["safetensors"])) == repr(found)
     # Among ten classes the right one is always among the ten likeliest, and images have no common tokens.
     assert found.about.measures == ("top1", "cross_entropy")
+
+
+def test_the_corpus_of_a_label_may_be_named_again_and_retains_the_other_labels(done, command, tmp_path):
+    values = answered(command(*TYPED, "--retain", "digits", "--out", done[2], "--json"), "unlearning")
+    assert values["retain"] == "digits, except 3"
+
+
+def test_a_label_column_is_of_the_corpus_to_forget(command, tmp_path):
+    text = "The cat sat on a mat, and the dog ran over it to see what was there"
+    rows = [{"text": f"{text} {place}.", "kind": "ab"[place % 2]} for place in range(40)]
+    mixed = tmp_path / "mixed.jsonl"
+    mixed.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    typed = ("forget", "tiny-opt", "--forget", mixed, "--label", "a", "--label-column", "kind", "--steps", "1")
+    sizes = ("--seeds", "0", "--tokens", "100", "--collect-tokens", "100", "--out", tmp_path / "run", "--json")
+    values = answered(command(*typed, *sizes, "--retain", "stdlib"), "unlearning")
+    assert values["retain"] == "stdlib"
+    again = tmp_path / "run" / ".." / "mixed.jsonl"
+    values = answered(command(*typed, *sizes, "--retain", again), "unlearning")
+    assert values["retain"].endswith("except a")
 
 
 def test_what_to_forget_and_what_to_retain_have_to_be_named(command, tmp_path):
