@@ -25,7 +25,7 @@ from ablation_lens.ablation.masks import random_neurons
 from ablation_lens.errors import AblationLensError, FileFormatError, MismatchError
 from ablation_lens.escaping import on_one_line
 from ablation_lens.experiments.scores import Pieces, Scores, facts_of
-from ablation_lens.experiments.selection import HEADS, KINDS, require_scored_heads, selective_neurons
+from ablation_lens.experiments.selection import HEADS, KINDS, epsilon_of, require_scored_heads, selective_neurons
 from ablation_lens.experiments.trajectories import (
     area_under,
     ends,
@@ -414,11 +414,25 @@ def unlearn(
     drawn = seeds_of(seeds)
     for each in sites:
         require_scored_heads(heads, each)
+        epsilon_of(epsilon, each)
+        # Whole heads are few, and so may be a layer's neurons.
+        largest = _share(shares[each], steps)
+        if not draw(each.shape(model.cfg), largest, 0, per_layer=per_layer, heads=heads is not None).any():
+            what = f"{'head' if heads is not None else 'neuron'}{' of a layer' if per_layer else ''}"
+            raise MismatchError(
+                f"step={shares[each]:g} prunes nothing at {each.value!r}: after {steps} steps it is less than one "
+                f"{what}; give a larger one, or more steps."
+            )
     require_known(kind, KINDS, "kind of importance")
     sides = [
         Side.of(model, given, name, {"tokens": tokens, "images": images}, (collect_tokens, collect_images))
         for name, given in (("forget", forget), ("retain", retain))
     ]
+    if sides[0].chosen.digest == sides[1].chosen.digest:
+        raise MismatchError(
+            f"what to forget and what to retain are the same documents, of {sides[0].chosen.corpus.name}; give two "
+            "corpora."
+        )
     for one in sides:
         for other in sides:
             # Chosen on both corpora, so judged on nothing of either.

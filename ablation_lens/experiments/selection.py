@@ -92,7 +92,7 @@ def selectivity(
     """
     require_comparable(forget, retain)
     require_known(kind, KINDS, "kind of importance")
-    least = _epsilon(epsilon, retain.site)
+    least = epsilon_of(epsilon, retain.site)
     if kind == "mean":
         return (importance(forget, kind) - importance(retain, kind)).abs()
     if kind == HISTOGRAM_DISTANCE:
@@ -179,7 +179,8 @@ def _require_statistics(given: Any) -> None:
         raise MismatchError(f"statistics are what al.collect gives for one site, got {type(given).__name__}.")
 
 
-def _epsilon(given: float | None, site: Site) -> float:
+def epsilon_of(given: float | None, site: Site) -> float:
+    """What keeps neurons that do nearly nothing from being chosen; that of the site, if none is given."""
     if given is None:
         return 1e-3 if site is Site.MLP else 1e-4
     if isinstance(given, bool) or not isinstance(given, Real) or not 0 <= float(given) < math.inf:

@@ -319,11 +319,20 @@ def test_what_is_judged_may_not_be_what_neurons_were_chosen_on(opt):
         ({"heads": "mean"}, "have no heads"),
         ({"site": []}, "no site"),
         ({"seeds": [1, 1]}, "each once"),
+        ({"epsilon": math.nan}, "epsilon=nan"),
+        ({"site": "z", "heads": "mean", "step": 0.01}, "less than one head"),
+        ({"per_layer": True, "step": 0.001, "steps": 1}, "less than one neuron of a layer"),
     ],
 )
 def test_what_is_not_possible_is_said_in_a_sentence(opt, changes, said):
     with pytest.raises(AblationLensError, match=said):
         unlearn(*opt, **(SMALL | changes))
+
+
+def test_one_corpus_is_not_both_forgotten_and_retained(opt):
+    model, code, _ = opt
+    with pytest.raises(MismatchError, match="the same documents"):
+        unlearn(model, code, code, **SMALL)
 
 
 def test_what_is_no_task_and_no_pair_is_refused(opt):
