@@ -167,7 +167,12 @@ class Unlearning:
         """The share of a site's neurons that is pruned at a step; of the first site, if none is named."""
         name = self.about.sites[0] if site is None else Site.of(site).value
         require_known(name, self.about.sites, "site of this unlearning")
-        return _share(self.about.steps[self.about.sites.index(name)], step)
+        asked = _share(self.about.steps[self.about.sites.index(name)], step)
+        if self.about.heads is None and not self.about.per_layer:
+            return asked
+        # Of whole heads, and of every layer, far fewer may make up a step than were asked for.
+        when = self.pruned[name][0]
+        return float(((when > 0) & (when <= step)).double().mean())
 
     @cached_property
     def _drops(self) -> Float[ndarray, "run step measure 2"]:

@@ -62,6 +62,7 @@ def blocks(found: Unlearning) -> Iterator[Block]:
     )
     yield Heading("Step by step")
     yield _steps(found)
+    drawn = "of each layer" if about.per_layer else "among all layers together"
     yield Heading("What it was measured on")
     yield Table(
         ("", ""),
@@ -69,7 +70,7 @@ def blocks(found: Unlearning) -> Iterator[Block]:
             ("neurons were chosen on", on_one_line(about.chosen_on)),
             ("judged on", on_one_line(about.judged_on)),
             ("statistics", "collected anew after every step" if about.recollect else "those of the model as it is"),
-            ("random neurons", f"{len(about.seeds)} seeds, as many, drawn among all layers together"),
+            ("random neurons", f"{len(about.seeds)} seeds, as many, drawn {drawn}"),
         ],
     )
 

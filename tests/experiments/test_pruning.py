@@ -111,6 +111,9 @@ def test_whole_heads_are_pruned_by_their_scores_and_so_are_the_random_ones():
     found = unlearn(model, pairs(6), pairs(0), heads="median", **{**OPTIONS, "step": 0.5, "steps": 1})
     assert found.ablation_at(1).mask.all(-1).tolist() == [[False, True]]
     assert found.summary()["furthest"].item() == 1
+    # Of two heads three quarters are one, and what is told is what was pruned.
+    most = unlearn(model, pairs(6), pairs(0), heads="median", **{**OPTIONS, "step": 0.75, "steps": 1})
+    assert most.fraction(1) == float(most.ablation_at(1).mask.double().mean()) == 0.5
     # One of two heads at random is one of the tasks: either all of this one is lost, or all of the other.
     random = found.frame[found.frame["seed"].notna() & (found.frame["step"] == 1) & (found.frame["measure"] == "top1")]
     assert set(random["ahead"].round(6)) <= {1.0, round(-5 / 6, 6)}
