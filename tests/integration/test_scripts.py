@@ -17,6 +17,7 @@ BENCHMARKS = {
     "attribution.py": ("--toy", "--rounds", "1"),
     "attention_speed.py": ("--toy", "--rounds", "0", "--threads", "1", "--run-with-hooks"),
     "circuits.py": ("--toy", "--rounds", "1"),
+    "clustering.py": ("--toy",),
     "collection.py": ("--toy", "--rounds", "1"),
     "first_number.py": ("--toy", "--rounds", "1"),
     "gpu.py": ("--toy", "--models", "mistral", "roberta-fp16"),
