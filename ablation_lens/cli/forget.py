@@ -93,9 +93,9 @@ def forget(
 
     Run the same command again to go on after Ctrl-C; with more steps, values or seeds, what is there is kept.
     """
+    announce(f"loading {model}")
     if not label and (forget is None or retain is None):
         raise AblationLensError("name what to forget and what to retain: --forget and --retain, or --label within one.")
-    announce(f"loading {model}")
     from ablation_lens.experiments.pruning import unlearn
     from ablation_lens.experiments.scores import ExperimentFolder
     from ablation_lens.files import require_target_folder

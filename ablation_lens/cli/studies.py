@@ -412,12 +412,11 @@ def _report_of_circuits(folder: "CircuitFolder", out: Path | None, as_json: bool
 
 def _report_of_experiment(folder: Path, out: Path | None, as_json: bool) -> None:
     from ablation_lens.files import require_target_folder
-    from ablation_lens.report.experiment_page import make_experiment_report
+    from ablation_lens.report.experiment_page import write_experiment_report
 
     require_target_folder(folder if out is None else out)
     announce("drawing the figures")
-    target = folder if out is None else out
-    page, text = make_experiment_report(folder).write(target / "report.html", target / "report.md")
+    page, text = write_experiment_report(folder, out)
     if as_json:
         say_json("report", {"folder": folder, "html": page, "markdown": text})
     else:

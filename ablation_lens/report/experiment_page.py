@@ -22,6 +22,12 @@ RESULTS: Mapping[str, tuple[str, str, str]] = MappingProxyType(
 """The command, which is the name of its file, too → its title, and the module and class of its result."""
 
 
+def write_experiment_report(folder: Path, out: Path | None = None) -> tuple[Path, Path]:
+    """Write report.html and report.md about every result of a folder; returns where."""
+    target = folder if out is None else out
+    return make_experiment_report(folder).write(target / "report.html", target / "report.md")
+
+
 def make_experiment_report(folder: Path) -> Page:
     """The page about every result of a folder."""
     found = {name: folder / f"{name}.safetensors" for name in RESULTS if (folder / f"{name}.safetensors").exists()}
