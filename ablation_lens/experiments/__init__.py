@@ -1,24 +1,32 @@
-"""Questions that the paper leaves open, asked of a model of your own: small grids that can be gone on with.
+"""Questions that the paper leaves open, and its authors' other three papers: small grids that can be gone on with.
+
+What all use:
+
+- `scores`: many ablations of one model on the same documents, each scored once and kept; other pieces of work.
+- `damage`: what ablations cost, compared in pairs over masks and documents.
+
+The open questions:
 
 - `constants`: loss as a function of the constant (`loss_curves`); `minima`: where such a curve is lowest.
-- `scores`: many ablations of one model on the same documents, each scored once and kept.
-- `damage`: what ablations cost, compared in pairs over masks and documents.
 - `stability`: how far centers move between collections and corpora.
 - `atypical`: what off-zero, multi-modal and skewed neurons cost, beside gaussian-like ones of the same variances.
 - `layers`: what every layer and every head costs, center by center.
 - `processing`: what TransformerLens' processing of weights makes of an ablation.
 - `controls`: every center, learned ones among them, beside what the same learning buys otherwise.
+- `predictability`: whether the best constant follows from a neuron's shape.
+
+Unlearning, modularity, transfer:
+
+- `selection`: which neurons matter more on one corpus than on another.
+- `pruning`: such neurons pruned step by step, and what is forgotten (`unlearn`); `trajectories`: how far that is ahead
+  of what else is lost; `forgetting`: the same for every class of an image model.
+- `rotation`: a model of the same function, whose heads' neurons are in order (`rotate_heads`).
 - `clustering`: MLP neurons in clusters of equal size (`clusters`); `balanced`: how such groups are found.
 - `agreement`: what masks have to do with clusters (`concentration`) and with each other (`overlap`), beside chance.
 - `crossing`: what every task keeps without the neurons of each.
 - `modularity`: whether several tasks are done by different neurons, beside a model before training.
 - `transfer`: how much of the next paragraph one token carries; `grabbing`: what a model holds there, to be put
   elsewhere (`grab`); `paragraphs`: documents cut at a blank line (`pairs_of`).
-- `predictability`: whether the best constant follows from a neuron's shape.
-- `selection`: which neurons matter more on one corpus than on another.
-- `rotation`: a model of the same function, whose heads' neurons are in order (`rotate_heads`).
-- `pruning`: such neurons pruned step by step, and what is forgotten (`unlearn`); `trajectories`: how far that is ahead
-  of what else is lost; `forgetting`: the same for every class of an image model.
 """
 
 from importlib import import_module

@@ -6,6 +6,7 @@ Beside the authors' zero stands any center of the corpus to retain, and beside i
 """
 
 import math
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from ablation_lens.ablation.ablation import Ablation, Ablations
 from ablation_lens.ablation.masks import random_neurons
+from ablation_lens.corpora import CorpusSizeWarning
 from ablation_lens.errors import AblationLensError, FileFormatError, MismatchError
 from ablation_lens.escaping import on_one_line
 from ablation_lens.experiments.scores import Pieces, Scores, facts_of
@@ -538,10 +540,6 @@ def plan_of_task(
     task: Task, split: str, size: Mapping[str, int | None], usual: Mapping[str, int], **options: Any
 ) -> BatchPlan:
     """Batches of a task; where nobody says how many, the usual number, or all there are."""
-    import warnings
-
-    from ablation_lens.corpora import CorpusSizeWarning
-
     asked: dict[str, Any] = {unit: number for unit, number in size.items() if number is not None}
     with warnings.catch_warnings():
         if not asked:
