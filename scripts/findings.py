@@ -1,4 +1,4 @@
-"""Do the experiments of docs/FINDINGS.md on the zoo again: a page of tables each, and its figures as pictures.
+"""Do the experiments of docs/findings.md on the zoo again: a page of tables each, and its figures as pictures.
 
     python scripts/findings.py curves layers       # or all: make findings
     python scripts/findings.py mlp                 # MLP neurons: curves, layers and centers
@@ -137,7 +137,7 @@ def write(page: str, arguments: argparse.Namespace) -> None:
     """A page of tables, and its pictures."""
     lines = [f"# What `python scripts/findings.py {page}` prints", ""]
     lines += [f"Made by `make findings` ({'full' if arguments.full else 'reduced'} grid); told in "
-              "[FINDINGS.md](../FINDINGS.md).", ""]  # fmt: skip
+              "[findings.md](../findings.md).", ""]  # fmt: skip
     for part in PAGES[page]:
         done = {name: measure(part, name, arguments) for name in part.models if name in arguments.models}
         if not done:

@@ -1,10 +1,10 @@
-"""What a command printed with `--json`, which is what docs/CLI.md says."""
+"""What a command printed with `--json`, which is what docs/reference/cli.md says."""
 
 import json
 import re
 from pathlib import Path
 
-PAGE = Path(__file__).parents[1] / "docs" / "CLI.md"
+PAGE = Path(__file__).parents[1] / "docs" / "reference" / "cli.md"
 
 SCHEMAS = {
     name: set(re.findall(r"`(\w+)`", fields))

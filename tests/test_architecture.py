@@ -1,4 +1,4 @@
-"""The house: eight floors, each importing only from floors below, and nothing in a circle (docs/ARCHITECTURE.md)."""
+"""The house: eight floors, each importing only from floors below, and nothing in a circle (docs/architecture.md)."""
 
 import ast
 import subprocess

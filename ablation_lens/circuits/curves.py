@@ -339,7 +339,7 @@ def faithfulness_curve(
 
     Args:
         model: any model with TransformerLens hooks.
-        prompts: `circuits.Prompts`, or what else is taken for batches (docs/INPUTS.md).
+        prompts: `circuits.Prompts`, or what else is taken for batches (docs/guide/inputs.md).
         metric: one of `al.metrics` or a function of one's own, with a gradient.
         values: several of what `circuits.Values.of` takes: a list such as ["zero", "mean", "peak"], or a dict by name;
             "counterfactual" for prompts with corrupted twins.

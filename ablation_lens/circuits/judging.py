@@ -389,7 +389,7 @@ def faithfulness(
 
     Args:
         model: any model with TransformerLens hooks.
-        batches: what it is judged on (docs/INPUTS.md).
+        batches: what it is judged on (docs/guide/inputs.md).
         metric: one of `al.metrics` or a function of one's own; one number per row.
         circuit: what is kept.
         values: what everything else is set to: whatever `circuits.Values.of` takes.

@@ -146,7 +146,7 @@ def completeness_gap(
 
     Args:
         model: any model with TransformerLens hooks.
-        batches: what it is judged on (docs/INPUTS.md).
+        batches: what it is judged on (docs/guide/inputs.md).
         metric: one of `al.metrics` or a function of one's own; one number per row.
         circuit: C.
         values: what is ablated is set to: whatever `circuits.Values.of` takes.
@@ -303,7 +303,7 @@ def minimality(
 
     Args:
         model: any model with TransformerLens hooks.
-        batches: what it is judged on (docs/INPUTS.md).
+        batches: what it is judged on (docs/guide/inputs.md).
         metric: one of `al.metrics` or a function of one's own; one number per row.
         circuit: C.
         values: what is ablated is set to: whatever `circuits.Values.of` takes.

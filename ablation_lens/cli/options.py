@@ -50,7 +50,7 @@ SITES = ("z", "mlp", "q", "k", "v", "attn_out", "mlp_out", "resid_pre", "resid_m
 Site = Annotated[
     str,
     typer.Option(
-        help="Which neurons: z (attention), mlp, q, k, v, … (docs/SITES.md).", autocompletion=completing(SITES)
+        help="Which neurons: z (attention), mlp, q, k, v, … (docs/guide/sites.md).", autocompletion=completing(SITES)
     ),
 ]
 Metrics = Annotated[

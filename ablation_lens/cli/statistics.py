@@ -40,7 +40,7 @@ def collect(
     """Measure how every neuron of a model is distributed, and save it.
 
     Ctrl-C saves what was collected so far beside --out, to be merged later. Under torchrun, several processes share the
-    batches (docs/SCALE.md).
+    batches (docs/guide/scale.md).
     """
     announce(f"loading {model}")
     from ablation_lens.files import require_target, write_result
@@ -128,7 +128,7 @@ def learn(
     site: Annotated[
         str | None,
         typer.Option(
-            help="Which neurons: z (attention), mlp, … (docs/SITES.md). Left out: those of --statistics, or z.",
+            help="Which neurons: z (attention), mlp, … (docs/guide/sites.md). Left out: those of --statistics, or z.",
             autocompletion=options.completing(options.SITES),
         ),
     ] = None,

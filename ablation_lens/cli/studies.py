@@ -54,7 +54,7 @@ def study(
     site: Annotated[
         str | None,
         typer.Option(
-            help="Which neurons: z (attention), mlp, q, … (docs/SITES.md).",
+            help="Which neurons: z (attention), mlp, q, … (docs/guide/sites.md).",
             autocompletion=options.completing(options.SITES),
         ),
     ] = None,
@@ -80,7 +80,7 @@ def study(
     """Ablate 10 % to 100 % of the neurons by every method, and measure what is lost.
 
     Start from a preset or a TOML file, and change single settings by options. Run the same command again to go on
-    after Ctrl-C, or at the same time elsewhere, or under torchrun, to share the work (docs/SCALE.md).
+    after Ctrl-C, or at the same time elsewhere, or under torchrun, to share the work (docs/guide/scale.md).
     """
     announce(f"starting in {out}")
     from ablation_lens.ranks import Ranks

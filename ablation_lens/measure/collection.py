@@ -98,10 +98,10 @@ def collect(
     Args:
         model: any model with TransformerLens hooks.
         batches: a `BatchPlan` or a part of one; texts; token ids or pixels; dicts of `input_ids`, `attention_mask` and
-            `labels`; `Batch`es; a list, `Dataset`, `DataLoader` or iterator of these (docs/INPUTS.md). What is padding
+            `labels`; `Batch`es; a list, `Dataset`, `DataLoader` or iterator of these (docs/guide/inputs.md). What is padding
             in token ids without a mask is told by the pad token of the model's tokenizer (with a `PaddingWarning`);
             without a tokenizer, everything counts.
-        site: which neurons: "z", "mlp", ... (docs/SITES.md). Of a list, all are collected in the same pass, and the
+        site: which neurons: "z", "mlp", ... (docs/guide/sites.md). Of a list, all are collected in the same pass, and the
             result is a dictionary, `{Site: statistics}`, which is read by name, too.
         bins: most bins per neuron; between half of them and all are used.
         passes: 2 adds a histogram trimmed to the 0.1–99.9 % range, which resolves neurons with outliers.
@@ -110,7 +110,7 @@ def collect(
         positions: also keep the mean at every position.
         progress: show a progress bar.
         ranks: `Ranks.join()` in a program that torchrun started several times: each of them reads its share of a plan,
-            and all get the same statistics, of the whole (docs/SCALE.md).
+            and all get the same statistics, of the whole (docs/guide/scale.md).
 
     >>> from ablation_lens import load_model
     >>> model = load_model("tiny-opt")

@@ -63,7 +63,7 @@ def evaluate(
 
     Args:
         model: any model with TransformerLens hooks.
-        batches: a `BatchPlan`, or what else `collect` takes (docs/INPUTS.md); padding that is not marked is found as
+        batches: a `BatchPlan`, or what else `collect` takes (docs/guide/inputs.md); padding that is not marked is found as
             there.
         ablation: an `Ablation`, several (`a | b`), or anything with a `hooks()` method; None evaluates the model as it
             is.

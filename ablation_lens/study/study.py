@@ -289,7 +289,7 @@ class Study:
         `patience` seconds (None: as long as ten cells took, and a minute at least), as one of them may be stopped.
 
         In a program that torchrun started several times, `ranks=Ranks.join()` makes them collect statistics together,
-        too, and the first one shows `progress` (docs/SCALE.md).
+        too, and the first one shows `progress` (docs/guide/scale.md).
 
         A center of your own that gives other values than before is measured anew. The folder keeps the cells of both;
         here the name means the new ones, and `Results.load` tells them apart by what they were set to.

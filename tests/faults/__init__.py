@@ -1,6 +1,6 @@
 """A seeded campaign against the tool: it builds its own victims, hurts them, and counts what survives.
 
-An attempt survives if the tool does what it promises (docs/SECURITY.md): a right result, or one sentence that names
+An attempt survives if the tool does what it promises (docs/security.md): a right result, or one sentence that names
 what is wrong; in time, within its memory, with nothing lost and nothing run. Every class of fault is a test here, small
 in the suite and ten times as large under `-m slow`; the summary of pytest prints attempts, survived and failed.
 

@@ -10,7 +10,9 @@ from ablation_lens.models.load import transformer_lens_major
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
+PAGES = ["README.md", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md"))]
+# What notebooks show is made from them, and they are run by a test of their own.
+WRITTEN = [page for page in PAGES[1:] if not page.startswith("docs/notebooks/")]
 
 
 def blocks(page):
@@ -37,14 +39,14 @@ def test_the_readme_and_then_the_guide_run(elsewhere):
     """The guide goes on from the names of the README."""
     names = {"__name__": "readme"}
     run("README.md", names)
-    run("docs/GUIDE.md", names)
+    run("docs/guide/tour.md", names)
     al, model, held_out = names["al"], names["model"], names["held_out"]
     assert al.evaluate(model, held_out, names["ablation"]).cross_entropy > al.evaluate(model, held_out).cross_entropy
 
 
 # transformer-lens 3.9 says the first of every HookedTransformer, and two pages make one.
 @pytest.mark.filterwarnings("ignore:HookedTransformer is deprecated", "ignore:it is not known how this model's weights")
-@pytest.mark.parametrize("page", [page for page in PAGES[1:] if blocks(page) and page != "docs/GUIDE.md"])
+@pytest.mark.parametrize("page", [page for page in WRITTEN if blocks(page) and page != "docs/guide/tour.md"])
 def test_a_page_runs(page, elsewhere):
     run(page, {"__name__": "page"})
 
@@ -58,7 +60,7 @@ def test_what_a_page_shows_and_links_is_there(page):
 
 
 def test_a_recipe_is_about_ten_lines():
-    for block in blocks("docs/RECIPES.md"):
+    for block in blocks("docs/howto/recipes.md"):
         assert len([line for line in block.splitlines() if line and not line.startswith(("import", "from"))]) <= 12
 
 
