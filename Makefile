@@ -71,14 +71,14 @@ bench-gpu: $(STAMP)
 notebooks: $(STAMP)
 	$(BIN)/python scripts/notebooks.py
 
-# The experiments of docs/FINDINGS.md on the zoo, anew or gone on with; FULL=1 for the full grids, which take hours.
+# The experiments of docs/findings.md on the zoo, anew or gone on with; FULL=1 for the full grids, which take hours.
 findings: $(STAMP)
 	$(BIN)/python scripts/findings.py $(if $(FULL),--full)
 
 # Resolve every dependency anew in a throwaway environment and pin what came out.
 lock:
 	$(PYTHON) scripts/lock.py requirements.lock --pin transformer-lens==3.9.0
-	$(PYTHON) scripts/lock.py requirements-tl4.lock --pin transformer-lens==4.3.0
+	$(PYTHON) scripts/lock.py requirements-tl4.lock --pin transformer-lens==4.3.0 --without docs --without release
 
 clean:
 	rm -rf $(VENV) .venv-tl4 build node_modules *.egg-info

@@ -21,11 +21,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("lock", type=Path)
     parser.add_argument("--pin", action="append", default=[], help="a requirement to resolve with, such as a==1.0")
+    parser.add_argument("--without", action="append", default=[], help="an extra that this environment does not have")
     arguments = parser.parse_args()
     project = tomllib.loads(Path("pyproject.toml").read_text(encoding="utf-8"))
     wanted = list(project["project"]["dependencies"])
-    for extra in project["project"]["optional-dependencies"].values():
-        wanted += extra
+    for extra, requirements in project["project"]["optional-dependencies"].items():
+        wanted += [] if extra in arguments.without else requirements
     # setuptools builds the editable install without an isolated environment, so it is locked as well.
     wanted += [*project["build-system"]["requires"], "wheel", TORCH, *arguments.pin]
     with tempfile.TemporaryDirectory() as folder:
