@@ -62,7 +62,7 @@ def llama(**changes: Any) -> Any:
 
 
 def gpt2(**changes: Any) -> Any:
-    config = {"vocab_size": 61, "n_embd": 36, "n_layer": 3, "n_head": 6, "n_positions": 33, "n_ctx": 33}
+    config = {"vocab_size": 61, "n_embd": 36, "n_layer": 3, "n_head": 6, "n_positions": 33}
     return transformers.GPT2LMHeadModel(transformers.GPT2Config(**{**config, **changes}))
 
 

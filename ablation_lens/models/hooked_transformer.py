@@ -65,6 +65,9 @@ def _transformer_lens_config(
 
     # With defaults (use_diff=False): TransformerLens reads values that a config.json may leave to its family.
     values = json.loads(checkpoint.config.to_json_string(use_diff=False)) | {"architectures": [architecture]}
+    if checkpoint.model_type == "gpt2":
+        # TransformerLens asks for what OpenAI's config.json has, and a model that transformers makes has not.
+        values.setdefault("n_ctx", checkpoint.config.n_positions)
     try:
         with _neutral_folder(values) as folder:
             cfg = loading.get_pretrained_model_config(
