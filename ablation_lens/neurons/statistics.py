@@ -1,11 +1,13 @@
 """`ActivationStatistics`: how every neuron of a site is distributed, and where that was measured."""
 
+import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
@@ -15,6 +17,8 @@ from ablation_lens.ablation.masks import as_mask
 from ablation_lens.errors import FileFormatError, MismatchError
 from ablation_lens.files import load_tensors, save_tensors
 from ablation_lens.neurons import centers, shapes
+from ablation_lens.neurons.arrays import PROVENANCE, Arrays, from_arrays, to_arrays, word
+from ablation_lens.neurons.grid import scale_by
 from ablation_lens.neurons.histogram import NeuronHistogram
 from ablation_lens.neurons.histogram_file import HistogramHeader
 from ablation_lens.neurons.moments import Moments
@@ -220,17 +224,35 @@ class ActivationStatistics:
         if passes == 2:
             trimmed = TrimmedHistogram.around(histogram)
             trimmed.update(values, valid)
-        provenance = Provenance(
-            model=model or _unnamed(shape, values.dtype),
-            site=Site.of(site).value,
-            # Nobody said which positions are special, so all were counted.
-            include_bos=True,
-            tokens=int(moments.count[0]),
-            corpora=(),
-            plans=(),
-            versions=Versions.current(),
-        )
+        provenance = _of_somebody(model or _unnamed(shape, values.dtype), Site.of(site), int(moments.count[0]))
         return cls(histogram, moments, provenance, trimmed)
+
+    @classmethod
+    def of_arrays(
+        cls, arrays: Mapping[str, Any], *, model: ModelRecord | None = None, site: Site | str | None = None
+    ) -> "ActivationStatistics":
+        """The statistics whose `arrays()` these are, bit for bit; what does not fit together is refused.
+
+        Args:
+            arrays: the arrays by name, also as `numpy.load` gives them.
+            model: the record of the model, where the arrays hold no `provenance`; as for `of_values`.
+            site: where they are from, then; None for z.
+
+        >>> statistics = ActivationStatistics.of_values(torch.tensor([1.0, 2.0, 2.0, 100.0]).view(4, 1, 1, 1))
+        >>> ActivationStatistics.of_arrays(statistics.arrays()).center("peak").item()
+        2.5
+        """
+        told = _provenance_in(arrays)
+        where = Site.of(site if site is not None else Site.Z if told is None else told.site)
+        parts = from_arrays(arrays, where, None if told is None else told.tokens)
+        if told is None:
+            dtype = parts.histogram.resolution
+            told = _of_somebody(model or _unnamed(parts.histogram.shape, dtype), where, int(parts.moments.count[0]))
+        elif told.site != where.value:
+            raise MismatchError(f"these arrays are of {told.site!r}, and not of {where.value!r}; leave site out.")
+        elif model is not None:
+            model.require_same(told.model, "these arrays are another model's")
+        return cls(parts.histogram, parts.moments, told, parts.trimmed, parts.positions, parts.rows)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -317,13 +339,12 @@ class ActivationStatistics:
         Indexed by the neuron's name; `peak_over_sigma` is |peak|/σ, `mean_to_peak_over_sigma` |mean − peak|/σ
         and `epsilon_over_sigma` ε/σ, the bin width.
         """
-        import numpy
         import pandas
 
         quarters, peak = self.histogram.quantile([0.25, 0.5, 0.75]).cpu(), self.center("peak")
         described = shapes.describe(self, quartiles=quarters[::2], peak=peak)
         # The order in which `flatten` below goes through a tensor: dim fastest.
-        places = numpy.indices(self.shape, dtype=numpy.int64).reshape(3, -1)
+        places = np.indices(self.shape, dtype=np.int64).reshape(3, -1)
         columns = dict(zip(("layer", "head", "dim"), places, strict=True))
         numbers = {
             "count": self.count,
@@ -343,8 +364,59 @@ class ActivationStatistics:
             columns | {name: tensor.flatten().numpy() for name, tensor in numbers.items()},
             index=pandas.Index(neuron_names(self.shape, self.site), name="neuron"),
         )
-        frame["shape"] = numpy.array(shapes.SHAPE_WORDS, dtype=object)[described.word.flatten().numpy()]
+        frame["shape"] = np.array(shapes.SHAPE_WORDS, dtype=object)[described.word.flatten().numpy()]
         return frame
+
+    def bins(self, neurons: Bool[Tensor, "layer head dim"] | str | Iterable[str] | None = None) -> "pandas.DataFrame":
+        """One row per bin that holds a value: `neuron layer head dim left right count`, to plot with any library.
+
+        Bin `[left, right)` holds `count` values. A neuron's bins are equally wide and in order; those without a value
+        are left out. For all neurons, or those that are named, or in a mask.
+
+        >>> statistics = ActivationStatistics.of_values(torch.tensor([1.0, 2.0, 2.0, 100.0]).view(4, 1, 1, 1))
+        >>> statistics.bins("L0.H0.D0")[["neuron", "left", "right", "count"]]
+             neuron   left  right  count
+        0  L0.H0.D0    1.0    1.5      1
+        1  L0.H0.D0    2.0    2.5      2
+        2  L0.H0.D0  100.0  100.5      1
+        """
+        import pandas
+
+        counts = self.histogram.counts().cpu()
+        if neurons is not None:
+            counts = counts * as_mask(neurons, self.shape, site=self.site).cpu()[..., None]
+        place = counts.nonzero(as_tuple=True)
+        flat = np.ravel_multi_index([axis.numpy() for axis in place[:3]], self.shape)
+        exponent, offset = (grid.cpu()[place[:3]] for grid in (self.histogram.exponent, self.histogram.offset))
+        columns = {
+            "neuron": np.array(neuron_names(self.shape, self.site), dtype=object)[flat],
+            **{name: axis.numpy() for name, axis in zip(("layer", "head", "dim"), place, strict=False)},
+            "left": scale_by(offset + place[3], exponent).numpy(),
+            "right": scale_by(offset + place[3] + 1, exponent).numpy(),
+            "count": counts[place].numpy(),
+        }
+        return pandas.DataFrame(columns)
+
+    def arrays(self) -> Arrays:
+        """All of it as NumPy arrays by name, for `numpy.savez` and people without this library; `of_arrays` reads them.
+
+        Per neuron `[layer head dim]`: bin i of `counts [… bin]` is `[left + i·width, left + (i + 1)·width)`; then
+        `minimum`, `maximum`, `count`, `mean`, `variance` (divided by the count), and how many values are `zeros` and
+        how many `positive`. So that the way back is exact: `pivot`, the sums of x − pivot (`deviation_sum`), of its
+        square (`squared_deviation_sum`), of |x| (`absolute_sum`) and √|x| (`root_sum`), and two texts, `resolution`
+        (the dtype of the values) and `provenance` (JSON). A second pass is `trimmed_…`, with the ends of its range as
+        minimum and maximum and what lies `trimmed_below` and `trimmed_above` it. Where they are known,
+        `position_sums [layer pos head dim]`, `position_counts` and `rows` follow.
+
+        >>> arrays = ActivationStatistics.of_values(torch.tensor([1.0, 2.0, 2.0]).view(3, 1, 1, 1), bins=2).arrays()
+        >>> [arrays[name].tolist() for name in ("left", "width", "counts")]
+        [[[[1.0]]], [[[1.0]]], [[[[1, 2]]]]]
+        """
+        told = np.array(json.dumps(self.provenance.to_dict()))
+        return {**to_arrays(self._parts()), PROVENANCE: told}
+
+    def _parts(self) -> Parts:
+        return Parts(self.histogram, self.moments, self.trimmed, self.positions, self.rows)
 
     def merge(self, other: "ActivationStatistics") -> "ActivationStatistics":
         """Statistics that have seen both; unlike models, sites, dtypes or settings are refused, naming both."""
@@ -374,9 +446,8 @@ class ActivationStatistics:
             HistogramHeader.of(self.histogram),
             None if self.trimmed is None else HistogramHeader.of(self.trimmed),
         )
-        parts = Parts(self.histogram, self.moments, self.trimmed, self.positions, self.rows)
         version = VERSION if self.provenance.ranks else VERSION - 1
-        save_tensors(path, KIND, header.to_dict(), parts.tensors(), version=version)
+        save_tensors(path, KIND, header.to_dict(), self._parts().tensors(), version=version)
 
     @classmethod
     def load(cls, path: str | Path) -> "ActivationStatistics":
@@ -400,6 +471,32 @@ class ActivationStatistics:
             f"{layers} layers × {heads} heads × {dims} dims, {self.provenance.tokens:,} positions, "
             f"{self.histogram.bins} bins{passes})"
         )
+
+
+def _provenance_in(arrays: Mapping[str, Any]) -> Provenance | None:
+    if not isinstance(arrays, Mapping) or PROVENANCE not in arrays:
+        return None
+    try:
+        return Provenance.from_dict(json.loads(word(arrays, PROVENANCE)))
+    except (ValueError, RecursionError, FileFormatError) as error:
+        raise MismatchError(
+            f"the provenance of these arrays cannot be read ({str(error).rstrip('.')}); leave it out, and give model "
+            "and site."
+        ) from error
+
+
+def _of_somebody(model: ModelRecord, site: Site, tokens: int) -> Provenance:
+    """Where values come from that somebody brought along."""
+    return Provenance(
+        model=model,
+        site=site.value,
+        # Nobody said which positions are special, so all were counted.
+        include_bos=True,
+        tokens=tokens,
+        corpora=(),
+        plans=(),
+        versions=Versions.current(),
+    )
 
 
 def _unnamed(shape: tuple[int, int, int], dtype: torch.dtype) -> ModelRecord:
