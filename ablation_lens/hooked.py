@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from ablation_lens.errors import MismatchError
+from ablation_lens.names import nearest
 from ablation_lens.sites import Site, Weights
 
 
@@ -212,9 +213,17 @@ def require_site(model: Any, site: Site, *, replaced: bool = False) -> None:
         raise MismatchError(
             f"the model is a {type(model).__name__}; give a hooked model, such as al.load_model('tiny-opt')."
         )
-    site.shape(model.cfg)  # has a sentence of its own for a model without MLPs
+    if not site.is_one_hook:
+        site.shape(model.cfg)  # has a sentence of its own for a model without MLPs
     points = getattr(model, "hook_dict", None)
     if points is None:  # a user's own wrapper: whether a hook exists is seen when it is used
+        return
+    if site.is_one_hook:
+        if site.value not in points:
+            raise MismatchError(
+                f"this model has no hook {site.value!r}; did you mean {nearest(site.value, points)!r}? Its hooks "
+                "are in model.hook_dict, those of a sparse autoencoder after model.add_sae(sae)."
+            )
         return
     missing = [name for name in site.hook_names(model.cfg) if name not in points]
     if missing:
@@ -230,6 +239,74 @@ def require_site(model: Any, site: Site, *, replaced: bool = False) -> None:
             "what is put at resid_mid of a TransformerBridge reaches the MLP alone, and not the residual stream, so "
             "nothing can be ablated there; ablate attn_out, or use transformer-lens 3."
         )
+
+
+def shape_at(model: Any, site: Site, *, replaced: bool = False) -> tuple[int, int, int]:
+    """`(layer, head, dim)` of a site of this model. How wide a single hook is, is seen in a run over two positions.
+
+    With `replaced`, also raises `MismatchError` where the model computes the same whatever is put at such a hook.
+
+    >>> from ablation_lens import load_model
+    >>> shape_at(load_model("tiny-opt"), Site.of("blocks.1.ln1.hook_normalized"))
+    (1, 1, 128)
+    """
+    require_site(model, site, replaced=replaced)
+    if not site.is_one_hook:
+        return site.shape(model.cfg)
+    seen: list[tuple[int, int]] = []
+
+    def see(value: Any, hook: Any) -> None:
+        rows, columns, heads, dims = site.to_heads(value).shape
+        if (rows, columns) != (1, 2) and task_of(model) != "image-classification":
+            raise MismatchError(f"{site.value} is {rows} × {columns} where the model reads 1 text of 2 positions.")
+        seen.append((heads, dims))
+
+    def spoil(value: Any, hook: Any) -> Tensor:
+        # NaN, because anything else may come to nothing: a norm takes away what is added to all.
+        return torch.full_like(value, torch.nan)
+
+    with torch.inference_mode():
+        with firing([site]):
+            plain = model.run_with_hooks(_any_input(model), fwd_hooks=[(site.value, see)])
+        require_fired(site, bool(seen))
+        if replaced and torch.equal(model.run_with_hooks(_any_input(model), fwd_hooks=[(site.value, spoil)]), plain):
+            raise MismatchError(
+                f"this model computes the same whatever is put at {site.value}, so nothing can be ablated there; it "
+                "can be collected."
+            )
+    return 1, *seen[0]
+
+
+@contextmanager
+def firing(sites: Iterable[Site]) -> Iterator[None]:
+    """Around a run: transformer-lens 4 refuses a hook that settings have switched off."""
+    try:
+        yield
+    except ValueError as error:
+        off = [site for site in sites if site.is_one_hook and f"Cannot add hook {site.value} " in str(error)]
+        if not off:
+            raise
+        raise MismatchError(_never_fires(off[0])) from error
+
+
+def require_fired(site: Site, fired: bool) -> None:
+    """Raise `MismatchError` for a hook that stayed silent in a run; transformer-lens 3 says nothing of it."""
+    if not fired:
+        raise MismatchError(_never_fires(site))
+
+
+def _never_fires(site: Site) -> str:
+    return (
+        f"{site.value} is a hook of this model that never fires, so there is nothing to see; TransformerLens switches "
+        "some on by settings, such as cfg.use_attn_result."
+    )
+
+
+def _any_input(model: Any) -> Tensor:
+    """Two tokens, or an image."""
+    if task_of(model) == "image-classification":
+        return torch.zeros(1, model.n_channels, *model.image_size, device=model.cfg.device)
+    return torch.arange(2, device=model.cfg.device)[None]
 
 
 # ---------------------------------------------------------------------- the weights that read neurons, or make them

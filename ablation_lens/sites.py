@@ -23,10 +23,15 @@ class Site(Enum):
     A site's shape is `(layer, head, dim)`. Where neurons have no heads, all of a layer count as one "head". Wherever
     a site is asked for, its name will do: `site="mlp"`.
 
+    The full name of one hook is a site, too, with this hook as its only "layer": the latents of a sparse autoencoder
+    are at `"blocks.2.hook_resid_pre.hook_sae_acts_post"`.
+
     >>> Site.Z.hook_name(3)
     'blocks.3.attn.hook_z'
     >>> Site.of("mlp").hook_name(0)
     'blocks.0.mlp.hook_post'
+    >>> Site.of("blocks.1.ln1.hook_normalized").is_one_hook
+    True
     """
 
     Z = "z"
@@ -52,8 +57,19 @@ class Site(Enum):
         """
         if isinstance(site, Site):
             return site
-        require_known(site, [each.value for each in cls], "site", nearest_to=_without_hook(site))
+        if not _is_hook_name(site):
+            require_known(site, [each.value for each in cls], "site", nearest_to=_without_hook(site))
         return cls(site)
+
+    @classmethod
+    def _missing_(cls, value: object) -> "Site | None":
+        """One hook, by its name: a member that is not listed, as `enum.Flag` makes them. One name, one object."""
+        if not isinstance(value, str) or not _is_hook_name(value):
+            return None
+        made = object.__new__(cls)
+        made._name_ = made._value_ = value
+        found: Site = cls._value2member_map_.setdefault(value, made)  # type: ignore[assignment]
+        return found
 
     def __eq__(self, other: object) -> bool:
         """A site is its name, so that a dictionary by site is read by name, too."""
@@ -62,22 +78,58 @@ class Site(Enum):
     def __hash__(self) -> int:
         return hash(self.value)
 
+    @property
+    def is_one_hook(self) -> bool:
+        """Whether this is a single hook of a model, given by its name, and not a place in every block."""
+        return self not in _PLACES
+
+    @property
+    def _place(self) -> "_Place":
+        if self.is_one_hook:
+            return _Place(self.value, "head" if self.value.rpartition(".")[2] in _WITH_HEADS else None, "dim")
+        return _PLACES[self]
+
+    @property
+    def block(self) -> int | None:
+        """The block that a single hook is in; None for one before the blocks or after them."""
+        number = re.match(r"blocks\.(\d{1,9})\.", self.value)
+        return int(number[1]) if number else None
+
+    def layers(self, cfg: Any) -> range:
+        """The numbers of a model's layers; a single hook is layer 0, whatever block it is in."""
+        return range(1 if self.is_one_hook else cfg.n_layers)
+
     def hook_name(self, layer: int) -> str:
         """The TransformerLens name of this site's hook point in `layer`."""
-        return f"blocks.{layer}.{_PLACES[self].hook}"
+        if self.is_one_hook:
+            if layer != 0:
+                raise self._not_in_every_block()
+            return str(self.value)
+        return f"blocks.{layer}.{self._place.hook}"
 
     def hook_names(self, cfg: Any) -> list[str]:
         """One hook name per layer of a model's `cfg`."""
-        return [self.hook_name(layer) for layer in range(cfg.n_layers)]
+        return [self.hook_name(layer) for layer in self.layers(cfg)]
 
     @property
     def has_heads(self) -> bool:
         """Whether neurons are counted by head; otherwise all of a layer are in head 0."""
-        return _PLACES[self].heads is not None
+        return self._place.heads is not None
+
+    def _not_in_every_block(self) -> MismatchError:
+        return MismatchError(
+            f"{self.value} is one hook of a model, which collect, statistics, ablations, evaluate, compare_centers and "
+            "the explorer take; here a site of every block is needed, such as 'z' or 'mlp'."
+        )
 
     def shape(self, cfg: Any) -> tuple[int, int, int]:
-        """`(layer, head, dim)` for a model's `cfg`; under grouped heads, keys and values have fewer."""
-        place = _PLACES[self]
+        """`(layer, head, dim)` for a model's `cfg`; under grouped heads, keys and values have fewer.
+
+        How wide a single hook is, no `cfg` says: `hooked.shape_at` asks the model.
+        """
+        if self.is_one_hook:
+            raise self._not_in_every_block()
+        place = self._place
         if self in (Site.MLP, Site.MLP_OUT) and (getattr(cfg, "attn_only", False) or not cfg.d_mlp):
             raise MismatchError(f"this model has attention only, and so no neurons at {self.value!r}; use site='z'.")
         # None, or not there at all, where every head has keys and values of its own.
@@ -87,8 +139,10 @@ class Site(Enum):
     def could_have(self, shape: tuple[int, ...], record: Any) -> bool:
         """Whether neurons of the model with this record may have a shape.
 
-        A record does not say how many heads share keys and values.
+        A record does not say how many heads share keys and values, nor how wide a single hook is.
         """
+        if self.is_one_hook:
+            return len(shape) == 3 and shape[0] == 1 and (self.has_heads or shape[1] == 1)
         expected = self.shape(record)
         grouped = self in (Site.K, Site.V) and len(shape) == 3 and shape[1] > 0 and expected[1] % shape[1] == 0
         return shape == (expected[0], shape[1] if grouped else expected[1], expected[2])
@@ -96,7 +150,7 @@ class Site(Enum):
     @property
     def weights(self) -> "Weights | None":
         """The weights an ablation can be baked into; None where that is not possible."""
-        return _PLACES[self].weights
+        return self._place.weights
 
     @property
     def incoming(self) -> "Weights | None":
@@ -104,17 +158,22 @@ class Site(Enum):
 
         Where an MLP is gated, a neuron has two such columns: this is "up", the branch without the activation function.
         """
-        return _PLACES[self].incoming
+        return self._place.incoming
 
     def to_heads(self, activation: Float[Tensor, "batch pos *site"]) -> Float[Tensor, "batch pos head dim"]:
         """A hook's activation with an explicit head axis (a view)."""
         # Checked, because a tensor of another layout may broadcast against a mask without an error.
         wanted = 4 if self.has_heads else 3
-        if activation.ndim != wanted:
-            axes = f"batch, pos, {'head, ' if self.has_heads else ''}{_PLACES[self].dims}"
+        if self.is_one_hook and not (isinstance(activation, Tensor) and activation.is_floating_point()):
             raise MismatchError(
-                f"{_PLACES[self].hook} gave a tensor of shape {tuple(activation.shape)}; expected {wanted} axes "
-                f"({axes}). Is this model hooked the TransformerLens way?"
+                f"{self.value} holds no floating-point numbers [batch, pos, dim], so it has no neurons to measure."
+            )
+        if activation.ndim != wanted:
+            axes = f"batch, pos, {'head, ' if self.has_heads else ''}{self._place.dims}"
+            why = ", so it is not a site." if self.is_one_hook else ". Is this model hooked the TransformerLens way?"
+            raise MismatchError(
+                f"{self._place.hook} gave a tensor of shape {tuple(activation.shape)}; expected {wanted} axes "
+                f"({axes}){why}"
             )
         return activation if self.has_heads else activation.unsqueeze(-2)
 
@@ -193,6 +252,23 @@ _PLACES = {
 }
 
 
+_WITH_HEADS = (
+    *(f"hook_{name}" for name in ("q", "k", "v", "z", "rot_q", "rot_k", "result", "attn_in")),
+    *(f"hook_{name}_input" for name in "qkv"),
+)
+"""What TransformerLens calls hooks of `[batch pos head dim]`; all others that can be a site are `[batch pos dim]`."""
+
+# Names of modules, and nothing that a page or a terminal might take for more than a name.
+_HOOK_NAME = re.compile(r"(?=.*\.|hook_)(?:\w+\.)*\w+", re.ASCII)
+
+
+def _is_hook_name(text: object) -> bool:
+    """Whether this is the full name of a hook, and not a site in another spelling, such as `hook_z`."""
+    if not isinstance(text, str) or len(text) > 200 or not _HOOK_NAME.fullmatch(text):
+        return False
+    return text.startswith("blocks.") or not any(f".{place.hook}".endswith(f".{text}") for place in _PLACES.values())
+
+
 def _without_hook(text: object) -> str:
     """The site that a hook point's name, such as `blocks.0.attn.hook_z`, is nearest to."""
     point = str(text).rpartition("hook_")[2]
@@ -225,7 +301,7 @@ def neuron_name(layer: int, head: int, dim: int, site: Site | str = Site.Z) -> s
     ('L3.H5.D17', 'L3.M17')
     """
     where = Site.of(site)
-    return f"L{layer}.{f'H{head}.' if where.has_heads else ''}{_PLACES[where].letter}{dim}"
+    return f"L{layer}.{f'H{head}.' if where.has_heads else ''}{where._place.letter}{dim}"
 
 
 def neuron_names(shape: Iterable[int], site: Site | str = Site.Z) -> list[str]:
@@ -290,7 +366,7 @@ def _parse(
 
 def _read(text: str, site: Site) -> tuple[int, ...] | None:
     match = _PLACE.fullmatch(text.strip())
-    if match is None or match[3] not in (None, "D", _PLACES[site].letter):
+    if match is None or match[3] not in (None, "D", site._place.letter):
         return None
     layer, head, dim = (None if digits is None else int(digits) for digits in match.group(1, 2, 4))
     assert layer is not None
@@ -312,12 +388,17 @@ def _numbers(given: Sequence[int]) -> tuple[int, ...] | None:
 
 
 def _example(site: Site) -> str:
-    return f"{neuron_name(3, 5, 17, site)} (layer, {'head, ' if site.has_heads else ''}dim)"
+    return f"{neuron_name(0 if site.is_one_hook else 3, 5, 17, site)} (layer, {'head, ' if site.has_heads else ''}dim)"
 
 
 def _require_exists(text: object, place: tuple[int, ...], limits: tuple[int, ...], site: Site) -> None:
     # Not strict: a head gives two numbers, against three limits.
     if any(number >= limit for number, limit in zip(place, limits, strict=False)):
+        if site.is_one_hook:
+            last = neuron_name(0, limits[1] - 1, limits[2] - 1, site)
+            raise MismatchError(
+                f"{text} does not exist: the neurons of {site.value} are {neuron_name(0, 0, 0, site)} to {last}."
+            )
         heads = f"{limits[1]} {'' if site is Site.Z else f'{site.value} '}heads and {limits[2]} dims"
         sizes = heads if site.has_heads else f"{limits[2]} {site.value} neurons in each"
         raise MismatchError(f"{text} does not exist: this model has {limits[0]} layers, {sizes}, counted from 0.")

@@ -6,7 +6,7 @@ quantising too, and also where there never was a file.
 
 import functools
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from jaxtyping import Int64
@@ -32,11 +32,18 @@ def checksum(model: nn.Module) -> str:
     """
     # nn.Module's own: it goes through every module, and lists a parameter once, whatever else it is called.
     # A bridge of transformer-lens 4 lists only some of its parameters.
-    held = sorted(nn.Module.named_parameters(model))
+    held = sorted([*nn.Module.named_parameters(model), *_attached(model)])
     layout = "".join(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n" for name, tensor in held)
     weights = functools.lru_cache(maxsize=32)(_weights)  # many tensors share their sizes
     total = sum(_odd(name) * _sum(tensor, weights) for name, tensor in held)
     return f"{hashlib.sha256(layout.encode()).hexdigest()[:8]}-{total % 2**64:016x}"
+
+
+def _attached(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """The parameters of sparse autoencoders that sae-lens attaches: it hides them from a model's own parameters."""
+    for hook, autoencoder in getattr(model, "acts_to_saes", {}).items():
+        for name, tensor in autoencoder.named_parameters():
+            yield f"{hook}.{name}", tensor
 
 
 def layout_of(checksum: str) -> str:

@@ -29,12 +29,13 @@ from ablation_lens.ablation.places import (
 )
 from ablation_lens.errors import FileFormatError, MismatchError, NonFiniteError
 from ablation_lens.files import load_tensors, save_tensors
-from ablation_lens.hooked import Columns, require_site, watch_columns
+from ablation_lens.hooked import Columns, shape_at, watch_columns
 from ablation_lens.records import ModelRecord, Record, record_of, stated_record
 from ablation_lens.sites import Hook, Site, neuron_name
 
-KIND, SEVERAL, VERSION = "ablation", "ablations", 3
-"""What these files call themselves, and their format: the second says more of the model, the third of positions."""
+KIND, SEVERAL, VERSION = "ablation", "ablations", 4
+"""What these files call themselves, and their format: the second says more of the model, the third of positions. The
+fourth is of a site that is one hook; everything else is written as the third."""
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 # Weak, so that no model stays in memory because it was warned about.
@@ -172,8 +173,7 @@ class Ablation:
         Ablation(33 of 512 neurons in 2 layers → 0)
         """
         where = Site.of(site)
-        require_site(model, where)
-        mask = named_neurons(names, where.shape(model.cfg), site=where)
+        mask = named_neurons(names, shape_at(model, where), site=where)
         number = _read_values(values)
         if center is None and isinstance(number, float):
             center = f"{number:g}"
@@ -334,13 +334,22 @@ class Ablation:
         if not self.depends_on_position:
             yield self.hooks()
             return
-        with watch_columns(model, self._layers()) as columns:
-            yield self._hooks(columns)
+        if not self.site.is_one_hook:
+            with watch_columns(model, self._layers()) as columns:
+                yield self._hooks(columns)
+            return
+        block = self.site.block
+        if block is None:
+            raise MismatchError(
+                f"{self.site.value} is not in a block, and only blocks know which position a column is; use "
+                "resolve(model, batch), or hooks(), which counts columns."
+            )
+        with watch_columns(model, [block]) as columns:
+            yield self._hooks(dict.fromkeys(self._layers(), columns[block]))
 
     def require_fits(self, model: Any) -> None:
         """Raise `MismatchError` unless the ablation's shape, and its source where known, are the model's."""
-        require_site(model, self.site, replaced=True)
-        expected = self.site.shape(model.cfg)
+        expected = shape_at(model, self.site, replaced=True)
         if tuple(self.mask.shape) != expected:
             raise MismatchError(
                 f"this ablation is for {self.site.value} neurons of shape {tuple(self.mask.shape)}, the model has "
@@ -423,7 +432,7 @@ class Ablation:
     def save(self, path: str | Path) -> None:
         """Write one safetensors file, atomically."""
         header, tensors = self._to_file()
-        save_tensors(path, KIND, header, tensors, version=VERSION)
+        save_tensors(path, KIND, header, tensors, version=_version([self]))
 
     def _to_file(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         self._require_tensors("a file")
@@ -596,7 +605,7 @@ class Ablations:
         """Write all into one safetensors file, atomically."""
         files = [part._to_file() for part in self.parts]
         tensors = {f"{number}.{name}": held[name] for number, (_, held) in enumerate(files) for name in held}
-        save_tensors(path, SEVERAL, {"parts": [header for header, _ in files]}, tensors, version=VERSION)
+        save_tensors(path, SEVERAL, {"parts": [header for header, _ in files]}, tensors, version=_version(self.parts))
 
     @classmethod
     def load(cls, path: str | Path) -> "Ablations":
@@ -639,6 +648,10 @@ def _whole(path: str | Path) -> Iterator[None]:
         yield
     except (FileFormatError, KeyError, ValueError, MismatchError, NonFiniteError) as error:
         raise FileFormatError(f"{path} is not a complete ablation ({error}); make it again.") from error
+
+
+def _version(parts: Iterable[Ablation]) -> int:
+    return VERSION if any(part.site.is_one_hook for part in parts) else 3
 
 
 def _not_joined(other: object) -> MismatchError:

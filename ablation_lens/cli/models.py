@@ -198,6 +198,7 @@ class _Found:
         """The ablation for a model; `plan` says over what the center is collected, where nobody has done so."""
         import torch
 
+        from ablation_lens.hooked import shape_at
         from ablation_lens.measure.collection import collect
         from ablation_lens.neurons.statistics import ActivationStatistics
 
@@ -209,14 +210,15 @@ class _Found:
         if known is None and self.passes:
             known = collect(model, plan(), site=self.site, passes=self.passes)
         if known is None:  # a center of which only the shape is read
-            zeros = torch.zeros(1, *self.site.shape(model.cfg))
+            zeros = torch.zeros(1, *shape_at(model, self.site))
             known = ActivationStatistics.of_values(zeros, site=self.site, model=model.record)
         return known.ablation(self._mask(model), self.center, **self.parameters)
 
     def _mask(self, model: Any) -> Any:
         from ablation_lens.ablation.masks import named_neurons, random_neurons
+        from ablation_lens.hooked import shape_at
 
-        shape = self.site.shape(model.cfg)
+        shape = shape_at(model, self.site)
         if self.asked.neurons:
             return named_neurons(self.asked.neurons, shape, site=self.site)
         return random_neurons(shape, self.asked.fraction or 0.0, SEED if self.asked.seed is None else self.asked.seed)

@@ -101,7 +101,7 @@ def collect(
             `labels`; `Batch`es; a list, `Dataset`, `DataLoader` or iterator of these (docs/guide/inputs.md). What is padding
             in token ids without a mask is told by the pad token of the model's tokenizer (with a `PaddingWarning`);
             without a tokenizer, everything counts.
-        site: which neurons: "z", "mlp", ... (docs/guide/sites.md). Of a list, all are collected in the same pass, and the
+        site: which neurons: "z", "mlp", ... or the full name of a hook (docs/guide/sites.md). Of a list, all are collected in the same pass, and the
             result is a dictionary, `{Site: statistics}`, which is read by name, too.
         bins: most bins per neuron; between half of them and all are used.
         passes: 2 adds a histogram trimmed to the 0.1–99.9 % range, which resolves neurons with outliers.
@@ -375,7 +375,8 @@ class _Pass:
             if threading.get_ident() != thread:
                 raise ModelError("this model is collecting in another thread; give every thread its own copy.")
             require_positions(site, layer, values, counted.counted)
-            self.counting[site].feed(layer, values, counted, self.scratch, self.model.cfg.n_layers)
+            n_layers = len(site.layers(self.model.cfg))
+            self.counting[site].feed(layer, values, counted, self.scratch, n_layers)
             self.between_layers()
 
         watch(self.model, batch, self.counting, see)

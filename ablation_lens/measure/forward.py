@@ -4,6 +4,7 @@ A masked model scores 15 % of its positions, and a vocabulary is wide: unembeddi
 than everything else. Models that end in some other way are run whole.
 """
 
+import functools
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
@@ -14,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from ablation_lens.errors import MismatchError
-from ablation_lens.hooked import hiding, listening, require_site
+from ablation_lens.hooked import firing, hiding, listening, require_fired, require_site
 from ablation_lens.models.fast_attention import after_z
 from ablation_lens.sites import Hook, Site, residual_after
 from ablation_lens.tasks.plans import Batch
@@ -46,12 +47,27 @@ def final_residual(
     last = (residual_after(last_layer), stop)
     # Last in the list: hooks of one point run in order, so the caller's may still change the residual stream.
     # Raising is safe, as run_with_hooks takes its hooks off in a `finally`.
-    try:
-        _run(model, args, [*hooks, last], options)
-    except ReachedTheEnd:
-        # Of a model on several devices the last block lies elsewhere; what a batch says of positions is beside it.
-        return caught[0].to(batch.inputs.device)
+    with ExitStack() as leaving:
+        if _has_hook(model, last[0]):
+            hooks = [*hooks, last]
+        else:
+            leaving.callback(
+                model.blocks[last_layer]
+                .register_forward_hook(lambda block, args, residual: stop(residual, None))
+                .remove
+            )
+        try:
+            _run(model, args, hooks, options)
+        except ReachedTheEnd:
+            # Of a model on several devices the last block lies elsewhere; what a batch says of positions is beside it.
+            return caught[0].to(batch.inputs.device)
     raise RuntimeError(f"{last[0]} of {type(model).__name__} never fired")  # unreachable with TransformerLens hooks
+
+
+def _has_hook(model: Any, name: str) -> bool:
+    """Whether there is such a hook, or no telling: `add_sae` of sae-lens puts an autoencoder in the place of one."""
+    points = getattr(model, "hook_dict", None)
+    return points is None or name in points
 
 
 _FEW = 256
@@ -95,6 +111,8 @@ def residual_at(
 def _after_z(model: Any, hooks: Sequence[Hook]) -> Callable[[Tensor, Tensor], Tensor] | None:
     """How the last block goes on from z; None where that is not known, or somebody would see single positions."""
     last = model.cfg.n_layers - 1
+    if not all(_has_hook(model, site.hook_name(last)) for site in (Site.RESID_PRE, Site.Z)):
+        return None
     before = (Site.RESID_PRE, Site.Q, Site.K, Site.V, Site.Z)
     harmless = {site.hook_name(last) for site in before}
     if any(name.startswith(f"blocks.{last}.") and name not in harmless for name, _ in hooks):
@@ -122,14 +140,53 @@ def watch(
     for each in sites:
         require_site(model, each)
 
+    once = {each: _Once(each) for each in sites if each.is_one_hook}
+
     def hook_for(here: Site, layer: int) -> Callable[[Tensor, Any], None]:
         place = (here, layer) if several else (layer,)
+        if here in once:
+            return lambda value, hook: once[here].show(value, functools.partial(see, *place))
         # `see` returns None, so the activation stays; anything else would replace it.
         return lambda value, hook: see(*place, here.to_heads(value.detach()))
 
     wanted = range(model.cfg.n_layers) if layers is None else sorted(set(layers))
-    seeing = [(here.hook_name(layer), hook_for(here, layer)) for layer in wanted for here in sites]
-    final_residual(model, batch, [*hooks, *seeing], layer=max(wanted, default=None))
+    seeing = [
+        (here.hook_name(layer), hook_for(here, layer))
+        for layer in wanted
+        for here in sites
+        if layer in here.layers(model.cfg)
+    ]
+    blocks = {here.block for here in once}
+    with firing(once):
+        if None in blocks:  # before the blocks or after them
+            logits_everywhere(model, batch, [*hooks, *seeing])
+        else:
+            # A single hook is "layer" 0, whatever block it is in.
+            others = wanted if len(once) < len(sites) else []
+            last = max([*others, *(block for block in blocks if block is not None)], default=None)
+            final_residual(model, batch, [*hooks, *seeing], layer=last)
+    for here, seen in once.items():
+        require_fired(here, seen.first is not None)
+
+
+class _Once:
+    """What a single hook holds in one run: a norm that three branches read may fire three times, with equal values."""
+
+    def __init__(self, site: Site) -> None:
+        self.site = site
+        self.first: Tensor | None = None
+
+    def show(self, value: Any, see: Callable[[Tensor], None]) -> None:
+        """The first values are seen; others after them must be the same."""
+        heads = self.site.to_heads(value).detach()
+        if self.first is None:
+            self.first = heads
+            see(heads)
+        elif not torch.equal(heads, self.first):
+            raise MismatchError(
+                f"{self.site.value} fires several times in a run, with other values each time, so which of them are "
+                "its neurons' cannot be told."
+            )
 
 
 def require_positions(

@@ -33,10 +33,11 @@ if TYPE_CHECKING:
     import pandas
 
 KIND = "activation statistics"
-VERSION = 5
+VERSION = 6
 """Of the file. The first said which batches were read in a sentence; `PlanReading` reads both. Until the second, how
 many values are above 0 was one of the moments; `read_parts` reads both. Until the third, nothing was said of rows. The
-fifth says what each of several ranks read; what one process collected is of the fourth, as it says nothing more."""
+fifth says what each of several ranks read; what one process collected is of the fourth, as it says nothing more. The
+sixth is of a site that is one hook."""
 
 _UNNAMED = "unknown"
 """The architecture of values that were given without a model."""
@@ -122,8 +123,11 @@ class Provenance(Record):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.site not in (sites := [site.value for site in Site]):
-            raise ValueError(f"its site is {self.site!r}, and not one of {', '.join(sites)}")
+        try:
+            Site(self.site)
+        except ValueError:
+            sites = ", ".join(site.value for site in Site)
+            raise ValueError(f"its site is {self.site!r}, and not one of {sites}, or a hook's name") from None
         if not 0 <= self.tokens < 2**62:
             raise ValueError(f"it is over {self.tokens} positions")
         if len(self.corpora) != len(self.plans):
@@ -446,7 +450,7 @@ class ActivationStatistics:
             HistogramHeader.of(self.histogram),
             None if self.trimmed is None else HistogramHeader.of(self.trimmed),
         )
-        version = VERSION if self.provenance.ranks else VERSION - 1
+        version = VERSION if self.site.is_one_hook else 5 if self.provenance.ranks else 4
         save_tensors(path, KIND, header.to_dict(), self._parts().tensors(), version=version)
 
     @classmethod

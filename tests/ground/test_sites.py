@@ -81,7 +81,7 @@ def test_a_model_of_attention_alone_has_no_mlp_neurons():
         ("MLP", "mlp"),
         ("Resid_Post", "resid_post"),
         ("hook_z", "z"),
-        ("blocks.0.attn.hook_z", "z"),
+        ("attn.hook_z", "z"),
         ("hook_post", "mlp"),
     ],
 )
