@@ -1,6 +1,6 @@
 """Five tiny models that ship with the package, really trained, in plain Hugging Face format.
 
-`train/` made them; `README.md` is their model card.
+`train/` made them; `README.md` says what they are, and docs/reference/zoo.md tells all of it.
 """
 
 import json

@@ -490,26 +490,62 @@ def test_the_blank_line_of_the_shipped_llama_carries_the_plan():
     assert nothing > seen + 0.2
 
 
+@pytest.fixture(scope="module")
+def page() -> str:
+    return (Path(__file__).parents[2] / "docs" / "reference" / "zoo.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def table(page: str) -> dict[str, dict[str, str]]:
+    """The zoo's page as it says it: model → row → cell."""
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("|")]
+    names = [cell.strip("`") for cell in rows[0]]
+    return {names[column]: {row[0]: row[column] for row in rows[1:]} for column in range(1, len(names))}
+
+
 @pytest.mark.parametrize("name", zoo.NAMES)
-def test_the_model_card_tells_the_recorded_figures(name: str):
-    card = (zoo.folder(name).parent / "README.md").read_text()
-    record = json.loads((zoo.folder(name) / "training.json").read_text())
-    assert f"`{record['corpus_digest']}`" in card
-    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in card.splitlines() if line.startswith("|")]
-    column = rows[0].index(f"`{name}`")
-    table = {row[0]: row[column] for row in rows}
-    assert table["parameters"] == f"{record['parameters']:,}"
-    assert table["steps"] == f"{record['recipe']['steps']:,}"
-    for figure in record["held_out"].get("second paragraph", {}).values():
-        assert f"{figure:.3f}" in card
-    for kind, title in (
-        ("model", "held-out top-1 / CE"),
-        ("unigram", "unigram"),
-        ("3-gram", "3-gram"),
-        ("two-sided 3-gram", "two-sided 3-gram"),
-    ):
-        score = record["held_out"].get(kind)
-        if score is not None:
-            assert table[title].strip("*") == f"{score['top1']:.1%} / {score['cross_entropy']:.3f}"
-        elif kind != "model":
-            assert table[title] == "–"
+def test_the_page_tells_the_recorded_figures(name: str, page: str, table: dict[str, dict[str, str]]):
+    record, told = zoo.training_record(name), table[name]
+    assert f"`{record['corpus_digest']}`" in page
+    assert told["data"] == record["corpus"]
+    assert told["parameters"] == f"{record['parameters']:,}"
+    assert told["steps"] == f"{record['recipe']['steps']:,}"
+    assert told["sequences or images per step"] == str(record["recipe"]["batch"])
+    assert told["CPU minutes"] == f"{record['cpu_seconds'] / 60:.1f}"
+    held_out = record["held_out"]
+    assert told["scored tokens or images"] == f"{held_out['model']['tokens']:,}"
+    for figure in held_out.get("second paragraph", {}).values():
+        assert f"{figure:.3f}" in page
+    titles = {"held-out top-1 / CE": "model"} | {
+        kind: kind
+        for kind in (
+            "unigram",
+            "3-gram",
+            "two-sided 3-gram",
+            "commonest digit",
+            "logistic regression",
+            "nearest neighbour",
+        )
+    }
+    assert set(held_out) <= {*titles.values(), "induction", "second paragraph"}
+    for title, kind in titles.items():
+        score = held_out.get(kind)
+        loss = f" / {score['cross_entropy']:.3f}" if score and "cross_entropy" in score else ""
+        assert told[title].strip("*") == (f"{score['top1']:.1%}{loss}" if score else "–")
+    copied = held_out.get("induction")
+    assert told["induction"] == (f"{copied['second_half']:.1%}" if copied else "–")
+
+
+@pytest.mark.parametrize("name", zoo.NAMES)
+def test_the_page_tells_what_the_folder_holds(name: str, table: dict[str, dict[str, str]]):
+    config, told = AutoConfig.from_pretrained(zoo.folder(name)), table[name]
+    assert told["architecture"].startswith(f"`{config.architectures[0]}`")
+    shape = f"{config.num_hidden_layers} × {config.num_attention_heads}, {config.hidden_size}"
+    assert told["layers × heads, width"] == shape
+    if name == "tiny-vit":
+        assert told["context"] == f"{(config.image_size // config.patch_size) ** 2 + 1} positions"
+    else:
+        tokenizer = AutoTokenizer.from_pretrained(zoo.folder(name))
+        assert told["context"] == f"{tokenizer.model_max_length} tokens"
+    weights = (zoo.folder(name) / "model.safetensors").stat().st_size
+    assert told["weights on disk (fp16)"] == f"{weights / 1e6:.1f} MB"
