@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 # The stamp remembers what was installed: nothing is reinstalled until the lock or the project file changes.
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check types lint lint-js test-js format bench bench-all bench-gpu notebooks findings lock env clean
+.PHONY: demo test check types lint lint-js test-js format bench bench-all bench-gpu notebooks findings gallery lock env clean
 
 env: $(STAMP)
 
@@ -74,6 +74,10 @@ notebooks: $(STAMP)
 # The experiments of docs/findings.md on the zoo, anew or gone on with; FULL=1 for the full grids, which take hours.
 findings: $(STAMP)
 	$(BIN)/python scripts/findings.py $(if $(FULL),--full)
+
+# The five pictures of docs/gallery.md, each by the lines beside it; needs a Chrome or Chromium.
+gallery: $(STAMP)
+	$(BIN)/python scripts/gallery.py
 
 # Resolve every dependency anew in a throwaway environment and pin what came out.
 lock:

@@ -85,17 +85,17 @@ PAGES: Mapping[str, Sequence[Part]] = MappingProxyType(
 )
 
 
-def draw(figure: Any, path: Path) -> None:
-    """A figure as a small PNG."""
+def draw(figure: Any, path: Path, *, largest: int = LARGEST, width: int = 960) -> None:
+    """A figure as a small PNG, as wide as it says itself, or as `width`."""
     figure.layout.updatemenus = ()  # buttons do nothing in a picture
     height = figure.layout.height or 450
     for scale, colors in ((1.5, 256), (1.25, 128), (1.0, 128), (1.0, 64), (0.8, 64)):
-        raw = plotly.io.to_image(figure, "png", width=figure.layout.width or 960, height=height, scale=scale)
+        raw = plotly.io.to_image(figure, "png", width=figure.layout.width or width, height=height, scale=scale)
         small = io.BytesIO()
         image = Image.open(io.BytesIO(raw)).convert("RGB")
         # By coverage: few pixels have the color of a center, and these must not become grey.
         image.quantize(colors, Image.Quantize.MAXCOVERAGE).save(small, "png", optimize=True)
-        if len(small.getvalue()) <= LARGEST:
+        if len(small.getvalue()) <= largest:
             break
     path.write_bytes(small.getvalue())
 

@@ -253,11 +253,12 @@ def faithfulness_curves(curves: Any, *, template: Any = LENS_TEMPLATE) -> go.Fig
     ticks = (5, 10, 20, 50, 100) if ends[0] > 0.7 else (0.1, 1, 10, 100)
     figure.update_xaxes(type="log", tickvals=ticks, ticktext=[f"{tick:g}" for tick in ticks], range=ends)
     for col in range(1, across + 1):
-        figure.update_xaxes(title_text="units kept (%)", row=(len(judges) - col) // across + 1, col=col)
-    figure.update_yaxes(title_text="f", col=1)
+        figure.update_xaxes(title_text=f"{_kind(curves)} kept (%)", row=(len(judges) - col) // across + 1, col=col)
+    figure.update_yaxes(title_text="faithfulness f", col=1)
     view, cut = _f_view(frame)
     figure.update_yaxes(range=view)
     note = "bands: 95 % intervals over prompts; compare within a panel only"
+    note = " · ".join([*_measured(curves), note])
     return add_frame(
         figure,
         "Faithfulness against size",
@@ -282,6 +283,19 @@ def _frame(curves: Any, columns: Sequence[str], name: str) -> pandas.DataFrame:
     if frame.empty:
         raise MismatchError("there are no curves to show; the frame has no rows.")
     return frame
+
+
+def _kind(curves: Any) -> str:
+    """What circuits are made of; a frame does not say."""
+    level = getattr(curves, "level", None)
+    return f"{level}s" if level in ("head", "neuron", "layer") else "units"
+
+
+def _measured(curves: Any) -> list[str]:
+    """The model and what m is, as far as they are known: a frame does not say."""
+    source, metric = getattr(curves, "source", None), getattr(curves, "metric", None)
+    told = [for_plotly(source.name)] if source is not None else []
+    return [*told, f"m: {shown_metric(metric).name}"] if isinstance(metric, str) else told
 
 
 def _in_order(names: "pandas.Series[Any]") -> list[str]:
