@@ -250,7 +250,7 @@ def faithfulness_curves(curves: Any, *, template: Any = LENS_TEMPLATE) -> go.Fig
     for level in (0, 1):
         figure.add_hline(level, line={"color": FAINT, "width": 1, "dash": "dot"}, layer="below")
     ends = _shares(frame)
-    ticks = (5, 10, 20, 50, 100) if ends[0] > 0.7 else (0.1, 1, 10, 100)
+    ticks = (5, 10, 20, 50, 100) if ends[0] > 0.5 else (0.1, 1, 10, 100)
     figure.update_xaxes(type="log", tickvals=ticks, ticktext=[f"{tick:g}" for tick in ticks], range=ends)
     for col in range(1, across + 1):
         figure.update_xaxes(title_text=f"{_kind(curves)} kept (%)", row=(len(judges) - col) // across + 1, col=col)

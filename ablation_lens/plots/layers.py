@@ -12,6 +12,7 @@ from ablation_lens.escaping import for_plotly
 from ablation_lens.experiments.damage import unit_of
 from ablation_lens.experiments.layers import LayerDamage, UnitDamage
 from ablation_lens.names import choose
+from ablation_lens.plots.metrics import shown_metric
 from ablation_lens.plots.template import DIVERGING, LENS_TEMPLATE, SEQUENTIAL, add_frame, lines, method_order
 
 
@@ -27,7 +28,7 @@ def layer_damage(found: LayerDamage, *, level: str | None = None, template: Any 
     level = next(iter(there)) if level is None else choose(level, there, "level")
     names = sorted(found.centers, key=method_order)
     columns = [[name] for name in names] if level == "head" else [names]
-    titles = [lines(name, 16) for name in names] if level == "head" else [f"rise in {for_plotly(found.metric)}"]
+    titles = [lines(name, 16) for name in names] if level == "head" else [f"rise in {shown_metric(found.metric).name}"]
     figure = make_subplots(
         rows=2,
         cols=len(columns),
