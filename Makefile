@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 # The stamp remembers what was installed: nothing is reinstalled until the lock or the project file changes.
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check types lint lint-js test-js format bench bench-all bench-gpu notebooks findings gallery lock env clean
+.PHONY: demo test check types lint lint-js test-js format bench bench-all bench-gpu docs notebooks findings gallery lock env clean
 
 env: $(STAMP)
 
@@ -66,6 +66,10 @@ bench-all: bench
 bench-gpu: $(STAMP)
 	@mkdir -p build
 	$(BIN)/python benchmarks/gpu.py --out build/gpu.json
+
+# The site, in build/docs: open build/docs/index.html. Notebooks are run, and kept until they change.
+docs: $(STAMP)
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet docs build/docs
 
 # What the notebooks show, as pages; needs a Chrome or Chromium for the figures.
 notebooks: $(STAMP)
