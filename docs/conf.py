@@ -16,7 +16,7 @@ author = "the ablation-lens authors"
 project_copyright = "the ablation-lens authors, MIT licence"
 version = release = ablation_lens.__version__
 
-extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx.ext.napoleon"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.autosummary"]
 extensions += ["sphinx_design", "sphinx_copybutton", "api", "elsewhere", "offline_figures"]
 exclude_patterns = ["_ext", "_static"]
 
@@ -36,9 +36,6 @@ nb_output_stderr = "remove"
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autosummary_generate = False
-napoleon_numpy_docstring = False
-napoleon_use_ivar = True
-napoleon_use_rtype = False
 python_maximum_signature_line_length = 88
 python_display_short_literal_types = True
 add_module_names = True

@@ -60,6 +60,7 @@ class ImageDocument:
 
 
 Document = TextDocument | ImageDocument
+"""What a corpus holds."""
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ lists. Signatures are shown as they are written there.
 import ast
 import inspect
 import re
+import sys
 import textwrap
 from collections.abc import Iterator
 from dataclasses import is_dataclass
@@ -18,6 +19,7 @@ from typing import Any
 from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.domains.python import PythonDomain
+from sphinx.pycode import ModuleAnalyzer
 from sphinx.util.docutils import SphinxDirective
 
 import ablation_lens
@@ -57,7 +59,7 @@ class Api(SphinxDirective):
             thing = look_up(name)
             lines += [f".. auto{kind_of(thing)}:: {name}"]
             if kind_of(thing) == "class":
-                lines += ["   :members:"]
+                lines += ["   :members:", *(["   :undoc-members:"] if issubclass(thing, Enum) else [])]
             elif kind_of(thing) == "data":
                 lines += ["   :no-value:"]
             lines += [""]
@@ -66,44 +68,82 @@ class Api(SphinxDirective):
 
 # Docstrings
 
-CODE = re.compile(r"(?<![`:\\])`([^`\n]+)`(?!`)(\w?)")
+CODE = re.compile(r"(?<!`)`((?:[^`\n]|\n(?!\s*\n))+)`(?!`)(?=(\w?))")
+SECTIONS = {"Args": "param", "Attributes": "ivar", "Raises": "raises"}
+"""Lists that docstrings have, and Sphinx' word for an entry of each."""
 
 
 def public_names() -> dict[str, str]:
     """What docstrings call something, and where it is documented."""
     names = {}
     for module in (ablation_lens, *(getattr(ablation_lens, name) for name in ablation_lens.__all__)):
-        if isinstance(module, ModuleType):
-            short = module.__name__.rpartition(".")[2]
-            for name in getattr(module, "__all__", ()):
-                at_root = module is ablation_lens
-                if isinstance(getattr(module, name), ModuleType):
-                    continue
-                names.setdefault(name, f"ablation_lens.{name}" if at_root else f"ablation_lens.{short}.{name}")
+        if not isinstance(module, ModuleType):
+            continue
+        place = "ablation_lens" if module is ablation_lens else f"ablation_lens.{module.__name__.rpartition('.')[2]}"
+        for name in getattr(module, "__all__", ()):
+            if not isinstance(getattr(module, name), ModuleType):
+                names.setdefault(name, f"{place}.{name}")
     return names
 
 
 PUBLIC = public_names()
 
 
+def as_fields(lines: list[str]) -> list[str]:
+    """Lists of arguments and attributes as Sphinx reads them."""
+    fields: list[str] = []
+    kind, indent = "", 0
+    for line in lines:
+        heading = re.fullmatch(r"( *)(\w+):", line)
+        if heading and (heading[2] in SECTIONS or heading[2] == "Returns"):
+            kind, indent = heading[2], len(heading[1])
+            fields += [":returns:"] if kind == "Returns" else []
+        elif not line.strip() or len(line) - len(line.lstrip()) <= indent:
+            # A field must not be followed by text without an empty line between them.
+            fields += ["", line] if kind and line.strip() else [line]
+            kind = ""
+        elif kind == "Returns":
+            fields.append("    " + line.strip())
+        elif kind and (entry := re.fullmatch(rf" {{{indent + 4}}}([^\s:]+): (.*)", line)):
+            fields.append(f":{SECTIONS[kind]} {entry[1]}: {entry[2]}")
+        else:
+            fields.append(line)
+    return fields
+
+
+def told_where_defined(thing: Any) -> list[str]:
+    """What stands below a constant where it is defined; a package that shows it says nothing of it."""
+    for name, module in sorted(sys.modules.items()):
+        if name.startswith("ablation_lens."):
+            for known, value in vars(module).items():
+                if value is thing and (told := ModuleAnalyzer.for_module(name).find_attr_docs().get(("", known))):
+                    return list(told)
+    return []
+
+
 def as_rst(app: Sphinx, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
     """Single backticks are code, and a link where they hold a public name; stars and bars are themselves."""
-    in_example = False
 
     def code(found: re.Match[str]) -> str:
-        text, after = found[1], "\\ " + found[2] if found[2] else ""
+        text = " ".join(found[1].split())
+        after = "\\ " if found[2] else ""
         if text in PUBLIC and PUBLIC[text] != name:
             return f":py:obj:`{text} <{PUBLIC[text]}>`{after}"
         return f"``{text}``{after}"
 
-    for number, line in enumerate(lines):
-        in_example = line.lstrip().startswith(">>>") or (in_example and bool(line.strip()))
-        if in_example:
-            continue
-        parts = re.split(r"(`[^`\n]+`\w?)", line)
-        lines[number] = "".join(
-            CODE.sub(code, part) if part.startswith("`") else re.sub(r"[*|]", r"\\\g<0>", part) for part in parts
-        )
+    if what == "data" and thing.__doc__ == type(thing).__doc__:
+        lines[:] = told_where_defined(thing)
+    text = "\n".join(as_fields(lines))
+    # Examples end at an empty line, and are shown as they are.
+    parts = re.split(r"(^ *>>> .*?(?:\n\s*\n|\Z))", text, flags=re.DOTALL | re.MULTILINE)
+    for number, part in enumerate(parts):
+        if number % 2 == 0:
+            # Code and the rest take turns, too.
+            pieces = re.split(r"(`[^`]+`)", part)
+            escaped = [re.sub(r"[*|]|_(?=\W|$)", r"\\\g<0>", piece) for piece in pieces[::2]]
+            pieces[::2] = escaped
+            parts[number] = CODE.sub(code, "".join(pieces))
+    lines[:] = "".join(parts).split("\n")
 
 
 # Signatures
@@ -239,7 +279,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
         if field.name == "variable":  # what Sphinx calls "Variables"
             field.label = "Attributes"
     app.add_directive("api", Api)
-    app.connect("autodoc-process-docstring", as_rst, priority=400)
+    app.connect("autodoc-process-docstring", as_rst)
     app.connect("autodoc-process-signature", signature)
     app.connect("doctree-resolved", spoken)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
