@@ -111,8 +111,8 @@ def discover(
 
     Args:
         model: any model with TransformerLens hooks.
-        prompts: `circuits.Prompts`, or what else is taken for batches (docs/guide/inputs.md): equal rows, and rows of one
-            document, are in the same half.
+        prompts: `circuits.Prompts`, or what else is taken for batches (docs/guide/inputs.md): equal rows, and rows of
+            one document, are in the same half.
         metric: one of `al.metrics` or a function of one's own; "attribution" needs a gradient.
         values: what is outside is set to: whatever `circuits.Values.of` takes, and "counterfactual" for prompts with
             corrupted twins.

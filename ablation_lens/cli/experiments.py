@@ -41,7 +41,7 @@ def experiment(
     site: Annotated[
         str | None,
         typer.Option(
-            help="Which neurons: z (attention), mlp, q, … (docs/guide/sites.md). Left out: those of --statistics, or z.",
+            help="Which neurons: z (attention), mlp, q, … (docs/guide/sites.md). Default: those of --statistics, or z.",
             autocompletion=options.completing(options.SITES),
         ),
     ] = None,

@@ -95,7 +95,7 @@ def shows_bold() -> bool:
 
 
 def say_json(name: str, values: Mapping[str, Any], version: int = 1) -> None:
-    """What was asked for as JSON, by a schema of docs/reference/cli.md; what is no number in JSON (NaN, infinity) is null."""
+    """What was asked for as JSON, by a schema of docs/reference/cli.md; NaN and infinity are null."""
     # As ASCII: then nothing in it can move a terminal.
     _write(
         json.dumps({"schema": f"ablation-lens.{name}/{version}", **_plain(values)}, indent=1, allow_nan=False) + "\n"

@@ -98,11 +98,12 @@ def collect(
     Args:
         model: any model with TransformerLens hooks.
         batches: a `BatchPlan` or a part of one; texts; token ids or pixels; dicts of `input_ids`, `attention_mask` and
-            `labels`; `Batch`es; a list, `Dataset`, `DataLoader` or iterator of these (docs/guide/inputs.md). What is padding
-            in token ids without a mask is told by the pad token of the model's tokenizer (with a `PaddingWarning`);
-            without a tokenizer, everything counts.
-        site: which neurons: "z", "mlp", ... or the full name of a hook (docs/guide/sites.md). Of a list, all are collected in the same pass, and the
-            result is a dictionary, `{Site: statistics}`, which is read by name, too.
+            `labels`; `Batch`es; a list, `Dataset`, `DataLoader` or iterator of these (docs/guide/inputs.md). What is
+            padding in token ids without a mask is told by the pad token of the model's tokenizer (with a
+            `PaddingWarning`); without a tokenizer, everything counts.
+        site: which neurons: "z", "mlp", ... or the full name of a hook (docs/guide/sites.md). Of a list, all are
+            collected in the same pass, and the result is a dictionary, `{Site: statistics}`, which is read by name,
+            too.
         bins: most bins per neuron; between half of them and all are used.
         passes: 2 adds a histogram trimmed to the 0.1–99.9 % range, which resolves neurons with outliers.
         include_bos: whether BOS, CLS, EOS and the like count (the paper counted them). Where a batch does not say

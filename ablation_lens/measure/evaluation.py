@@ -63,8 +63,8 @@ def evaluate(
 
     Args:
         model: any model with TransformerLens hooks.
-        batches: a `BatchPlan`, or what else `collect` takes (docs/guide/inputs.md); padding that is not marked is found as
-            there.
+        batches: a `BatchPlan`, or what else `collect` takes (docs/guide/inputs.md); padding that is not marked is
+            found as there.
         ablation: an `Ablation`, several (`a | b`), or anything with a `hooks()` method; None evaluates the model as it
             is.
         metrics: what to measure besides top-1 and cross-entropy: names out of `al.metrics`, functions

@@ -46,7 +46,8 @@ def public_names():
     yield from BESIDE
 
 
-DOCUMENTED = [name for page in sorted((DOCS / "reference/api").glob("*.md")) for name in entries(page.read_text("utf-8"))]
+PAGES = sorted((DOCS / "reference/api").glob("*.md"))
+DOCUMENTED = [name for page in PAGES for name in entries(page.read_text("utf-8"))]
 
 
 def test_every_public_name_has_one_entry():
