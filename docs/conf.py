@@ -40,10 +40,13 @@ python_maximum_signature_line_length = 88
 python_display_short_literal_types = True
 add_module_names = True
 
+smartquotes = False  # a quoted name is code to many of our readers
+
 html_theme = "furo"
 html_title = f"ablation-lens {release}"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
+html_js_files = ["offline.js"]
 html_copy_source = False
 html_show_sourcelink = False
 pygments_style, pygments_dark_style = "tango", "monokai"

@@ -137,7 +137,7 @@ def write(page: str, arguments: argparse.Namespace) -> None:
     """A page of tables, and its pictures."""
     lines = [f"# What `python scripts/findings.py {page}` prints", ""]
     lines += [f"Made by `make findings` ({'full' if arguments.full else 'reduced'} grid); told in "
-              "[findings.md](../findings.md).", ""]  # fmt: skip
+              "[the findings](../findings.md).", ""]  # fmt: skip
     for part in PAGES[page]:
         done = {name: measure(part, name, arguments) for name in part.models if name in arguments.models}
         if not done:
