@@ -20,7 +20,7 @@ extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.autosummary"]
 extensions += ["sphinx_design", "sphinx_copybutton", "api", "elsewhere", "offline_figures"]
 exclude_patterns = ["_ext", "_static"]
 
-myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
+myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 4
 suppress_warnings = ["mystnb.unknown_mime_type"]  # ipywidgets' view of a progress line, which has a text, too
 
@@ -45,6 +45,7 @@ smartquotes = False  # a quoted name is code to many of our readers
 html_theme = "furo"
 html_title = f"ablation-lens {release}"
 html_static_path = ["_static"]
+html_favicon = "_static/favicon.svg"
 html_css_files = ["site.css"]
 html_js_files = ["offline.js"]
 html_copy_source = False

@@ -127,8 +127,9 @@ def as_rst(app: Sphinx, what: str, name: str, thing: Any, options: Any, lines: l
     def code(found: re.Match[str]) -> str:
         text = " ".join(found[1].split())
         after = "\\ " if found[2] else ""
-        if text in PUBLIC and PUBLIC[text] != name:
-            return f":py:obj:`{text} <{PUBLIC[text]}>`{after}"
+        first, dot, rest = text.partition(".")
+        if first in PUBLIC and PUBLIC[first] != name and re.fullmatch(r"\w*", rest):
+            return f":py:obj:`{text} <{PUBLIC[first]}{dot}{rest}>`{after}"
         return f"``{text}``{after}"
 
     if what == "data" and thing.__doc__ == type(thing).__doc__:
