@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ablation_lens.ablation.ablation import Ablation
 from ablation_lens.ablation.masks import as_mask, random_neurons
-from ablation_lens.errors import MismatchError
+from ablation_lens.errors import MismatchError, ModelError
 from ablation_lens.escaping import on_one_line
 from ablation_lens.measure.collection import collect
 from ablation_lens.measure.evaluation import evaluate
@@ -118,7 +118,7 @@ def compare_centers(
         centers: names, or values of your own by name, learned ones among them; None takes every center there is.
         mask: which neurons, as a mask or by name; None draws a `fraction` of every layer for each of the `seeds`.
         fraction: see `mask`.
-        seeds: see `mask`.
+        seeds: one mask for each; a number alone is one seed, and `range(10)` are ten.
         site: where the neurons are: that of the statistics, or z.
         better: "higher" or "lower"; needed for a function that does not say (`al.metrics.Metric(function, better=…)`).
         progress: show a bar. After Ctrl-C, what every center was measured with is ranked.
@@ -189,7 +189,13 @@ def _one_metric(metric: Given) -> tuple[str, Any]:
 
 
 def _default_plan(model: Any) -> BatchPlan:
-    task = task_for(model)
+    try:
+        task = task_for(model)
+    except ModelError as error:  # of its own inputs it has some already, and the error would ask for them
+        raise ModelError(
+            f"centers are computed from statistics, and none can be collected here: {str(error).split(';')[0].rstrip('.')}; give "
+            "statistics=al.collect(model, other_inputs)."
+        ) from error
     size: dict[str, Any] = {task.unit: SAMPLE[task.unit]}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a corpus that is smaller will do
@@ -253,7 +259,7 @@ def _masks(
         raise MismatchError(
             f"seeds={listed} with fraction={fraction} ablate nothing; give at least one seed, and more."
         )
-    return drawn, f"{100 * fraction:g} % of the {site} neurons ablated, {len(drawn)} masks"
+    return drawn, f"{100 * fraction:g} % of the {site} neurons ablated, {len(drawn)} mask{'s' * (len(drawn) > 1)}"
 
 
 def _ranked(

@@ -216,6 +216,8 @@ def test_a_model_without_a_tokenizer_reads_token_ids_and_no_texts(opt, ids):
     assert al.collect(bare, ids, progress=False).provenance.tokens == 27
     with pytest.raises(ModelError, match="no tokenizer"):
         al.collect(bare, TEXTS, progress=False)
+    with pytest.raises(ModelError, match="give statistics="):  # it has ids already; what lacks is what centers are from
+        al.compare_centers(bare, ids, progress=False)
 
 
 MISTAKES = {
