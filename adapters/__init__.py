@@ -1,6 +1,6 @@
 """Model families that TransformerLens does not hook, or not the way ablation needs it.
 
-Imported as `ablation_lens.adapters`. `README.md` shows how a third party adds a family.
+Imported as `ablation_lens.adapters`. docs/howto/own-family.md shows how a third party adds a family.
 
 - `registry`: `register`, and which class hooks which family.
 - `encoder`: `HookedEncoder`, what all have in common; `attention`: its attention, with hooks.

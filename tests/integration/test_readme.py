@@ -1,10 +1,13 @@
 """The Python of README and docs runs as it stands."""
 
+import dataclasses
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
 
+import ablation_lens as al
 from ablation_lens import adapters
 from ablation_lens.models.load import transformer_lens_major
 
@@ -59,9 +62,25 @@ def test_what_a_page_shows_and_links_is_there(page):
     assert missing == []
 
 
-def test_a_recipe_is_about_ten_lines():
-    for block in blocks("docs/howto/recipes.md"):
-        assert len([line for line in block.splitlines() if line and not line.startswith(("import", "from"))]) <= 12
+@pytest.mark.parametrize("page", [page for page in WRITTEN if page.startswith("docs/howto/")])
+def test_a_how_to_is_one_task_on_one_screen(page):
+    lines = (ROOT / page).read_text(encoding="utf-8").splitlines()
+    prose = re.sub(r"^```.*?^```", "", "\n".join(lines), flags=re.DOTALL | re.MULTILINE)
+    assert len(lines) <= 60
+    assert len(re.findall(r"^# ", prose, flags=re.MULTILINE)) == 1
+
+
+def test_every_key_of_a_study_s_file_is_in_the_table_with_what_it_is_when_left_out():
+    rows = re.findall(r"^\| (`.+?`) \| (.+?) \|", (ROOT / "docs/howto/study-file.md").read_text(), flags=re.MULTILINE)
+    told = {key: value for keys, value in rows for key in re.findall(r"`(\w+)`", keys)}
+    study = al.Study(models=["tiny-opt"])
+    fields = {field.name for field in dataclasses.fields(study)} - {"batches"}  # which no file can name
+    assert told.keys() == fields | {"preset"}
+    for key in fields - {"models"}:
+        value = getattr(study, key)
+        default = list(value) if isinstance(value, tuple) or key == "metrics" else value
+        written = told[key].strip("`")
+        assert (None if written == "–" else tomllib.loads(f"it = {written}")["it"]) == default, key
 
 
 def test_the_readme_is_one_screen_and_begins_with_an_example():
