@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS = (
     (
         *("errors", "names", "escaping", "interrupts", "palette", "progress", "records", "files", "sites", "hooked"),
-        *("sending", "weights", "ranks", "memory"),
+        *("unhooked", "sending", "weights", "ranks", "memory"),
     ),
     ("ablation", "corpora", "zoo", "runs"),
     ("neurons", "models", "adapters", "tasks"),

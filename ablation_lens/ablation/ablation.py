@@ -1,4 +1,4 @@
-"""`Ablation`: which neurons are set to what, and the TransformerLens hooks that do it; `Ablations`: several of them."""
+"""`Ablation`: which neurons are set to what, and the hooks that do it; `Ablations`: several of them."""
 
 import sys
 import warnings
@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeGuard
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from ablation_lens.ablation.baking import bake
 from ablation_lens.ablation.masks import as_mask, named_neurons
@@ -32,10 +32,15 @@ from ablation_lens.files import load_tensors, save_tensors
 from ablation_lens.hooked import Columns, shape_at, watch_columns
 from ablation_lens.records import ModelRecord, Record, record_of, stated_record
 from ablation_lens.sites import Hook, Site, neuron_name
+from ablation_lens.unhooked import Readers, find_readers, is_unhooked, watch_call
+from ablation_lens.weights import weights_digest
 
 KIND, SEVERAL, VERSION = "ablation", "ablations", 4
 """What these files call themselves, and their format: the second says more of the model, the third of positions. The
 fourth is of a site that is one hook; everything else is written as the third."""
+
+PreHook = tuple[nn.Module, Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]]
+"""A module, and what its `register_forward_pre_hook` takes."""
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 # Weak, so that no model stays in memory because it was warned about.
@@ -173,7 +178,8 @@ class Ablation:
         Ablation(33 of 512 neurons in 2 layers → 0)
         """
         where = Site.of(site)
-        mask = named_neurons(names, shape_at(model, where), site=where)
+        shape = find_readers(model, where).shape if is_unhooked(model) else shape_at(model, where)
+        mask = named_neurons(names, shape, site=where)
         number = _read_values(values)
         if center is None and isinstance(number, float):
             center = f"{number:g}"
@@ -286,6 +292,64 @@ class Ablation:
         self._require_tensors("hooks()")
         return self._hooks({layer: lambda count: _columns(offset, count) for layer in self._layers()})
 
+    def pre_hooks(self, hf_model: Any, offset: int | None = None) -> list[PreHook]:
+        """`(module, function)` pairs for a plain Hugging Face model: `module.register_forward_pre_hook(function)`.
+
+        They do what `hooks()` does in TransformerLens. z is the input of every attention's output projection, an MLP's
+        neurons are the input of its down projection. Such modules are found in models of one stack of blocks as
+        transformers has them (OPT, GPT-2, GPT-Neo, GPT-J, GPT-NeoX, Llama, Mistral, Qwen, Gemma, Phi, BERT, RoBERTa,
+        ViT, …); what is not found, or not surely, is refused, and so are other sites.
+
+        Values of a `source` need a model of the same class with the same weights, by the digest that is in the source:
+        over samples of every tensor, where the hooks of a hooked model compare every bit. Without a source, the shape
+        is compared.
+
+        Args:
+            hf_model: the model as transformers loads it.
+            offset: the position of the first column, for an ablation that depends on the position: 0 for texts that
+                begin in the first column. Needed, as these hooks see neither padding nor cache; `applied_to(hf_model)`
+                sees both, and `resolve(model, batch)` knows them.
+
+        >>> import transformers
+        >>> config = transformers.GPT2Config(vocab_size=40, n_positions=16, n_embd=12, n_layer=2, n_head=3)
+        >>> hf_model = transformers.GPT2LMHeadModel(config)
+        >>> ablation = Ablation.from_names("L1.H0", 0.0, model=hf_model)
+        >>> handles = [module.register_forward_pre_hook(function) for module, function in ablation.pre_hooks(hf_model)]
+        >>> logits = hf_model(torch.tensor([[2, 7, 9]])).logits
+        >>> for handle in handles:
+        ...     handle.remove()
+        """
+        readers = self._readers(hf_model)
+        self._require_tensors("pre_hooks(hf_model)")
+        if self.depends_on_position and offset is None:
+            raise MismatchError(
+                "this ablation depends on the position, and hooks of a plain model see neither padding nor cache; use "
+                "applied_to(hf_model), or pre_hooks(hf_model, offset=0) for texts that begin in the first column."
+            )
+        columns = dict.fromkeys(self._layers(), lambda count: _columns(offset, count))
+        return self._pre_hooks(readers, columns, lambda: None)
+
+    def _pre_hooks(
+        self, readers: Readers, columns: "Mapping[int, Callable[[int], Columns]]", width: Callable[[], int | None]
+    ) -> list[PreHook]:
+        return [
+            (readers.modules[layer], _ReplaceInput(_Replace(self, layer, count), width))
+            for layer, count in columns.items()
+        ]
+
+    def _readers(self, hf_model: Any) -> Readers:
+        """The modules that read these neurons in a plain model; `MismatchError` unless it is the values' own."""
+        if not is_unhooked(hf_model):
+            raise MismatchError(
+                f"got a {type(hf_model).__name__}; expected a model of transformers that nobody hooked. "
+                "hooks() and applied_to(model) are for hooked ones."
+            )
+        readers = find_readers(hf_model, self.site)
+        self._require_shape(readers.shape)
+        if self.source is not None:
+            _require_weights(self.source, hf_model)
+        return readers
+
     def _hooks(self, columns: "Mapping[int, Callable[[int], Columns]]") -> list[Hook]:
         return [(self.site.hook_name(layer), _Replace(self, layer, count)) for layer, count in columns.items()]
 
@@ -304,7 +368,8 @@ class Ablation:
         """The model with this ablation in place, also under cached generation; nests, and always cleans up.
 
         Positions count real tokens where the model is given an attention mask, or makes one for left padding, and
-        columns otherwise; a boolean `[batch pos]` is always in columns.
+        columns otherwise; a boolean `[batch pos]` is always in columns. A plain Hugging Face model will do as well: see
+        `pre_hooks`, which says what is compared with `source`.
 
         >>> import ablation_lens as al
         >>> model = al.load_model("tiny-opt")
@@ -317,6 +382,10 @@ class Ablation:
         (True, True)
         """
         # Here and not in the generator, which runs only at `with`: errors and warnings belong to this call.
+        if is_unhooked(model):
+            readers = self._readers(model)
+            self._require_tensors("applied_to(model)")
+            return self._in_place_unhooked(model, readers)
         self.require_fits(model)
         self._require_tensors("applied_to(model)")
         return self._in_place(model)
@@ -327,6 +396,22 @@ class Ablation:
             hooks = leaving.enter_context(self._hooks_in(model))
             leaving.enter_context(model.hooks(fwd_hooks=hooks))
             yield model
+
+    @contextmanager
+    def _in_place_unhooked(self, model: Any, readers: Readers) -> Iterator[Any]:
+        with ExitStack() as leaving:
+            known, layers = self._known_columns, self._layers()
+            watching = watch_call(readers, layers, positions=self.depends_on_position and known is None)
+            call = leaving.enter_context(watching)
+            columns = dict.fromkeys(layers, known or call.columns)
+            for module, function in self._pre_hooks(readers, columns, lambda: call.count):
+                leaving.callback(module.register_forward_pre_hook(function).remove)
+            yield model
+
+    @property
+    def _known_columns(self) -> Callable[[int], Columns] | None:
+        """What says which columns an activation has, where that is known before a model runs."""
+        return None
 
     @contextmanager
     def _hooks_in(self, model: Any) -> Iterator[list[Hook]]:
@@ -349,12 +434,7 @@ class Ablation:
 
     def require_fits(self, model: Any) -> None:
         """Raise `MismatchError` unless the ablation's shape, and its source where known, are the model's."""
-        expected = shape_at(model, self.site, replaced=True)
-        if tuple(self.mask.shape) != expected:
-            raise MismatchError(
-                f"this ablation is for {self.site.value} neurons of shape {tuple(self.mask.shape)}, the model has "
-                f"{expected} (layer, head, dim)."
-            )
+        self._require_shape(shape_at(model, self.site, replaced=True))
         if self.source is not None:
             model_record = record_of(model)
             self.source.require_same(model_record, "this ablation's values are another model's")
@@ -370,6 +450,13 @@ class Ablation:
                 "it is not known how this model's weights were processed: where value biases were folded (as "
                 "transformer-lens does by default) hook_z is shifted, and zero is not the model's own zero. "
                 "ablation_lens.load_model leaves weights as they are.",
+            )
+
+    def _require_shape(self, expected: tuple[int, int, int]) -> None:
+        if tuple(self.mask.shape) != expected:
+            raise MismatchError(
+                f"this ablation is for {self.site.value} neurons of shape {tuple(self.mask.shape)}, the model has "
+                f"{expected} (layer, head, dim)."
             )
 
     def _is_zero(self) -> bool:
@@ -498,6 +585,16 @@ class _ForBatch(Ablation):
             raise MismatchError(f"an ablation of one batch has its positions already; offset={offset} is not possible.")
         return self._hooks(dict.fromkeys(self._layers(), self._columns))
 
+    def pre_hooks(self, hf_model: Any, offset: int | None = None) -> list[PreHook]:
+        if offset:
+            raise MismatchError(f"an ablation of one batch has its positions already; offset={offset} is not possible.")
+        columns = dict.fromkeys(self._layers(), self._columns)
+        return self._pre_hooks(self._readers(hf_model), columns, lambda: self.real.shape[1])
+
+    @property
+    def _known_columns(self) -> Callable[[int], Columns]:
+        return self._columns
+
     def _columns(self, count: int) -> Columns:
         if count != self.real.shape[1]:
             raise MismatchError(
@@ -579,6 +676,10 @@ class Ablations:
     def hooks(self, offset: int | None = None, *, model: Any = None) -> list[Hook]:
         """All pairs; see `Ablation.hooks`. TransformerLens calls hooks of one point in order."""
         return [pair for part in self.parts for pair in part.hooks(offset, model=model)]
+
+    def pre_hooks(self, hf_model: Any, offset: int | None = None) -> list[PreHook]:
+        """All pairs; see `Ablation.pre_hooks`. torch calls hooks of one module in the order in which they came."""
+        return [pair for part in self.parts for pair in part.pre_hooks(hf_model, offset)]
 
     def applied_to(self, model: Any) -> AbstractContextManager[Any]:
         """The model with all in place; see `Ablation.applied_to`."""
@@ -705,6 +806,24 @@ def _columns(offset: int | None, count: int) -> Columns:
     return Columns(offset or 0, count)
 
 
+def _require_weights(source: ModelRecord, hf_model: Any) -> None:
+    """Raise unless a plain model is the one that values are of, as far as the digest of what was loaded says."""
+    anyway = "dataclasses.replace(ablation, source=None) puts its values there unchecked"
+    if source.weights is None or source.processing != "none":
+        what = "changed after loading, or not loaded by this library" if source.weights is None else source.processing
+        raise MismatchError(
+            f"this ablation's values are of {source.name}, whose weights were {what}: whether they are a plain model's "
+            f"cannot be told; {anyway}."
+        )
+    digest, dtype = weights_digest(hf_model), str(getattr(hf_model, "dtype", "?")).removeprefix("torch.")
+    if digest != source.weights:
+        raise MismatchError(
+            f"this ablation's values are another model's: {source.name} is a {source.architecture} in {source.dtype} "
+            f"with weights {source.weights}, and this is a {type(hf_model).__name__} in {dtype} with {digest}; load "
+            f"the same checkpoint in the same class and dtype ({anyway})."
+        )
+
+
 def _warn_once(model: Any, text: str) -> None:
     said = _warned.setdefault(model, set())
     if text not in said:
@@ -757,3 +876,36 @@ class _Replace:
             mask = self.ablation.mask[self.layer].to(value.device)
             self.ready = (key, mask, self.ablation.values[self.layer].to(value))
         return self.ready[1], self.ready[2]
+
+
+class _ReplaceInput:
+    """The pre-hook of what reads a layer's neurons in a plain model: `_Replace`, on its first argument.
+
+    `width` says how many columns a row has, where that is known: some MLPs are given the rows one after another.
+    """
+
+    def __init__(self, replace: _Replace, width: Callable[[], int | None]) -> None:
+        self.replace, self.width = replace, width
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        ablation = self.replace.ablation
+        _, heads, dims = ablation.mask.shape
+        if not args or not isinstance(args[0], Tensor) or args[0].shape[-1] != heads * dims:
+            got = (
+                tuple(args[0].shape) if args and isinstance(args[0], Tensor) else [type(each).__name__ for each in args]
+            )
+            raise MismatchError(
+                f"a projection was called with {got}; expected {heads * dims} {ablation.site.value} neurons."
+            )
+        given, *rest = args
+        rows = given
+        if given.ndim == 2:
+            columns = self.width()
+            if columns is None and ablation.depends_on_position:
+                raise MismatchError(
+                    "this ablation depends on the position, and this model gives its MLPs the rows of a batch one "
+                    "after another; use applied_to(hf_model), which knows how long they are."
+                )
+            rows = given.unflatten(0, (-1, columns or len(given)))
+        shaped = rows.unflatten(-1, (heads, dims)) if ablation.site.has_heads else rows
+        return (self.replace(shaped, None).reshape(given.shape), *rest)

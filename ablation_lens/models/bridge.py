@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ablation_lens.hooked import listening
-from ablation_lens.models.checkpoints import Checkpoint, load_tokenizer, load_weights, unsupported, weights_digest
+from ablation_lens.models.checkpoints import Checkpoint, load_tokenizer, load_weights, unsupported
+from ablation_lens.weights import weights_digest
 
 
 def load_bridge(

@@ -6,7 +6,6 @@ that its config does not mention, is refused instead of being filled up with ran
 """
 
 import copy
-import hashlib
 import logging
 import operator
 import os
@@ -432,18 +431,6 @@ def load_image_processor(checkpoint: Checkpoint) -> Any:
             checkpoint.source, revision=checkpoint.revision, backend="pil", trust_remote_code=False
         )
     return None
-
-
-def weights_digest(model: torch.nn.Module) -> str:
-    """A digest over evenly spaced samples of every tensor: cheap for 7B weights, new after any training step."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-        flat = tensor.detach().reshape(-1) if tensor.is_contiguous() else tensor.detach().flatten()
-        step = max(1, flat.numel() // 64)
-        # Sampled before it is moved and widened. float64 holds every float type exactly, and NumPy has no bfloat16.
-        digest.update(flat[::step].to("cpu", torch.float64).numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def resolve_dtype(dtype: "str | torch.dtype | None", checkpoint: Checkpoint, device: torch.device) -> torch.dtype:

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 
 from ablation_lens.errors import ModelError
-from ablation_lens.models.checkpoints import Checkpoint, load_tokenizer, load_weights, unsupported, weights_digest
+from ablation_lens.models.checkpoints import Checkpoint, load_tokenizer, load_weights, unsupported
 from ablation_lens.models.fast_attention import enable_fast_attention
+from ablation_lens.weights import weights_digest
 
 
 def load_hooked_transformer(

@@ -30,12 +30,11 @@ from ablation_lens.models.checkpoints import (
     resolve_device,
     resolve_dtype,
     unsupported,
-    weights_digest,
 )
 from ablation_lens.models.devices import devices_from, spread
 from ablation_lens.models.hooked_transformer import hook_in_memory, load_hooked_transformer
 from ablation_lens.records import ModelRecord
-from ablation_lens.weights import checksum
+from ablation_lens.weights import checksum, weights_digest
 
 if TYPE_CHECKING:
     from ablation_lens.adapters import Family, HookedEncoder

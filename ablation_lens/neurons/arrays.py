@@ -87,11 +87,10 @@ def from_arrays(arrays: Mapping[str, Any], site: Site, tokens: int | None = None
         if expected.ndim != 3:  # texts, and what is the state itself
             continue
         given = _numbers(arrays, name, expected.dtype, expected.shape)
-        for place in np.argwhere(given != expected)[:1].tolist():
-            neuron = neuron_name(*place, site=site)
+        for layer, head, dim in np.argwhere(given != expected)[:1].tolist():
             raise MismatchError(
-                f"{name} of {neuron} is {given[tuple(place)]}, and by the other arrays it is {expected[tuple(place)]}; "
-                "give what arrays() gave, unchanged."
+                f"{name} of {neuron_name(layer, head, dim, site)} is {given[layer, head, dim]}, and by the other arrays "
+                f"it is {expected[layer, head, dim]}; give what arrays() gave, unchanged."
             )
     return parts
 

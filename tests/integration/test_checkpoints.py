@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from ablation_lens import load_model
 from ablation_lens.errors import AblationLensError, ModelError
-from ablation_lens.models.checkpoints import find_checkpoint, resolve_dtype, weights_digest
+from ablation_lens.models.checkpoints import find_checkpoint, resolve_dtype
+from ablation_lens.weights import weights_digest
 from tests.tiny_models import BY_NAME
 
 

@@ -7,7 +7,8 @@ from safetensors.torch import load_file, save_file
 
 from ablation_lens import load_model
 from ablation_lens.errors import ModelError
-from ablation_lens.models.checkpoints import find_checkpoint, load_weights, weights_digest
+from ablation_lens.models.checkpoints import find_checkpoint, load_weights
+from ablation_lens.weights import weights_digest
 from tests.tiny_models import BY_NAME, FAMILIES, TEXT
 
 CPU = torch.device("cpu")
