@@ -444,7 +444,8 @@ class Ablation:
                     "these values were saved by an earlier version, which noted of a model of your own only the name: "
                     "whether they are this model's cannot be told. Collect them again to have it checked.",
                 )
-        if stated_record(model).processing.startswith("unknown") and self._is_zero():
+        shifted = self.site.has_heads or not self.site.is_one_hook  # latents of an autoencoder, for one, are not
+        if shifted and stated_record(model).processing.startswith("unknown") and self._is_zero():
             _warn_once(
                 model,
                 "it is not known how this model's weights were processed: where value biases were folded (as "

@@ -16,7 +16,8 @@ LATENTS = f"{STREAM}.hook_sae_acts_post"
 def autoencoder(seed=0, hook=STREAM, width=128):
     torch.manual_seed(seed)
     metadata = sae_lens.saes.sae.SAEMetadata(hook_name=hook)
-    config = sae_lens.StandardSAEConfig(d_in=width, d_sae=64, metadata=metadata)
+    reshaped = "hook_z" if hook.endswith("hook_z") else "none"
+    config = sae_lens.StandardSAEConfig(d_in=width, d_sae=64, metadata=metadata, reshape_activations=reshaped)
     sae = sae_lens.StandardSAE(config)
     with torch.no_grad():
         sae.W_enc.normal_()

@@ -1,6 +1,7 @@
 """The Python of README and docs runs as it stands."""
 
 import dataclasses
+import linecache
 import re
 import tomllib
 from pathlib import Path
@@ -22,11 +23,22 @@ def blocks(page):
     return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), flags=re.DOTALL)
 
 
+OTHERS = ("circuitsvis", "nnsight", "sae_lens")
+"""Libraries that are tried beside this package: pages whose first block imports one are skipped without it."""
+
+
 def run(page, names):
-    for block in blocks(page):
+    imported = re.findall(r"^(?:import|from) (\w+)", blocks(page)[0], flags=re.MULTILINE)
+    for library in imported:
+        if library in OTHERS:
+            pytest.importorskip(library, reason=f"{page} needs {library}, which is not installed")
+    for number, block in enumerate(blocks(page), 1):
         if "HookedTransformer(" in block and transformer_lens_major() >= 4:  # which has none
             continue
-        exec(compile(block, page, "exec"), names)
+        file = f"<block {number} of {page}>"
+        # For tracebacks, and for nnsight, which reads the source of what it traces.
+        linecache.cache[file] = (len(block), None, block.splitlines(keepends=True), file)
+        exec(compile(block, file, "exec"), names)
 
 
 @pytest.fixture
