@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from ablation_lens.tasks.plans import Batch
     from ablation_lens.tasks.tasks import task_for
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "Ablation",

@@ -315,7 +315,9 @@ class Versions(Record):
 
     @classmethod
     def current(cls) -> "Versions":
-        """The versions of this process, read from package metadata (imports nothing heavy)."""
+        """The versions of this process; those of others are read from package metadata (imports nothing heavy)."""
+        # Ours from the source: the metadata of an editable install is as old as the install.
+        from ablation_lens import __version__
 
         def installed(package: str) -> str:
             try:
@@ -324,7 +326,7 @@ class Versions(Record):
                 return "not installed"
 
         return cls(
-            ablation_lens=installed("ablation-lens"),
+            ablation_lens=__version__,
             python=platform.python_version(),
             torch=installed("torch"),
             transformers=installed("transformers"),
