@@ -101,12 +101,14 @@ _MODULES = {"centers": "neurons.centers", "metrics": "measure.metrics", "resampl
 """Modules that the root shows, where they do not lie in it."""
 
 
-def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(import_module(f"ablation_lens.{_HOMES[name]}"), name)
-    if name in __all__:
-        return import_module(f"ablation_lens.{_MODULES.get(name, name)}")
-    raise AttributeError(f"module 'ablation_lens' has no attribute {name!r}")
+if not TYPE_CHECKING:  # a type checker reads the imports above, and says which name is not there
+
+    def __getattr__(name: str) -> Any:
+        if name in _HOMES:
+            return getattr(import_module(f"ablation_lens.{_HOMES[name]}"), name)
+        if name in __all__:
+            return import_module(f"ablation_lens.{_MODULES.get(name, name)}")
+        raise AttributeError(f"module 'ablation_lens' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
