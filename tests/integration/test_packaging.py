@@ -1,6 +1,8 @@
-"""The wheel holds everything: package, adapters, zoo, the explorer's assets."""
+"""The wheel holds everything: package, adapters, zoo, the explorer's assets; `make try-release` tries it."""
 
 import os
+import re
+import runpy
 import subprocess
 import sys
 import zipfile
@@ -8,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import ablation_lens
 from ablation_lens.corpora.embedded import stdlib_documents
 
 ROOT = Path(__file__).parents[2]
@@ -83,3 +86,55 @@ def test_the_zoo_loads_from_an_unpacked_wheel(wheel, tmp_path):
     scores = dict(line.split() for line in result.stdout.splitlines())
     assert float(scores["tiny-vit"]) > 0.9
     assert all(float(scores[name]) > 0.2 for name in ("tiny-opt", "tiny-mistral", "tiny-roberta"))
+
+
+def test_the_version_is_that_of_the_package(wheel):
+    assert wheel.name == f"ablation_lens-{ablation_lens.__version__}-py3-none-any.whl"
+    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert re.findall(r"^version: (.+)$", citation, flags=re.MULTILINE) == [ablation_lens.__version__]
+
+
+def test_the_wheel_carries_its_licence_and_says_that_it_is_typed(wheel):
+    archive = zipfile.ZipFile(wheel)
+    folder = f"ablation_lens-{ablation_lens.__version__}.dist-info"
+    assert archive.read(f"{folder}/licenses/LICENSE") == (ROOT / "LICENSE").read_bytes()
+    assert "Classifier: Typing :: Typed" in archive.read(f"{folder}/METADATA").decode()
+
+
+# ---------------------------------------------------------------------- what tries a release notices
+
+
+@pytest.fixture(scope="module")
+def release():
+    return runpy.run_path(str(ROOT / "scripts/release.py"))
+
+
+def test_a_release_with_a_file_too_many_or_too_few_is_refused(release):
+    release["require_same"]("files", {"one"}, {"one"})
+    with pytest.raises(SystemExit, match="junk should not be there, and one is missing"):
+        release["require_same"]("files", {"junk"}, {"one"})
+
+
+def test_a_type_that_is_lost_in_a_release_is_noticed(release):
+    source = (
+        'import ablation_lens\nreveal_type(x)  # note: Revealed type is "float"\ny: str = x  # error: [assignment]\n'
+    )
+    right = (
+        'project.py:2: note: Revealed type is "float"\n'
+        'project.py:3: error: Incompatible types in assignment (expression has type "float")  [assignment]\n'
+        "Found 1 error in 1 file (checked 1 source file)\n"
+    )
+    untyped = (
+        'project.py:1: error: Skipping analyzing "ablation_lens"  [import-untyped]\n'
+        'project.py:2: note: Revealed type is "Any"\n'
+    )
+    assert release["said"](right) == release["announced"](source)
+    assert release["said"](untyped) == {"1: [import-untyped]", '2: Revealed type is "Any"'}
+
+
+def test_a_release_is_refused_without_its_day_in_the_changelog(release, tmp_path):
+    with pytest.raises(SystemExit, match=r"9\.9\.9"):
+        release["day_in"]("## [Unreleased]\n\n## [0.1.0] - 2026-01-01\n", "9.9.9")
+    with pytest.raises(SystemExit, match="tomorrow"):
+        release["day_in"]("## [9.9.9] - tomorrow\n", "9.9.9")
+    assert release["day_in"]("## [Unreleased]\n\n## [9.9.9] - 2026-11-27\n", "9.9.9").day == 27
