@@ -99,5 +99,9 @@ release: $(STAMP)  ## Build what is released, and try it in an empty environment
 try-release: $(STAMP)  ## Build what is released, and try it in this environment.
 	$(BIN)/python scripts/release.py --quick
 
+# Once before a release; needs uv, and the package index.
+lowest: $(STAMP)  ## Run the tests on the lowest versions that pyproject.toml admits.
+	$(BIN)/python scripts/lowest.py $(if $(PIN),--pin $(PIN))
+
 clean:  ## Remove environments and what was built.
 	rm -rf $(VENV) .venv-tl4 build dist node_modules *.egg-info

@@ -4,6 +4,7 @@ import json
 import runpy
 import shutil
 import sys
+import tomllib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -52,6 +53,7 @@ def test_every_script_is_run_here():
     assert {path.name for path in (ROOT / "scripts").glob("*.py")} == {
         "findings.py",
         "lock.py",
+        "lowest.py",
         "notebooks.py",
         "pictures.py",
         "release.py",
@@ -138,7 +140,24 @@ def test_notebooks(script, tmp_path):
         assert opened.size == (1350, 675)
 
 
-def test_lock_says_what_it_does(script, capsys):
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [("lock.py", "Resolve the project's dependencies"), ("lowest.py", "the lowest versions"), ("release.py", "Build")],
+)
+def test_what_installs_packages_says_what_it_does(script, capsys, name, what):
     with pytest.raises(SystemExit, match="0"):
-        script(ROOT / "scripts" / "lock.py", "--help")
-    assert "Resolve the project's dependencies" in capsys.readouterr().out
+        script(ROOT / "scripts" / name, "--help")
+    assert what in capsys.readouterr().out
+
+
+def test_a_bound_that_nothing_meets_is_told_from_one_that_is_installed():
+    lowest = runpy.run_path(str(ROOT / "scripts" / "lowest.py"))
+    assert lowest["lower_bounds"](["torch>=2.6", "transformer-lens>=3.9,<5"]) == {
+        "torch": "2.6",
+        "transformer-lens": "3.9",
+    }
+    assert lowest["is_of"]("2.6.0", "2.6")
+    assert not lowest["is_of"]("5.9.0", "5.0")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = [each for extra in project["optional-dependencies"].values() for each in extra]
+    assert all(lowest["lower_bounds"]([each]) for each in (*project["dependencies"], *extras))
