@@ -19,6 +19,7 @@ SMALL = {
     r"fractions=\[[^]]+\]": "fractions=[0.5]",
     r"seeds=range\(\d+\)": "seeds=range(2)",
     r"count=\d+": "count=8",
+    r"shares = \[.+\]": "shares = [0.5, 1]",
     r"neurons=\d+": "neurons=['L2.H0.D2']",
 }
 

@@ -497,10 +497,12 @@ def page() -> str:
 
 @pytest.fixture(scope="module")
 def table(page: str) -> dict[str, dict[str, str]]:
-    """The zoo's page as it says it: model → row → cell."""
+    """The zoo's page as it says it: model → what → cell, out of both tables."""
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("|")]
-    names = [cell.strip("`") for cell in rows[0]]
-    return {names[column]: {row[0]: row[column] for row in rows[1:]} for column in range(1, len(names))}
+    by_model = {row[0].strip("`"): dict(zip(rows[0][1:], row[1:], strict=True)) for row in rows if len(row) == 3}
+    numbers = [row for row in rows if len(row) == 1 + len(zoo.NAMES)]
+    names = [cell.strip("`") for cell in numbers[0]]
+    return {name: by_model[name] | {row[0]: row[names.index(name)] for row in numbers} for name in zoo.NAMES}
 
 
 @pytest.mark.parametrize("name", zoo.NAMES)
