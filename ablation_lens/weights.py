@@ -1,7 +1,7 @@
 """What a model's weights are, in a few characters: a checksum over every bit of them, wherever and however they lie.
 
-The digest of a Hugging Face model says what was loaded. The checksum says what a model computes with now, after training,
-editing or quantising too, and also where there never was a file.
+The digest of a Hugging Face model says what was loaded. The checksum says what a model computes with now, after
+training, editing or quantising too, and also where there never was a file.
 """
 
 import functools

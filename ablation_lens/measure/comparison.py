@@ -193,8 +193,8 @@ def _default_plan(model: Any) -> BatchPlan:
         task = task_for(model)
     except ModelError as error:  # of its own inputs it has some already, and the error would ask for them
         raise ModelError(
-            f"centers are computed from statistics, and none can be collected here: {str(error).split(';')[0].rstrip('.')}; give "
-            "statistics=al.collect(model, other_inputs)."
+            f"centers are computed from statistics, and none can be collected here: {str(error).split(';')[0].rstrip('.')}; "
+            "give statistics=al.collect(model, other_inputs)."
         ) from error
     size: dict[str, Any] = {task.unit: SAMPLE[task.unit]}
     with warnings.catch_warnings():

@@ -89,8 +89,8 @@ def from_arrays(arrays: Mapping[str, Any], site: Site, tokens: int | None = None
         given = _numbers(arrays, name, expected.dtype, expected.shape)
         for layer, head, dim in np.argwhere(given != expected)[:1].tolist():
             raise MismatchError(
-                f"{name} of {neuron_name(layer, head, dim, site)} is {given[layer, head, dim]}, and by the other arrays "
-                f"it is {expected[layer, head, dim]}; give what arrays() gave, unchanged."
+                f"{name} of {neuron_name(layer, head, dim, site)} is {given[layer, head, dim]}, and by the other "
+                f"arrays it is {expected[layer, head, dim]}; give what arrays() gave, unchanged."
             )
     return parts
 
