@@ -192,8 +192,9 @@ def _default_plan(model: Any) -> BatchPlan:
     try:
         task = task_for(model)
     except ModelError as error:  # of its own inputs it has some already, and the error would ask for them
+        why = str(error).split(";")[0].rstrip(".")
         raise ModelError(
-            f"centers are computed from statistics, and none can be collected here: {str(error).split(';')[0].rstrip('.')}; "
+            f"centers are computed from statistics, and none can be collected here: {why}; "
             "give statistics=al.collect(model, other_inputs)."
         ) from error
     size: dict[str, Any] = {task.unit: SAMPLE[task.unit]}
