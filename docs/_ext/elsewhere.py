@@ -2,7 +2,7 @@
 
 A page of `docs/` may stand for a file outside: the site then shows that file, and no copy of it is committed. Links in
 pages are relative paths within the repository, as they work where no site is built; those that leave `docs/` are
-pointed at the page that shows their target.
+pointed at the page that shows their target, and files that no page shows are downloaded.
 """
 
 import json
@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from sphinx.application import Sphinx
-from sphinx.util import logging
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 SHOWN_BY = {
-    "README.md": "index",
+    "README.md": "readme",
     "CHANGELOG.md": "changelog",
     "benchmarks/RESULTS.md": "benchmarks",
     "ablation_lens/zoo/README.md": "reference/zoo",
@@ -27,12 +26,13 @@ SHOWN_BY = {
 """Which page shows a file of the repository."""
 
 TEXT_OF = {
-    page: path for path, page in SHOWN_BY.items() if page in ("changelog", "benchmarks") or path[-6:] == ".ipynb"
+    page: path
+    for path, page in SHOWN_BY.items()
+    if page.startswith(("readme", "changelog", "benchmarks", "notebooks/0"))
 }
 """Pages that are replaced by the file they stand for."""
 
 LINK = re.compile(r"(\]\()([^)\s#]+)((?:#[^)\s]*)?\))")
-logger = logging.getLogger(__name__)
 
 
 def as_markdown(notebook: Path) -> str:
@@ -54,15 +54,12 @@ def relinked(text: str, origin: Path, page: str) -> str:
             return link[0]
         path = Path(os.path.normpath(origin.parent / target))
         if path.is_relative_to(DOCS):
-            if origin.is_relative_to(DOCS):
-                return link[0]
-            found = path.relative_to(DOCS)
+            found = path
         elif (shown := SHOWN_BY.get(str(path.relative_to(ROOT)))) is not None:
-            found = Path(f"{shown}.md")
+            found = DOCS / f"{shown}.md"
         else:
-            logger.warning("%s is not shown by any page; name one in docs/_ext/elsewhere.py", target, location=page)
-            return link[0]
-        return f"{link[1]}{os.path.relpath(found, Path(page).parent)}{link[3]}"
+            found = path  # a file that no page shows is downloaded
+        return f"{link[1]}{os.path.relpath(found, (DOCS / page).parent)}{link[3]}"
 
     # Code may hold what looks like a link.
     parts = re.split(r"(^```.*?^```$|`[^`\n]+`)", text, flags=re.DOTALL | re.MULTILINE)

@@ -70,6 +70,6 @@ def test_a_name_that_is_missing_is_noticed():
     assert "ablation_lens.circuits.discover" in set(public_names())
 
 
-@pytest.mark.parametrize("page", sorted((DOCS / "reference/api").glob("*.md")), ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_a_page_of_the_reference_is_in_its_index(page):
     assert f"api/{page.stem}\n" in (DOCS / "reference/index.md").read_text("utf-8")
