@@ -40,7 +40,7 @@ python_maximum_signature_line_length = 88
 python_display_short_literal_types = True
 add_module_names = True
 
-smartquotes = False  # a quoted name is code to many of our readers
+smartquotes_action = "D"  # dashes; a quoted name stays as it is typed
 
 html_theme = "furo"
 html_title = f"ablation-lens {release}"

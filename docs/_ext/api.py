@@ -17,6 +17,7 @@ from types import ModuleType
 from typing import Any
 
 from docutils import nodes
+from sphinx import addnodes
 from sphinx.application import Sphinx
 from sphinx.domains.python import PythonDomain
 from sphinx.pycode import ModuleAnalyzer
@@ -142,7 +143,7 @@ def as_rst(app: Sphinx, what: str, name: str, thing: Any, options: Any, lines: l
             # Code and the rest take turns, too.
             pieces = re.split(r"(`[^`]+`)", part)
             escaped = [re.sub(r"[*|]|_(?=\W|$)", r"\\\g<0>", piece) for piece in pieces[::2]]
-            pieces[::2] = escaped
+            pieces[::2] = [re.sub(r"docs/([\w/-]+)\.md", r":doc:`/\1`", piece) for piece in escaped]
             parts[number] = CODE.sub(code, "".join(pieces))
     lines[:] = "".join(parts).split("\n")
 
@@ -261,16 +262,16 @@ def signature(
 
 def spoken(app: Sphinx, tree: nodes.document, page: str) -> None:
     """Names as they are written after `import ablation_lens as al`, and shapes in double quotes."""
-    from sphinx import addnodes
-
     for node in tree.findall(addnodes.desc_addname):
         full = node.astext()
         first = full.split(".")[1] if "." in full else ""
         if full.startswith("ablation_lens.") and first in ("", *ablation_lens.__all__):
             node.children = [nodes.Text(SHOWN_AS + full.removeprefix("ablation_lens."))]
-    for node in tree.findall(addnodes.desc_sig_literal_string):
+    strings = [*tree.findall(addnodes.desc_sig_literal_string)]
+    strings += [node for node in tree.findall(nodes.inline) if "default_value" in node["classes"]]
+    for node in strings:
         text = node.astext()
-        if text.startswith("'") and '"' not in text:
+        if re.fullmatch(r"'[^'\"]*'", text):
             node.children = [nodes.Text(f'"{text[1:-1]}"')]
 
 
