@@ -2,7 +2,9 @@
 
 import re
 from contextlib import contextmanager
+from html import unescape
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 
@@ -49,6 +51,20 @@ def test_nothing_in_a_page_names_a_file_elsewhere():
         text = re.sub(r"srcdoc=\"[^\"]*\"", "", path.read_text(encoding="utf-8"))
         loaded = re.findall(r"<(?:script|img|link|iframe|source)\b[^>]*?(?:src|href)=\"((?:https?:)?//[^\"]+)", text)
         assert loaded == [], path
+
+
+def test_every_link_within_the_site_leads_somewhere():
+    texts = {path: path.read_text(encoding="utf-8") for path in PAGES}
+    broken = []
+    for path, text in texts.items():
+        for link in re.findall(r"<a\b[^>]*?href=\"([^\"]+)\"", re.sub(r"srcdoc=\"[^\"]*\"", "", text)):
+            target, _, fragment = unquote(unescape(link)).partition("#")
+            if re.match(r"[a-z]+:", target):
+                continue
+            goal = (path.parent / target).resolve() if target else path
+            if not goal.exists() or (fragment and f'id="{fragment}"' not in unescape(texts.get(goal, ""))):
+                broken.append(f"{path.relative_to(SITE)}: {link}")
+    assert broken == []
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
