@@ -245,6 +245,7 @@ def task_as_typed(
     corpus: str | None,
     *,
     context: int | None = None,
+    column: str | None = None,
     labels: Path | None = None,
     label_column: str | None = None,
     only: list[str] | None = None,
@@ -253,7 +254,7 @@ def task_as_typed(
     """The task of a model over a corpus as typed, of the documents of some labels where these were."""
     from ablation_lens.tasks.tasks import task_for
 
-    typed: dict[str, Any] = {"labels": labels, "label_column": label_column}
+    typed: dict[str, Any] = {"column": column, "labels": labels, "label_column": label_column}
     given = {name: value for name, value in typed.items() if value is not None}
     task = task_for(model, corpus, context=context, **given)
     task = task.only(only) if only else task
@@ -303,6 +304,7 @@ def evaluate(
     images: Annotated[
         int | None, typer.Option(help="Likewise, for an image model. Left out: 1,000, or all there is.")
     ] = None,
+    column: options.Column = None,
     labels: options.Labels = None,
     label_column: options.LabelColumn = None,
     only: options.Only = None,
@@ -331,7 +333,14 @@ def evaluate(
     loaded = load_model(model, dtype=dtype, device=device, n_devices=n_devices, random_init=random_init)
     found.require_fits(loaded)
     task = task_as_typed(
-        loaded, corpus, context=context, labels=labels, label_column=label_column, only=only, except_=except_
+        loaded,
+        corpus,
+        context=context,
+        column=column,
+        labels=labels,
+        label_column=label_column,
+        only=only,
+        except_=except_,
     )
     plan = planned(task, split, tokens, images, batch_size, loaded)
     found.require_unknown(loaded, plan)

@@ -62,6 +62,10 @@ Metrics = Annotated[
     ),
 ]
 Labels = Annotated[Path | None, typer.Option(help="A CSV file,label for a folder of images.")]
+Column = Annotated[
+    str | None,
+    typer.Option(help="The column of JSON lines, Parquet or a data set that is read, if its name does not tell."),
+]
 LabelColumn = Annotated[
     str | None, typer.Option(help="The column of JSON lines, Parquet or a data set that holds the labels.")
 ]

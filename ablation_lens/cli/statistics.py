@@ -25,6 +25,7 @@ def collect(
     include_bos: Annotated[
         bool, typer.Option("--bos/--no-bos", help="Whether BOS, CLS and EOS positions count.")
     ] = True,
+    column: options.Column = None,
     labels: options.Labels = None,
     label_column: options.LabelColumn = None,
     only: options.Only = None,
@@ -56,7 +57,14 @@ def collect(
     ranks = Ranks.join(gpus=n_devices)
     loaded = load_model(model, dtype=dtype, device=device, n_devices=n_devices, random_init=random_init)
     task = task_as_typed(
-        loaded, corpus, context=context, labels=labels, label_column=label_column, only=only, except_=except_
+        loaded,
+        corpus,
+        context=context,
+        column=column,
+        labels=labels,
+        label_column=label_column,
+        only=only,
+        except_=except_,
     )
     announce(f"reading {task.corpus.full_name}")
     plan = task.batches(split=split, tokens=tokens, images=images, batch_size=batch_size, model=loaded)
@@ -132,6 +140,7 @@ def learn(
             autocompletion=options.completing(options.SITES),
         ),
     ] = None,
+    column: options.Column = None,
     labels: options.Labels = None,
     label_column: options.LabelColumn = None,
     only: options.Only = None,
@@ -172,7 +181,14 @@ def learn(
         known = ActivationStatistics.load(options.statistics_file(statistics, model if statistics.is_dir() else None))
     loaded = load_model(model, dtype=dtype, device=device, n_devices=n_devices)
     task = task_as_typed(
-        loaded, corpus, context=context, labels=labels, label_column=label_column, only=only, except_=except_
+        loaded,
+        corpus,
+        context=context,
+        column=column,
+        labels=labels,
+        label_column=label_column,
+        only=only,
+        except_=except_,
     )
     plan = planned(task, "collect", tokens, images, batch_size, loaded)
     facts = {

@@ -103,6 +103,16 @@ def test_one_label_is_scored_alone_and_the_answer_says_so(command, tmp_path):
         assert 0 < values["documents"] < len(whole.items)
 
 
+def test_the_column_that_an_error_asks_for_can_be_given(command, tmp_path):
+    rows = [f'{{"body": "number {number} is here", "title": "{number}"}}' for number in range(60)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(rows))
+    asked = ("evaluate", "tiny-opt", "--center", "zero", "--neuron", "L0.H0", "--corpus", tmp_path / "rows.jsonl")
+    code, _, errors = command(*asked)
+    assert code == 2 and "say which to take with --column NAME" in errors
+    read = answered(command(*asked, "--column", "body", "--json"), "evaluation")["corpus"]
+    assert ["column", "body"] in read["settings"]
+
+
 @pytest.mark.parametrize(
     ("model", "asked", "message"),
     [
