@@ -108,7 +108,8 @@ def test_the_column_that_an_error_asks_for_can_be_given(command, tmp_path):
     (tmp_path / "rows.jsonl").write_text("\n".join(rows))
     asked = ("evaluate", "tiny-opt", "--center", "zero", "--neuron", "L0.H0", "--corpus", tmp_path / "rows.jsonl")
     code, _, errors = command(*asked)
-    assert code == 2 and "say which to take with --column NAME" in errors
+    assert code == 2
+    assert "say which to take with --column NAME" in errors
     read = answered(command(*asked, "--column", "body", "--json"), "evaluation")["corpus"]
     assert ["column", "body"] in read["settings"]
 
