@@ -1,6 +1,5 @@
 """The commands that run a model as they are asked to: `info`, `evaluate` and `ablate`."""
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -270,16 +269,11 @@ def planned(
     model: Any = None,
 ) -> "BatchPlan":
     """The plan of so many tokens or images; as many as the paper's where nobody says, or all there is."""
-    from ablation_lens.corpora import CorpusSizeWarning
     from ablation_lens.study.paper import SIZES
+    from ablation_lens.tasks import tasks
 
     announce(f"reading {task.corpus.full_name} ({split})")
-    if tokens is not None or images is not None:
-        return task.batches(split=split, tokens=tokens, images=images, batch_size=batch_size, model=model)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", CorpusSizeWarning)
-        sizes: dict[str, Any] = {task.unit: SIZES[task.unit]}
-        return task.batches(split=split, batch_size=batch_size, model=model, **sizes)
+    return tasks.planned(task, split, SIZES, tokens=tokens, images=images, batch_size=batch_size, model=model)
 
 
 # ---------------------------------------------------------------------- what it does

@@ -1,6 +1,5 @@
 """The command about modularity: `modularity`."""
 
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -198,11 +197,6 @@ def _usual(model: Any) -> list[tuple[str, str | None, str | None]]:
 
 
 def _planned(task: "Task", split: str, tokens: int | None, images: int | None, usual: int) -> "BatchPlan":
-    from ablation_lens.corpora import CorpusSizeWarning
+    from ablation_lens.tasks.tasks import planned
 
-    if tokens is not None or images is not None:
-        return task.batches(split=split, tokens=tokens, images=images)
-    with warnings.catch_warnings():
-        # Nobody asked for so many: all there is will do.
-        warnings.simplefilter("ignore", CorpusSizeWarning)
-        return task.batches(split=split, tokens=usual if task.unit == "tokens" else None)
+    return planned(task, split, {"tokens": usual}, tokens=tokens, images=images)

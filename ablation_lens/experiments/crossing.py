@@ -191,9 +191,8 @@ def random_like(mask: Bool[Tensor, "layer head dim"], seed: int) -> Bool[Tensor,
 
 def _plan(name: str, task: Any, split: str, size: int | None) -> BatchPlan:
     if isinstance(task, Task):
-        return (
-            task.batches(split=split, tokens=size) if task.unit == "tokens" else task.batches(split=split, images=size)
-        )
+        many: dict[str, Any] = {task.unit: size}
+        return task.batches(split=split, **many)
     if isinstance(task, tuple | list) and len(task) == 2 and all(isinstance(plan, BatchPlan) for plan in task):
         plan: BatchPlan = task[0 if split == "collect" else 1]
         return plan

@@ -17,7 +17,6 @@ from ablation_lens.experiments.pruning import (
     JUDGED,
     SAMPLE,
     Choosing,
-    plan_of_task,
     seeds_of,
     shares_of,
     sites_of,
@@ -31,7 +30,7 @@ from ablation_lens.sites import Site
 from ablation_lens.tasks.freezing import require_disjoint
 from ablation_lens.tasks.inputs import told, whole
 from ablation_lens.tasks.plans import BatchPlan, ImageItem
-from ablation_lens.tasks.tasks import ImageClassification
+from ablation_lens.tasks.tasks import ImageClassification, planned
 
 if TYPE_CHECKING:
     import pandas
@@ -177,7 +176,7 @@ def forget_labels(
     shares = shares_of(sites, step, whole(steps, "steps"))
     (value,) = values_of(value, folder)
     drawn = seeds_of(seeds)
-    judged = plan_of_task(task, "evaluate", {"images": images}, JUDGED)
+    judged = planned(task, "evaluate", JUDGED, images=images)
     known = sorted({item.label for item in judged.items if isinstance(item, ImageItem)})
     wanted = known if labels is None else [whole(label, "a label") for label in labels]
     if len(known) < 2 or not wanted or not set(wanted) <= set(known):
@@ -188,9 +187,9 @@ def forget_labels(
     selection = {"kind": kind, "epsilon": None, "heads": None, "per_layer": False}
 
     def choosing_for(label: int) -> Choosing:
-        size = {"images": collect_images}
         chosen = [
-            plan_of_task(each, "collect", size, SAMPLE) for each in (task.only(label=label), task.except_(label=label))
+            planned(each, "collect", SAMPLE, images=collect_images)
+            for each in (task.only(label=label), task.except_(label=label))
         ]
         for each in chosen:
             require_disjoint(each, judged)

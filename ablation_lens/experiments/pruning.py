@@ -6,7 +6,6 @@ Beside the authors' zero stands any center of the corpus to retain, and beside i
 """
 
 import math
-import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -23,7 +22,6 @@ from torch import Tensor
 
 from ablation_lens.ablation.ablation import Ablation, Ablations
 from ablation_lens.ablation.masks import random_neurons
-from ablation_lens.corpora import CorpusSizeWarning
 from ablation_lens.errors import AblationLensError, FileFormatError, MismatchError
 from ablation_lens.escaping import on_one_line
 from ablation_lens.experiments.scores import Pieces, Scores, facts_of
@@ -49,7 +47,7 @@ from ablation_lens.sites import Site
 from ablation_lens.tasks.freezing import freeze, require_disjoint
 from ablation_lens.tasks.inputs import told, whole
 from ablation_lens.tasks.plans import BatchPlan
-from ablation_lens.tasks.tasks import Task
+from ablation_lens.tasks.tasks import Task, planned
 
 if TYPE_CHECKING:
     import pandas
@@ -518,11 +516,11 @@ class Side:
         asked = [*judged.values(), *chosen]
         if isinstance(given, Task):
             plans = [
-                plan_of_task(given, "collect", dict(zip(("tokens", "images"), chosen, strict=True)), SAMPLE),
-                plan_of_task(given, "evaluate", judged, JUDGED),
+                planned(given, "collect", SAMPLE, tokens=chosen[0], images=chosen[1]),
+                planned(given, "evaluate", JUDGED, **judged),
             ]
             if given.unit == "tokens":
-                plans.append(plan_of_task(given, "evaluate", judged, JUDGED, count="skip-common"))
+                plans.append(planned(given, "evaluate", JUDGED, **judged, count="skip-common"))
         elif isinstance(given, tuple | list) and len(given) in (2, 3):
             if any(size is not None for size in asked):
                 raise MismatchError(f"{name} is batches, which have their sizes; leave tokens= and images= out.")
@@ -534,17 +532,6 @@ class Side:
             )
         # A corpus may hold nothing but common tokens.
         return cls(plans[0], tuple(plan for plan in plans[1:] if plan is plans[1] or plan.predictions))
-
-
-def plan_of_task(
-    task: Task, split: str, size: Mapping[str, int | None], usual: Mapping[str, int], **options: Any
-) -> BatchPlan:
-    """Batches of a task; where nobody says how many, the usual number, or all there are."""
-    asked: dict[str, Any] = {unit: number for unit, number in size.items() if number is not None}
-    with warnings.catch_warnings():
-        if not asked:
-            warnings.simplefilter("ignore", CorpusSizeWarning)
-        return task.batches(split=split, **(asked or {task.unit: usual[task.unit]}), **options)
 
 
 def sites_of(given: Site | str | Iterable[Site | str]) -> tuple[Site, ...]:

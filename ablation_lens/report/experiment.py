@@ -7,7 +7,6 @@ curves.safetensors         of curves: what `explore --curves` shows
 scores/, learned/          as `experiments/scores.py` says
 """
 
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -418,15 +417,9 @@ def other_tasks(name: str, task: "Task", model: Any, named: "list[str] | None") 
 
 
 def _planned(task: "Task", split: str, tokens: int | None, images: int | None, usual: int) -> "BatchPlan":
-    from ablation_lens.corpora import CorpusSizeWarning
+    from ablation_lens.tasks.tasks import planned
 
-    if tokens is not None or images is not None:
-        return task.batches(split=split, tokens=tokens, images=images)
-    with warnings.catch_warnings():
-        # Nobody asked for so many: all there is will do.
-        warnings.simplefilter("ignore", CorpusSizeWarning)
-        size: dict[str, Any] = {task.unit: IMAGES if task.unit == "images" else usual}
-        return task.batches(split=split, **size)
+    return planned(task, split, {"tokens": usual, "images": IMAGES}, tokens=tokens, images=images)
 
 
 def _passes(options: Options) -> int:

@@ -5,6 +5,7 @@
 
 import hashlib
 import random
+import warnings
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Mapping, Set
@@ -15,7 +16,15 @@ from typing import Any, ClassVar, Self
 import torch
 
 from ablation_lens import zoo
-from ablation_lens.corpora import Corpus, ImageDocument, TextDocument, open_corpus, own_corpus, warn_when_short
+from ablation_lens.corpora import (
+    Corpus,
+    CorpusSizeWarning,
+    ImageDocument,
+    TextDocument,
+    open_corpus,
+    own_corpus,
+    warn_when_short,
+)
 from ablation_lens.corpora.choice import Label, LabelChoice, label_of_cell, several
 from ablation_lens.corpora.labels import class_id, class_words, labels_by_id
 from ablation_lens.errors import CorpusError, ModelError
@@ -373,6 +382,30 @@ class ImageClassification(Task):
             if size is not None and len(items) == size:
                 break
         return items, reading
+
+
+def planned(
+    task: Task,
+    split: str,
+    usual: Mapping[str, int],
+    *,
+    tokens: int | None = None,
+    images: int | None = None,
+    **options: Any,
+) -> BatchPlan:
+    """Batches of so many tokens or images; where nobody says how many, the usual number of the task's unit, or all.
+
+    >>> from ablation_lens import load_model
+    >>> planned(task_for(load_model("tiny-vit")), "evaluate", {"tokens": 500, "images": 9}).size
+    9
+    """
+    if tokens is not None or images is not None:
+        return task.batches(split=split, tokens=tokens, images=images, **options)
+    size: dict[str, Any] = {task.unit: usual.get(task.unit)}
+    with warnings.catch_warnings():
+        # Nobody asked for so many: all there is will do.
+        warnings.simplefilter("ignore", CorpusSizeWarning)
+        return task.batches(split=split, **size, **options)
 
 
 CONTEXTS = {"causal-lm": 1000, "masked-lm": 512}
