@@ -90,13 +90,18 @@ def beside(name: str, place: Path, wheel: Path, scratch: Path, *, uv: bool) -> t
 def run_tests(place: Path, name: str, scratch: Path) -> str:
     """What pytest says in the end. From a copy: beside the checkout, it would be imported instead of the wheel."""
     scratch.mkdir(exist_ok=True)
-    test = scratch / f"test_{name.replace('-', '_')}.py"
+    test = scratch / test_of(name)
     test.write_bytes((ROOT / "tests" / "beside" / test.name).read_bytes())
     command = [python_of(place), "-m", "pytest", "--quiet", "-p", "no:cacheprovider", "--rootdir", scratch, test]
     done = run(command, check=False, cwd=scratch)
     sys.stderr.write(done.stdout)
     counted = re.findall(r"\d+ (?:passed|failed|skipped|errors?)", done.stdout.strip().rpartition("\n")[2])
     return ", ".join(counted) or f"pytest ended with {done.returncode}"
+
+
+def test_of(name: str) -> str:
+    """The file in `tests/beside` that uses both."""
+    return f"test_{name.replace('-', '_')}.py"
 
 
 def versions(place: Path) -> dict[str, str]:

@@ -51,6 +51,7 @@ def script(monkeypatch, capsys):
 def test_every_script_is_run_here():
     assert {path.name for path in (ROOT / "benchmarks").glob("*.py")} == {*BENCHMARKS, "peak_memory.py"}
     assert {path.name for path in (ROOT / "scripts").glob("*.py")} == {
+        "beside.py",
         "findings.py",
         "gallery.py",
         "lock.py",
@@ -143,7 +144,12 @@ def test_notebooks(script, tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "what"),
-    [("lock.py", "Resolve the project's dependencies"), ("lowest.py", "the lowest versions"), ("release.py", "Build")],
+    [
+        ("lock.py", "Resolve the project's dependencies"),
+        ("lowest.py", "the lowest versions"),
+        ("release.py", "Build"),
+        ("beside.py", "beside another"),
+    ],
 )
 def test_what_installs_packages_says_what_it_does(script, capsys, name, what):
     with pytest.raises(SystemExit, match="0"):
@@ -162,3 +168,10 @@ def test_a_bound_that_nothing_meets_is_told_from_one_that_is_installed():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = [each for extra in project["optional-dependencies"].values() for each in extra]
     assert all(lowest["lower_bounds"]([each]) for each in (*project["dependencies"], *extras))
+
+
+def test_every_library_that_is_tried_beside_this_one_has_a_test():
+    """The script itself installs environments for minutes."""
+    script = runpy.run_path(str(ROOT / "scripts" / "beside.py"), run_name="beside")
+    tests = {path.name for path in (ROOT / "tests" / "beside").glob("test_*.py")}
+    assert tests == {script["test_of"](name) for name in script["NEIGHBOURS"]}
