@@ -82,8 +82,15 @@ def listening(*modules: Any) -> bool:
         if m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks:
             return True
     # Hooks on every module of the process (torch.nn.modules.module.register_module_forward_hook) fire here, too.
-    everywhere: Any = nn.modules.module._has_any_global_hook
-    return bool(everywhere())
+    torch_modules: Any = nn.modules.module
+    return any(
+        (
+            torch_modules._global_forward_hooks,
+            torch_modules._global_forward_pre_hooks,
+            torch_modules._global_backward_hooks,
+            torch_modules._global_backward_pre_hooks,
+        )
+    )
 
 
 def remove_hooks(

@@ -12,6 +12,7 @@ import sys
 import tempfile
 import tomllib
 import venv
+from collections.abc import Iterable
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -26,8 +27,10 @@ def main() -> None:
     parser.add_argument("pytest", nargs="*", help="what pytest is given, after --")
     asked = parser.parse_args()
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    bounds = lower_bounds([*project["project"]["dependencies"], *project["project"]["optional-dependencies"]["dev"]])
-    build = lower_bounds(project["build-system"]["requires"])
+    extras = project["project"]["optional-dependencies"]
+    # The build's too, as the package is installed without an isolated environment.
+    wanted = (*project["project"]["dependencies"], *extras["dev"], *project["build-system"]["requires"])
+    bounds = lower_bounds(wanted)
     with tempfile.TemporaryDirectory(prefix="lowest-") as folder:
         versions = resolve(bounds, asked.pin, Path(folder))
         for name, bound in bounds.items():
@@ -37,7 +40,7 @@ def main() -> None:
             return
         venv.create(folder, with_pip=True, clear=False)
         python = Path(folder) / ("Scripts" if sys.platform == "win32" else "bin") / "python"
-        pins = [f"{name}=={version}" for name, version in (versions | build).items()]
+        pins = [f"{name}=={version}" for name, version in versions.items()]
         subprocess.run([python, "-m", "pip", "install", "--quiet", *pins, "wheel"], check=True)
         editable = ("install", "--quiet", "--no-deps", "--no-build-isolation", "--editable", ROOT)
         subprocess.run([python, "-m", "pip", *editable], check=True)
@@ -45,7 +48,7 @@ def main() -> None:
         raise SystemExit(subprocess.run([python, "-m", "pytest", "-q", *tests], cwd=ROOT, check=False).returncode)
 
 
-def lower_bounds(requirements: list[str]) -> dict[str, str]:
+def lower_bounds(requirements: Iterable[str]) -> dict[str, str]:
     """Name → the version after `>=`; every direct dependency has one."""
     found = (re.match(r"([\w-]+)(?:\[.*?\])?>=([\w.]+)", requirement) for requirement in requirements)
     return {match[1]: match[2] for match in found}  # type: ignore[index]
@@ -55,8 +58,10 @@ def resolve(bounds: dict[str, str], pins: list[str], folder: Path) -> dict[str, 
     """The lowest version of every direct dependency that fits with the others, and the newest of what these need."""
     wanted = folder / "wanted.txt"
     wanted.write_text("\n".join([*(f"{name}>={bound}" for name, bound in bounds.items()), *pins]), encoding="utf-8")
-    command = ("uv", "pip", "compile", "--quiet", "--resolution", "lowest-direct", "--no-annotate", "--no-header")
-    result = subprocess.run([*command, wanted], check=True, capture_output=True, text=True)
+    command = ("uv", "pip", "compile", "--quiet", "--no-annotate", "--no-header", "--python", sys.executable)
+    result = subprocess.run(
+        [*command, "--resolution", "lowest-direct", wanted], check=True, capture_output=True, text=True
+    )
     return dict(line.split(" ")[0].split("==") for line in result.stdout.splitlines() if "==" in line)
 
 

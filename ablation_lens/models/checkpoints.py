@@ -421,7 +421,8 @@ def _left_out_on_the_hub(checkpoint: Checkpoint, what: str, files: str) -> Itera
 
 def load_image_processor(checkpoint: Checkpoint) -> Any:
     """The image processor beside the weights, or None when the checkpoint has none."""
-    from transformers import AutoImageProcessor
+    # From where it is: until transformers 5.9 at least, the root shows it only where torchvision is installed.
+    from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
     if checkpoint.local and not (Path(checkpoint.source) / "preprocessor_config.json").is_file():
         return None

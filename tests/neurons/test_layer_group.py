@@ -187,7 +187,7 @@ def test_the_device_is_asked_nothing_while_a_batch_is_counted(dtype):
     batches = [(torch.randn(4, 3, 11, 2, 8, dtype=dtype, device="meta"), mask) for mask in (None, valid, None)]
     feed([histogram, Moments(shape, device="meta"), trimmed], batches, most_bytes=2**10)
     assert histogram.all_finite().device.type == trimmed.all_finite().device.type == "meta"
-    with pytest.raises((RuntimeError, NotImplementedError), match="meta"):
+    with pytest.raises((RuntimeError, NotImplementedError), match=r"(?i)meta"):
         histogram.require_finite()
 
 
