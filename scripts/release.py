@@ -252,9 +252,9 @@ def announced(source: str) -> set[str]:
 
 
 def said(output: str) -> set[str]:
-    """What mypy said, in the same words: of an error only its code."""
+    """What mypy said, in the same words: of an error only its code, of notes the types."""
     found = re.findall(
-        r"^project\.py:(\d+): (?:error: .*(\[[\w-]+\])|(?:note|error): (.*))$", output, flags=re.MULTILINE
+        r"^project\.py:(\d+): (?:error: .*(\[[\w-]+\])|note: (Revealed type .*))$", output, flags=re.MULTILINE
     )
     return {f"{number}: {code or text}" for number, code, text in found}
 

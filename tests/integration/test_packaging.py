@@ -122,6 +122,7 @@ def test_a_type_that_is_lost_in_a_release_is_noticed(release):
     right = (
         'project.py:2: note: Revealed type is "float"\n'
         'project.py:3: error: Incompatible types in assignment (expression has type "float")  [assignment]\n'
+        'project.py:3: note: "x" defined in "ablation_lens"\n'
         "Found 1 error in 1 file (checked 1 source file)\n"
     )
     untyped = (
