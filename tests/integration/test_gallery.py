@@ -38,6 +38,7 @@ def test_five_pictures_of_about_ten_lines_each(gallery):
     assert list(sections) == NAMES
     for code in sections.values():
         assert len([line for line in code.splitlines() if line.strip()]) <= 12
+    assert [size for size in SMALL if not re.search(size, PAGE)] == []
     assert {path.stem for path in (ROOT / "docs" / "gallery").iterdir()} == set(sections)
 
 
