@@ -89,14 +89,12 @@ def draw(figure: Any, path: Path, *, largest: int = LARGEST, width: int = 960) -
     """A figure as a small PNG, as wide as it says itself, or as `width`."""
     figure.layout.updatemenus = ()  # buttons do nothing in a picture
     height = figure.layout.height or 450
-    for scale, colors in ((1.5, None), (1.5, 256), (1.25, 128), (1.0, 128), (1.0, 64), (0.8, 64)):
+    for scale, colors in ((1.5, 256), (1.25, 128), (1.0, 128), (1.0, 64), (0.8, 64)):
         raw = plotly.io.to_image(figure, "png", width=figure.layout.width or width, height=height, scale=scale)
         small = io.BytesIO()
         image = Image.open(io.BytesIO(raw)).convert("RGB")
-        if colors is not None:
-            # By coverage: few pixels have the color of a center, and these must not become grey.
-            image = image.quantize(colors, Image.Quantize.MAXCOVERAGE)
-        image.save(small, "png", optimize=True)
+        # By coverage and then by means: neither the few pixels of a center nor a faint band may become grey.
+        image.quantize(colors, Image.Quantize.MAXCOVERAGE, kmeans=1).save(small, "png", optimize=True)
         if len(small.getvalue()) <= largest:
             break
     path.write_bytes(small.getvalue())
