@@ -20,13 +20,16 @@ def pytest_collection_modifyitems(items):
 
 
 @contextmanager
-def opened(chromium, address, *, offline=True, **options):
+def opened(chromium, address, *, offline=True, viewport=None, color_scheme="light"):
     """A page on which any console error and, offline, any request but that for the file itself fails the test."""
-    context = chromium.new_context(**({"viewport": {"width": 1280, "height": 800}, "accept_downloads": True} | options))
-    page = context.new_page()
+    page = _tab(chromium) if offline else chromium.new_page(accept_downloads=True)
+    page.set_viewport_size(viewport or {"width": 1280, "height": 800})
+    page.emulate_media(color_scheme=color_scheme)
     problems = []
-    page.on("console", lambda message: problems.append(message.text) if message.type in ("error", "warning") else None)
-    page.on("pageerror", lambda error: problems.append(str(error)))
+    listening = {
+        "console": lambda message: problems.append(message.text) if message.type in ("error", "warning") else None,
+        "pageerror": lambda error: problems.append(str(error)),
+    }
     # Blob and data addresses are the page's own memory; Chromium reports them like requests.
     own = (address.split("#")[0], "blob:", "data:")
 
@@ -37,15 +40,38 @@ def opened(chromium, address, *, offline=True, **options):
         else:
             route.continue_()
 
+    for event, heard in listening.items():
+        page.on(event, heard)
     if offline:
-        context.route("**/*", intercept)
+        page.route("**/*", intercept)
+    left_clean = False
     try:
         page.goto(address)
         yield page
+        if offline:
+            _leave(page, listening)
+            left_clean = True
     finally:
-        context.close()
+        if not left_clean:
+            page.context.close()
     if offline:
         assert not problems, problems
+
+
+def _tab(chromium):
+    """One for all files: plotly.js is compiled once per process of Chromium, and takes it two seconds."""
+    context = chromium.contexts[0] if chromium.contexts else chromium.new_context(accept_downloads=True)
+    return context.pages[0] if context.pages else context.new_page()
+
+
+def _leave(page, listening):
+    """Nothing of this page is there for the next: no note, no mouse over a button."""
+    page.evaluate("localStorage.clear()")
+    page.mouse.move(0, 0)
+    page.goto("about:blank")
+    page.unroute_all()
+    for event, heard in listening.items():
+        page.remove_listener(event, heard)
 
 
 def until(page, expression, seconds=15):
