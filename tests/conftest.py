@@ -28,12 +28,22 @@ settings.load_profile("suite")
 LONGEST = (
     "browser/test_explorer_page.py",
     "integration/test_notebooks.py",
+    "integration/test_readme.py",
     "faults/test_studies.py",
     "faults/test_interrupts.py",
     "faults/test_hostile_names.py",
     "browser/test_explorer_notebook.py",
+    "tests/test_doctests.py",
 )
 """Files that come first, so that no worker is left with one of them at the end."""
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--where-majors-differ",
+        action="store_true",
+        help="only what another major of transformer-lens could change: for the second of two suites",
+    )
 
 
 def pytest_unconfigure():
@@ -41,7 +51,17 @@ def pytest_unconfigure():
         shutil.rmtree(os.environ["ABLATION_LENS_CACHE"], ignore_errors=True)
 
 
-def pytest_collection_modifyitems(items):
+@pytest.hookimpl(trylast=True)  # after tests/browser has marked its own
+def pytest_collection_modifyitems(config, items):
+    if config.getoption("--where-majors-differ"):
+        from tests.majors import can_tell
+
+        differing = {path for path in {item.path for item in items} if can_tell(path)}
+        # A page is made in Python, where both suites look at it; Chromium draws it the same.
+        left_out = [item for item in items if item.path not in differing or item.get_closest_marker("browser")]
+        config.hook.pytest_deselected(items=left_out)
+        gone = set(left_out)
+        items[:] = [item for item in items if item not in gone]
     places = {path: place for place, path in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get("/".join(item.path.parts[-2:]), len(places)))
 
