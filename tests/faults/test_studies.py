@@ -171,7 +171,7 @@ def test_ctrl_c_at_any_moment_loses_nothing_and_holds_nothing(driver, undisturbe
 
 
 def test_ctrl_c_ends_cleanly_and_says_how_to_resume(command, tmp_path):
-    seeds = ",".join(map(str, range(25)))
+    seeds = ",".join(map(str, range(10)))
     arguments = ["study", "--model", "tiny-vit", "--method", "zero", "--fractions", "0.3,0.6", "--seeds", seeds]
     arguments += ["--evaluate-images", "16", "--out", str(tmp_path / "run")]
     # A shell's background jobs, and all they start, ignore SIGINT unless told otherwise.
@@ -187,7 +187,7 @@ def test_ctrl_c_ends_cleanly_and_says_how_to_resume(command, tmp_path):
     cells = list((tmp_path / "run" / "cells").iterdir())
     assert process.returncode == 130, errors
     assert output == ""
-    said = rf"interrupted: \S+/run holds {len(cells)} finished cells; this study has 51\. Run the same again to go on\."
+    said = rf"interrupted: \S+/run holds {len(cells)} finished cells; this study has 21\. Run the same again to go on\."
     assert re.fullmatch(said, errors.strip().splitlines()[-1])
     assert "Traceback" not in errors
     assert list((tmp_path / "run").rglob(".*")) == []
@@ -195,7 +195,7 @@ def test_ctrl_c_ends_cleanly_and_says_how_to_resume(command, tmp_path):
     code, _, errors = command(*arguments)
     assert code == 0, errors
     after = files(tmp_path / "run" / "cells")
-    assert len(after) == 51
+    assert len(after) == 21
     assert {name: after[name] for name in before} == before
     assert command(*arguments[:-1], tmp_path / "undisturbed")[0] == 0
     require_same(tmp_path / "run", Results.load(tmp_path / "undisturbed"))
