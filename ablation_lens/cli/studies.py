@@ -49,8 +49,13 @@ def study(
             autocompletion=options.completing(options.METHODS),
         ),
     ] = None,
-    fractions: Annotated[str | None, typer.Option(help="Shares of the neurons, such as 0.1,0.5,1.")] = None,
-    seeds: Annotated[str | None, typer.Option(help="Such as 42,123,456.")] = None,
+    fractions: Annotated[
+        list[str] | None,
+        typer.Option("--fractions", "--fraction", help="Shares of the neurons, such as 0.1,0.5,1; may be repeated."),
+    ] = None,
+    seeds: Annotated[
+        list[str] | None, typer.Option("--seeds", "--seed", help="Such as 42,123,456; may be repeated.")
+    ] = None,
     site: Annotated[
         str | None,
         typer.Option(
@@ -90,8 +95,8 @@ def study(
         # An option that was not given must not replace what the preset says: None is dropped below.
         "models": models or None,
         "methods": methods or None,
-        "fractions": None if fractions is None else _numbers(fractions, "fractions", float),
-        "seeds": None if seeds is None else _numbers(seeds, "seeds", int),
+        "fractions": _numbers(",".join(fractions), "fractions", float) if fractions else None,
+        "seeds": _numbers(",".join(seeds), "seeds", int) if seeds else None,
         "site": site,
         "bins": bins,
         "context": context,

@@ -47,6 +47,15 @@ def test_a_study_from_the_shell_to_its_table(tmp_path):
     assert len(list((out / "cells").iterdir())) == 7
 
 
+def test_a_fraction_or_seed_that_is_repeated_is_not_dropped(command, tmp_path):
+    """`recommend` takes --fraction once for each; here, the last so typed would replace the others without a word."""
+    typed = ["--model", "tiny-vit", "--method", "zero", "--fraction", "0.5", "--fraction", "0.7,0.9", "--seed", "1"]
+    code, _, errors = command("study", *typed, "--seed", "2", *SIZES, "--out", tmp_path / "run")
+    assert code == 0, errors
+    frame = Results.load(tmp_path / "run").frame.query("fraction > 0")
+    assert sorted(zip(frame.fraction, frame.seed, strict=True)) == [(f, s) for f in (0.5, 0.7, 0.9) for s in (1, 2)]
+
+
 def test_a_toml_file_and_options_over_it(command, tmp_path):
     config = tmp_path / "study.toml"
     config.write_text(
