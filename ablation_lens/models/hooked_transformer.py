@@ -51,6 +51,11 @@ def _refuse_unsupported(checkpoint: Checkpoint) -> None:
         raise unsupported(checkpoint, f"transformer-lens 3 has no {rope} rotary positions (4.x has)")
     if checkpoint.model_type == "qwen2" and "sliding_attention" in (config.layer_types or ()):
         raise unsupported(checkpoint, "transformer-lens 3 has no sliding windows for it (4.x has)")
+    # Those for 2, 4, 8, … heads are right.
+    if checkpoint.model_type == "bloom" and (config.n_head & (config.n_head - 1)):
+        raise unsupported(
+            checkpoint, f"transformer-lens 3 has other ALiBi slopes for {config.n_head} heads (4.x is right)"
+        )
     if checkpoint.model_type != "opt":
         return
     if not config.do_layer_norm_before or config.word_embed_proj_dim != config.hidden_size:

@@ -105,6 +105,9 @@ UNUSUAL = {
     "bloom": lambda: transformers.BloomForCausalLM(
         transformers.BloomConfig(vocab_size=61, hidden_size=32, n_layer=2, n_head=4)
     ),
+    "bloom with six heads": lambda: transformers.BloomForCausalLM(
+        transformers.BloomConfig(vocab_size=61, hidden_size=36, n_layer=2, n_head=6)
+    ),
 }
 
 
