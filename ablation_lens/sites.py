@@ -116,10 +116,15 @@ class Site(Enum):
         """Whether neurons are counted by head; otherwise all of a layer are in head 0."""
         return self._place.heads is not None
 
+    def require_every_block(self) -> None:
+        """Raise `MismatchError` for a single hook, where every block has to have the neurons."""
+        if self.is_one_hook:
+            raise self._not_in_every_block()
+
     def _not_in_every_block(self) -> MismatchError:
         return MismatchError(
-            f"{self.value} is one hook of a model, which collect, statistics, ablations, evaluate, compare_centers and "
-            "the explorer take; here a site of every block is needed, such as 'z' or 'mlp'."
+            f"{self.value} is one hook of a model, which collect, statistics, ablations, evaluate, compare_centers, "
+            "learn and the explorer take; here a site of every block is needed, such as 'z' or 'mlp'."
         )
 
     def shape(self, cfg: Any) -> tuple[int, int, int]:
@@ -127,8 +132,7 @@ class Site(Enum):
 
         How wide a single hook is, no `cfg` says: `hooked.shape_at` asks the model.
         """
-        if self.is_one_hook:
-            raise self._not_in_every_block()
+        self.require_every_block()
         place = self._place
         if self in (Site.MLP, Site.MLP_OUT) and (getattr(cfg, "attn_only", False) or not cfg.d_mlp):
             raise MismatchError(f"this model has attention only, and so no neurons at {self.value!r}; use site='z'.")

@@ -138,7 +138,10 @@ def grab(
 
 def chosen_sites(sites: Iterable[Site | str] | Site | str) -> tuple[Site, ...]:
     """Sites, or one, each once."""
-    return tuple(dict.fromkeys(Site.of(site) for site in ([sites] if isinstance(sites, Site | str) else sites)))
+    chosen = tuple(dict.fromkeys(Site.of(site) for site in ([sites] if isinstance(sites, Site | str) else sites)))
+    for site in chosen:
+        site.require_every_block()
+    return chosen
 
 
 def chosen_layers(model: Any, layers: Iterable[int] | int | None) -> tuple[int, ...]:

@@ -254,7 +254,7 @@ def values_of(model: Any, inputs: Tensor, site: Site | str = Site.Z) -> Float[Te
     # Also for masked models: only the inputs are read, nothing is scored.
     batch = Batch.images(inputs, int(model.cfg.n_ctx)) if inputs.ndim == 4 else Batch.causal(inputs)
     captured = capture(model, batch.to(model.cfg.device), site)
-    values = torch.stack([captured[layer][0].cpu() for layer in range(model.cfg.n_layers)])
+    values = torch.stack([captured[layer][0].cpu() for layer in range(len(captured))])
     values = values if values.dtype == torch.float64 else values.float()
     bad = (~values.isfinite()).nonzero()
     if len(bad):

@@ -293,7 +293,9 @@ class _Seen:
                 mask = self.masks[:, None, layer].to(heads.device)
                 heads = torch.where(mask, self.mean[layer].to(heads.device, heads.dtype), heads)
             after = self.site.from_heads(heads)
-            self._added[layer] = torch.zeros_like(after, requires_grad=True)
+            # The same zeros where a single hook fires several times: their gradient is of all that comes after.
+            if layer not in self._added:
+                self._added[layer] = torch.zeros_like(after, requires_grad=True)
             return after + self._added[layer]
 
         return see

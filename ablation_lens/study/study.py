@@ -128,6 +128,8 @@ class Study:
             require_known(count, COUNTS, "count")
         # A single one as it always was, also in the settings that a folder keeps.
         object.__setattr__(self, "count", self.counts[0] if len(self.counts) == 1 else self.counts)
+        if isinstance(self.site, str):
+            Site.of(self.site).require_every_block()
         require_known(self.site, [site.value for site in Site], "site")
         if isinstance(self.dtype, Mapping):
             for model in self.dtype:

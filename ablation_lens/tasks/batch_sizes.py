@@ -104,5 +104,8 @@ def _run_blocks(model: Any, batch: Batch) -> None:
         raise _ReachedTheEnd
 
     args, options = batch.arguments()
+    end = residual_after(model.cfg.n_layers - 1)
+    # An autoencoder of sae-lens may stand in its place: then the rest is run, too.
+    hooks = [(end, stop)] if end in getattr(model, "hook_dict", (end,)) else []
     with suppress(_ReachedTheEnd):
-        model.run_with_hooks(*args, fwd_hooks=[(residual_after(model.cfg.n_layers - 1), stop)], **options)
+        model.run_with_hooks(*args, fwd_hooks=hooks, **options)

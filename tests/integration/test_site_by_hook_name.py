@@ -8,10 +8,12 @@ import torch
 from torch import nn
 
 import ablation_lens as al
-from ablation_lens.errors import AblationLensError, FileFormatError, MismatchError
+from ablation_lens.errors import FileFormatError, MismatchError
+from ablation_lens.experiments.grabbing import grab
 from ablation_lens.hooked import shape_at
 from ablation_lens.measure.contexts import gather_contexts
 from ablation_lens.measure.forward import capture
+from ablation_lens.measure.sensitivity import _Seen
 from ablation_lens.models.load import transformer_lens_major
 from ablation_lens.plots import neuron_distribution
 
@@ -181,14 +183,30 @@ def test_a_hook_that_the_model_does_not_obey_is_not_ablated(with_latents, plan):
         al.evaluate(with_latents, plan, stats.ablation(["L0.D1"], "mean"))
 
 
+def test_what_is_learned_at_a_norm_counts_all_three_branches_after_it(model, plan, stats):
+    """By hand: the gradient at the one tensor that queries, keys and values read."""
+    seen = _Seen(stats.site, stats.mean, None)
+    loss = model.run_with_hooks(TOKENS, return_type="loss", fwd_hooks=seen.hooks())
+    (slope,) = torch.autograd.grad(loss, seen.additions())
+    step = 1e-2 * slope / slope.norm()
+
+    def moved(sign):
+        hook = (NORM, lambda value, hook: value + sign * step)
+        return model.run_with_hooks(TOKENS, return_type="loss", fwd_hooks=[hook]).item()
+
+    assert (moved(1) - moved(-1)) / 2 == pytest.approx((slope * step).sum().item(), rel=0.05)
+
+
 def test_what_needs_a_site_in_every_block_says_so(stats, model):
     mask = al.random_neurons(stats.shape, 0.5, seed=0)
     with pytest.raises(MismatchError, match="cannot be baked"):
         stats.ablation(mask, "mean").bake(model)
-    with pytest.raises(MismatchError, match="site"):
+    with pytest.raises(MismatchError, match="one hook of a model"):
         al.Study(models=["tiny-opt"], site=NORM)
+    with pytest.raises(MismatchError, match="one hook of a model"):
+        grab(model, "return self.", sites=[NORM])
     prompts = al.circuits.prompts_for("induction", model, count=4)
-    with pytest.raises(AblationLensError, match="site"):
+    with pytest.raises(MismatchError, match="one hook of a model"):
         al.circuits.knockout_effects(model, prompts, "logit_difference", "mean", statistics=stats)
     with pytest.raises(MismatchError, match="one hook of a model"):
         al.Site.of(NORM).shape(model.cfg)
