@@ -26,6 +26,9 @@ ROOT = Path(__file__).parents[1]
 LOCK = ROOT / "requirements.lock"
 WINDOWS = sys.platform == "win32"
 
+LONGEST = 1_800
+"""Seconds that one command may take."""
+
 NOT_RELEASED = (".ci/", ".gitignore", ".npmrc")
 """What git tracks and an sdist does not need."""
 
@@ -239,7 +242,9 @@ def check_types(environment: Path, folder: Path) -> None:
     folder.mkdir()
     (folder / "project.py").write_text(DOWNSTREAM, encoding="utf-8")
     command = [program(environment, "python"), "-m", "mypy", "--strict", "--no-pretty", "project.py"]
-    result = subprocess.run(command, cwd=folder, env=clean(), capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        command, cwd=folder, env=clean(), capture_output=True, text=True, check=False, timeout=LONGEST
+    )
     if result.returncode not in (0, 1):
         raise Failure(f"mypy failed: {result.stdout}{result.stderr}")
     require_same("what mypy says of a project that uses the library", said(result.stdout), announced(DOWNSTREAM))
@@ -278,7 +283,12 @@ def clean() -> dict[str, str]:
 def run(*command: str | Path, cwd: Path | None = None) -> str:
     """What a command prints; where it fails, that ends all."""
     words = [str(word) for word in command]
-    result = subprocess.run(words, cwd=cwd, env=clean(), capture_output=True, text=True, check=False)
+    try:
+        result = subprocess.run(
+            words, cwd=cwd, env=clean(), capture_output=True, text=True, check=False, timeout=LONGEST
+        )
+    except subprocess.TimeoutExpired:
+        raise Failure(f"{' '.join(words)} was not done after {LONGEST} s.") from None
     if result.returncode:
         raise Failure(f"{' '.join(words)} ended with {result.returncode}:\n{result.stdout}{result.stderr}")
     return result.stdout
