@@ -52,6 +52,7 @@ def test_every_script_is_run_here():
     assert {path.name for path in (ROOT / "benchmarks").glob("*.py")} == {*BENCHMARKS, "peak_memory.py"}
     assert {path.name for path in (ROOT / "scripts").glob("*.py")} == {
         "beside.py",
+        "concepts.py",
         "findings.py",
         "gallery.py",
         "lock.py",
