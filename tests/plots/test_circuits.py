@@ -1,4 +1,5 @@
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -134,6 +135,17 @@ def test_sizes_are_the_units_that_were_kept():
     rounded = curves(finders=("zero",), judges=("zero",)).assign(units=[2, 2, 40])
     line = next(trace for trace in plots.faithfulness_curves(rounded).data if trace.mode == "lines+markers")
     np.testing.assert_allclose(line.x, [5, 100])
+
+
+def test_curves_say_which_model_and_metric_and_what_is_kept():
+    measured = SimpleNamespace(
+        frame=curves(), level="neuron", metric="logit_difference", source=SimpleNamespace(name="<b>tiny</b>")
+    )
+    figure = plots.faithfulness_curves(measured)
+    assert figure.layout.title.subtitle.text.startswith("&lt;b&gt;tiny&lt;/b&gt; · m: logit difference · ")
+    assert figure.layout.xaxis.title.text == "neurons kept (%)"
+    # A frame does not say.
+    assert plots.faithfulness_curves(curves()).layout.xaxis.title.text == "units kept (%)"
 
 
 def test_a_refused_f_leaves_its_panel_empty_and_says_why():
