@@ -43,11 +43,18 @@ def run(page, names):
 
 @pytest.fixture
 def elsewhere(tmp_path, monkeypatch):
+    """An empty folder; what a page registers is forgotten after it, as later tests list what the package has."""
     monkeypatch.chdir(tmp_path)
-    before = set(adapters.families())
+    registers = [
+        (adapters.families, adapters.unregister),
+        (al.circuits.prompt_names, al.circuits.unregister_prompts),
+        (al.centers.names, al.centers.unregister),
+    ]
+    before = [set(known()) for known, _ in registers]
     yield
-    for name in set(adapters.families()) - before:
-        adapters.unregister(name)
+    for (known, forget), names in zip(registers, before, strict=True):
+        for name in set(known()) - names:
+            forget(name)
 
 
 def test_the_readme_and_then_the_guide_run(elsewhere):
