@@ -27,7 +27,7 @@ from ablation_lens.circuits.edges import Edge, EdgeEffects, edge_effects, path_p
 from ablation_lens.circuits.effects import Effects
 from ablation_lens.circuits.judging import Faithfulness, completeness_of_rest, faithfulness
 from ablation_lens.circuits.knockout import knockout_effects
-from ablation_lens.circuits.prompt_tasks import prompt_names, prompts_for, register_prompts
+from ablation_lens.circuits.prompt_tasks import prompt_names, prompts_for, register_prompts, unregister_prompts
 from ablation_lens.circuits.prompting import Prompts
 from ablation_lens.circuits.removal import CompletenessGap, Minimality, completeness_gap, minimality
 from ablation_lens.circuits.values import Values, counterfactual, position_mean
@@ -59,4 +59,5 @@ __all__ = [
     "prompt_names",
     "prompts_for",
     "register_prompts",
+    "unregister_prompts",
 ]
