@@ -68,6 +68,11 @@ def find_readers(model: Any, site: Site) -> Readers:
             f"a plain Hugging Face model can be ablated at {' and '.join(each.value for each in _READERS)}, and not at "
             f"{site.value!r}; ablation_lens.models.load.hook_model(hf_model) hooks it everywhere."
         )
+    if hasattr(model, "_orig_mod"):
+        raise MismatchError(
+            "this model was made by torch.compile, and what is compiled may pass hooks over; give the model that was "
+            "compiled, which is model._orig_mod, and call that."
+        )
     config, name = model.config, type(model).__name__
     if getattr(config, "is_encoder_decoder", False):
         raise MismatchError(f"{name} has an encoder and a decoder; only models with one stack of blocks are ablated.")
@@ -143,11 +148,11 @@ class Call:
     """What a plain model was called with, by hooks around whatever runs its blocks; says so while it runs.
 
     `count` is how many columns a row has, where the model is called with tokens or embeddings. With `positions`, a call
-    that does not say which columns hold which position is refused.
+    that does not say which columns hold which position is refused. With `drops_layers`, training may leave layers out.
     """
 
-    def __init__(self, readers: Mapping[int, nn.Module], *, positions: bool) -> None:
-        self.readers, self.positions = readers, positions
+    def __init__(self, readers: Mapping[int, nn.Module], *, positions: bool, drops_layers: bool = False) -> None:
+        self.readers, self.positions, self.drops_layers = readers, positions, drops_layers
         self.running: list[nn.Module] = []
         self._forget()
 
@@ -227,12 +232,11 @@ class Call:
             return
         missed = [layer for layer, reader in self.readers.items() if id(reader) not in self.reached]
         self._forget()
-        # In training a layer may be left out on purpose.
-        if missed and output is not None and not module.training:
+        if missed and output is not None and not (self.drops_layers and module.training):
             raise MismatchError(
                 f"the model ran without calling the {type(self.readers[missed[0]]).__name__} that reads the neurons of "
-                f"layer {missed[0]}, as fused kernels do, so nothing was ablated there; hook it with "
-                "ablation_lens.models.load.hook_model(hf_model)."
+                f"layer {missed[0]}, as fused kernels and compiled blocks do, so nothing was ablated there; run it "
+                "uncompiled, or hook it with ablation_lens.models.load.hook_model(hf_model)."
             )
 
 
@@ -246,10 +250,20 @@ def _told(mask: Any) -> str:
     return f"one of shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else f"a {type(mask).__name__}"
 
 
+def _drops_layers(model: Any) -> bool:
+    """Whether a model in training leaves layers out on purpose (LayerDrop)."""
+    rates = [getattr(model.config, name, None) for name in ("layerdrop", "encoder_layerdrop", "decoder_layerdrop")]
+    return any(isinstance(rate, float) and rate > 0 for rate in rates)
+
+
 @contextmanager
 def watch_call(readers: Readers, layers: Iterable[int], *, positions: bool) -> Iterator[Call]:
     """What a plain model is called with, and whether the readers of these layers are called."""
-    call = Call({layer: readers.modules[layer] for layer in layers}, positions=positions)
+    call = Call(
+        {layer: readers.modules[layer] for layer in layers},
+        positions=positions,
+        drops_layers=_drops_layers(readers.around[0]),
+    )
     with ExitStack() as leaving:
         for module in readers.around:
             leaving.callback(module.register_forward_pre_hook(call.before, with_kwargs=True).remove)

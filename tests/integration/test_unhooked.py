@@ -365,6 +365,27 @@ def test_a_projection_that_is_not_called_is_not_passed_over(models):
         plain(torch.tensor([[2, 7, 9]]))
 
 
+def test_in_training_only_layers_that_are_dropped_on_purpose_may_be_missed(models):
+    plain = copy.deepcopy(models(BY_NAME["llama"])[0]).train()
+    block = plain.model.layers[1]
+    block.forward = lambda hidden, **options: hidden
+    ablation = al.Ablation.from_names(["L0", "L1"], 0.0, model=plain)
+    with ablation.applied_to(plain), pytest.raises(MismatchError, match=r"neurons of layer 1.*compiled"):
+        plain(torch.tensor([[2, 7, 9]]))
+    plain.config.layerdrop = 0.5
+    with ablation.applied_to(plain):
+        plain(torch.tensor([[2, 7, 9]]))
+
+
+def test_a_compiled_model_is_refused_before_it_runs(models):
+    plain, _ = models(BY_NAME["llama"])
+    compiled = torch.compile(plain, backend="eager")
+    ablation = al.Ablation.from_names("L0", 0.0, model=plain)
+    for call in (ablation.applied_to, ablation.pre_hooks):
+        with pytest.raises(MismatchError, match=r"torch.compile.*model\._orig_mod"):
+            call(compiled)
+
+
 def test_another_shape_is_refused(models):
     plain, _ = models(BY_NAME["opt"])
     with pytest.raises(MismatchError, match=r"shape \(3, 6, 7\), the model has \(3, 6, 6\)"):
