@@ -91,7 +91,9 @@ def _require_around(second: TrimmedHistogram, first: NeuronHistogram) -> None:
     if second.shape != first.shape:
         raise FileFormatError(f"its two passes are over neurons of shapes {first.shape} and {second.shape}.")
     outside = (second.inside.minimum < first.minimum) | (second.inside.maximum > first.maximum)
-    require_none(iter([("a range beyond that of the first pass", outside)]), "second pass")
+    uneven = second.total != first.total
+    flaws = [("a range beyond that of the first pass", outside), ("more or fewer values than in the first", uneven)]
+    require_none(iter(flaws), "second pass")
 
 
 def _moments(tensors: Mapping[str, Tensor], histogram: NeuronHistogram, tokens: int) -> Moments:

@@ -8,11 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ablation_lens as al
-from ablation_lens.errors import FileFormatError
+from ablation_lens.errors import FileFormatError, MismatchError
 from ablation_lens.files import load_tensors, save_tensors
 from ablation_lens.neurons.positions import Positions
 from ablation_lens.neurons.rows import Rows
 from ablation_lens.neurons.statistics import KIND, VERSION, ActivationStatistics, PlanReading
+from ablation_lens.neurons.trimmed import TrimmedHistogram
 from ablation_lens.records import CorpusRecord
 from tests.forging import Forger
 from tests.histograms import BINS, NASTY, assert_same_state
@@ -245,3 +246,16 @@ def test_a_second_pass_reaches_no_further_than_the_first(tmp_path):
         else:
             with pytest.raises(FileFormatError, match="beyond that of the first pass"):
                 ActivationStatistics.load(path)
+
+
+def test_a_second_pass_is_over_as_many_values_as_the_first(tmp_path):
+    values = torch.randn(50, 1, 1, 2)
+    statistics = ActivationStatistics.of_values(values, passes=2)
+    second = TrimmedHistogram.around(statistics.histogram)
+    second.update(values[:25])
+    mixed = replace(statistics, trimmed=second)
+    mixed.save(tmp_path / "mixed.safetensors")
+    with pytest.raises(FileFormatError, match=r"second pass, L0.H0.D0 has more or fewer values"):
+        ActivationStatistics.load(tmp_path / "mixed.safetensors")
+    with pytest.raises(MismatchError, match="more or fewer values"):
+        ActivationStatistics.of_arrays(mixed.arrays())
