@@ -168,7 +168,7 @@ class Call:
         if not self.running:
             raise MismatchError(
                 "this ablation depends on the position, and a block was called by itself, without what the model is "
-                "told of padding and cache; call the model."
+                "told of padding and cache; call the model, without gradient checkpointing, which calls blocks again."
             )
         if self.count not in (None, count):
             raise MismatchError(

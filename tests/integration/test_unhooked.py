@@ -377,6 +377,22 @@ def test_in_training_only_layers_that_are_dropped_on_purpose_may_be_missed(model
         plain(torch.tensor([[2, 7, 9]]))
 
 
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable` is deprecated")  # the new name is not in older ones
+def test_gradient_checkpointing_gives_the_same_gradients_or_is_named(models):
+    plain, tokens, gradients = models(BY_NAME["llama"])[0], torch.tensor([[2, 7, 9]]), []
+    for checkpointing in (False, True):
+        model = copy.deepcopy(plain).train()
+        if checkpointing:
+            model.gradient_checkpointing_enable()
+        ablation = al.Ablation.from_names("L1.H2", 0.5, model=model)
+        with ablation.applied_to(model):
+            model(tokens).logits.sum().backward()
+        gradients.append(model.model.layers[0].mlp.up_proj.weight.grad)
+    assert torch.allclose(*gradients)
+    with ablation.at(1).applied_to(model), pytest.raises(MismatchError, match="without gradient checkpointing"):
+        model(tokens).logits.sum().backward()
+
+
 def test_a_compiled_model_is_refused_before_it_runs(models):
     plain, _ = models(BY_NAME["llama"])
     compiled = torch.compile(plain, backend="eager")
