@@ -430,9 +430,16 @@ def _report_of_experiment(folder: Path, out: Path | None, as_json: bool) -> None
 
 def print_table(results: "Results", fractions: list[float] | None = None) -> None:
     """Table 2 in the terminal, with its notes; an asterisk does where bold is not seen."""
+    from ablation_lens.study.table2 import fractions_shown
+
     made = _made(results, fractions)
     mark = "" if shows_bold() else "*"
     show(*made.rich(width(), mark), *map(cell, made.notes_with(mark)))
+    measured = sorted(set(results.frame["fraction"]) - {0.0})
+    hidden = [] if fractions is not None else sorted(set(measured) - set(fractions_shown(results)))
+    if hidden:
+        others, every = ", ".join(f"{100 * f:.10g} %" for f in hidden), ",".join(f"{f:.10g}" for f in measured)
+        say(f"also measured: {others}; table --fractions {every} shows it")
 
 
 def _made(results: "Results", fractions: list[float] | None) -> "Table2":

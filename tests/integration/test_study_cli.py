@@ -200,6 +200,13 @@ def test_the_table_for_people(command, run):
     assert "Table 2" in out
     assert "2.50±0.00" in out
     assert "too few seeds to speak of others" in " ".join(out.split())
+    assert "also measured" not in out
+
+
+def test_the_table_for_people_says_which_fractions_it_leaves_out(command, run):
+    add_cell(run, run.names("groups")[0], "mean", 0.1, 1, [30, 20], [2.0, 2.0])
+    assert command("table", run.path)[1].endswith("also measured: 10 %; table --fractions 0.1,0.5 shows it\n")
+    assert "also measured" not in command("table", run.path, "--fractions", "0.5")[1]
 
 
 @pytest.mark.parametrize(
