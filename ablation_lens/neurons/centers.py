@@ -70,6 +70,12 @@ def register(name: str, *, version: int = 1, resolution: str = "", passes: int =
     >>> unregister("first-quartile")
     """
 
+    if not isinstance(name, str) or not name or any(sign.isspace() or sign == "=" for sign in name):
+        raise MismatchError(
+            f"the name of a center is {name!r}; choose one without spaces and '=', such as 'my-center', as a method is "
+            "written 'peak bins=64'."
+        )
+
     def add(function: _Center) -> _Center:
         known = _CENTERS.get(name)
         # The same definition again is a notebook cell or a module run twice.

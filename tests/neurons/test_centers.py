@@ -85,6 +85,9 @@ def test_a_name_is_given_once_but_a_notebook_cell_may_run_twice(registry):
     assert centers.require_parameters("mine", {}) is again
     with pytest.raises(MismatchError, match=r"'peak' exists already, as ablation_lens\.neurons\.centers\.peak"):
         centers.register("peak")(lambda statistics: statistics.mean)
+    for name in ("my center", "a=1", ""):  # no method of a study could be written so
+        with pytest.raises(MismatchError, match="choose one without spaces and '='"):
+            centers.register(name)
 
 
 def test_a_center_can_be_forgotten_again(registry):
