@@ -251,6 +251,7 @@ def status(folder: options.Run, as_json: options.AsJson = False) -> None:
     """
     announce(f"reading {folder}")
     from ablation_lens.circuits.analysis import CircuitFolder
+    from ablation_lens.errors import FileFormatError
     from ablation_lens.study.status import MethodStatus, Status, status_of
 
     if CircuitFolder.is_at(folder):
@@ -259,6 +260,11 @@ def status(folder: options.Run, as_json: options.AsJson = False) -> None:
         rows = [] if latest is None else [(latest.model.name, *row) for row in run.progress(latest).items()]
         shown = (MethodStatus(model, name, done, left, 0) for model, name, (done, left) in rows)
         found = Status(tuple(shown), (), (), tuple(run.holders()))
+    elif not folder.exists():
+        raise FileFormatError(
+            f"{folder} is not a run folder, or the study has not begun yet: it makes the folder once the models are "
+            "loaded; give the folder of a run, or wait."
+        )
     else:
         unit, found = "cells", status_of(folder)
     if as_json:

@@ -217,7 +217,7 @@ def test_the_table_for_people_says_which_fractions_it_leaves_out(command, run):
         (("table", "RUN", "--fractions", ","), "fractions ',' are not numbers"),
         (("table", "RUN", "--format", "csv", "--out", "RUN/no/where.csv"), "there is no folder"),
         (("table", "nowhere"), "nowhere is not a run folder"),
-        (("status", "nowhere"), "nowhere is not a run folder"),
+        (("status", "nowhere"), "nowhere is not a run folder, or the study has not begun yet"),
         (("report", "RUN/ablation-lens.json"), "is not a run folder"),
         (("export", "RUN", "cells.xlsx"), "must end in .csv or .parquet"),
         (("export", "RUN", "RUN/no/where.csv"), "there is no folder"),
