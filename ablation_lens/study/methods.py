@@ -69,7 +69,13 @@ class Method:
             return
         if self.name not in centers.names():
             # This always raises: it names the nearest of all methods, those of resampling included.
-            require_known(self.name, names(), "method")
+            try:
+                require_known(self.name, names(), "method")
+            except MismatchError as error:
+                raise MismatchError(
+                    f"{str(error).removesuffix('.')}; a center of your own must be registered first: on the command "
+                    'line, python -c "import mine, ablation_lens.__main__" study … imports your mine.py.'
+                ) from None
         centers.require_parameters(self.name, self.parameters)
 
     def require_possible(self, bins: int) -> None:

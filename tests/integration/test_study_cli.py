@@ -106,6 +106,7 @@ def test_a_failing_cell_is_exit_code_1_and_a_later_success_is_0(command, tmp_pat
         (("study", "--model", "tiny-vitt"), "did you mean tiny-vit"),
         (("study", "--model", "./nowhere"), "there is no folder './nowhere'"),
         (("study", "--model", "tiny-vit", "--method", "paek"), "there is no method 'paek'; did you mean 'peak'"),
+        (("study", "--model", "tiny-vit", "--method", "mine"), "a center of your own must be registered first"),
         (("study", "--model", "tiny-vit", "--method", ""), "there is no method ''"),
         (("study", "--model", "tiny-vit", "--method", "peak bins=1"), "bins=1; expected a whole number from 2 to 256"),
         (
