@@ -71,7 +71,6 @@ def test_a_registered_center_is_a_method_at_once(registry):
 def test_parameters_are_tried_before_anything_is_measured(registry):
     registry.register("earliest")(lambda statistics, *, times=1: statistics.position_mean[:, 0] * times)
     registry.register("broken")(lambda statistics, *, times=1: statistics.mean / [] * times)
-    registry.register("of the model's shape")(lambda statistics: torch.zeros(4, 4, 24))
     for text, message in (
         ("peak-kde bandwidth=-1", "expected a finite number above zero"),
         ("peak epsilon=1e300", "wider than any activation"),
