@@ -23,6 +23,27 @@ def task_of(model: Any) -> str:
     return str(getattr(model, "task", "causal-lm"))
 
 
+def is_unhooked(model: Any) -> bool:
+    """Whether this is a Hugging Face model as transformers loads it.
+
+    >>> from ablation_lens import load_model
+    >>> is_unhooked(load_model("tiny-opt"))
+    False
+    """
+    return isinstance(model, nn.Module) and hasattr(model, "config") and not hasattr(model, "cfg")
+
+
+def advice_for(model: Any) -> str:
+    """What to give in the place of something that is not a hooked model.
+
+    >>> advice_for(torch.nn.Linear(2, 2))
+    "give a hooked model, such as al.load_model('tiny-opt')"
+    """
+    if is_unhooked(model):
+        return "a model in memory is hooked by ablation_lens.models.load.hook_model(model)"
+    return "give a hooked model, such as al.load_model('tiny-opt')"
+
+
 def tokenizer_of(model: Any) -> Any:
     """The tokenizer a model reads text with, before TransformerLens changed its special tokens; None without one."""
     return getattr(model, "hf_tokenizer", None) or getattr(model, "tokenizer", None)
@@ -217,9 +238,7 @@ def require_site(model: Any, site: Site, *, replaced: bool = False) -> None:
     >>> require_site(load_model("tiny-vit"), Site.RESID_MID)
     """
     if not hasattr(model, "cfg"):
-        raise MismatchError(
-            f"the model is a {type(model).__name__}; give a hooked model, such as al.load_model('tiny-opt')."
-        )
+        raise MismatchError(f"the model is a {type(model).__name__}; {advice_for(model)}.")
     if not site.is_one_hook:
         site.shape(model.cfg)  # has a sentence of its own for a model without MLPs
     points = getattr(model, "hook_dict", None)

@@ -44,16 +44,6 @@ class Readers:
     around: tuple[nn.Module, ...]
 
 
-def is_unhooked(model: Any) -> bool:
-    """Whether this is a Hugging Face model as transformers loads it.
-
-    >>> from ablation_lens import load_model
-    >>> is_unhooked(load_model("tiny-opt"))
-    False
-    """
-    return isinstance(model, nn.Module) and hasattr(model, "config") and not hasattr(model, "cfg")
-
-
 def find_readers(model: Any, site: Site) -> Readers:
     """What reads the neurons of a site in every block of a plain model; one sentence where that is not sure.
 

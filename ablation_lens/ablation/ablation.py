@@ -29,10 +29,10 @@ from ablation_lens.ablation.places import (
 )
 from ablation_lens.errors import FileFormatError, MismatchError, NonFiniteError
 from ablation_lens.files import load_tensors, save_tensors
-from ablation_lens.hooked import Columns, shape_at, watch_columns
+from ablation_lens.hooked import Columns, is_unhooked, shape_at, watch_columns
 from ablation_lens.records import ModelRecord, Record, record_of, stated_record
 from ablation_lens.sites import Hook, Site, neuron_name
-from ablation_lens.unhooked import Readers, find_readers, is_unhooked, watch_call
+from ablation_lens.unhooked import Readers, find_readers, watch_call
 from ablation_lens.weights import weights_digest
 
 KIND, SEVERAL, VERSION = "ablation", "ablations", 4

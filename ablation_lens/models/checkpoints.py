@@ -23,6 +23,7 @@ import torch
 from ablation_lens import zoo
 from ablation_lens.errors import AblationLensError, ModelError
 from ablation_lens.escaping import shorten
+from ablation_lens.hooked import advice_for, is_unhooked
 from ablation_lens.memory import free_on_machine
 from ablation_lens.models.stored import StoredWeights, read_config, require_ordinary_files, stored_weights
 from ablation_lens.names import close_to, nearest
@@ -91,6 +92,9 @@ def find_checkpoint(name: str | os.PathLike[str], revision: str | None = None) -
     >>> find_checkpoint("tiny-vit").architecture
     'ViTForImageClassification'
     """
+    if not isinstance(name, str | os.PathLike):
+        what = advice_for(name) if is_unhooked(name) else "give one, such as 'tiny-opt'"
+        raise ModelError(f"got a {type(name).__name__}, expected the name or the folder of a model; {what}.")
     text = os.fspath(name)
     if text in zoo.NAMES:
         return Checkpoint(text, str(zoo.folder(text)), None, _read_config(zoo.folder(text)), local=True)

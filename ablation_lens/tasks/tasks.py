@@ -28,7 +28,7 @@ from ablation_lens.corpora import (
 from ablation_lens.corpora.choice import Label, LabelChoice, label_of_cell, several
 from ablation_lens.corpora.labels import class_id, class_words, labels_by_id
 from ablation_lens.errors import CorpusError, ModelError
-from ablation_lens.hooked import task_of, tokenizer_of
+from ablation_lens.hooked import advice_for, task_of, tokenizer_of
 from ablation_lens.names import require_known
 from ablation_lens.tasks.batch_sizes import AUTO, USUAL_POSITIONS, checked_batch_size, fitting_batch_size
 from ablation_lens.tasks.inputs import told, whole
@@ -470,9 +470,7 @@ _OPTIONS = ("labels", "column", "label_column", "block", "errors", "split")
 
 def require_model(model: Any) -> None:
     if not hasattr(model, "cfg"):
-        raise ModelError(
-            f"{told(model)} is not a model with TransformerLens hooks; give al.load_model(name) or a HookedTransformer."
-        )
+        raise ModelError(f"{told(model)} is not a model with TransformerLens hooks; {advice_for(model)}.")
 
 
 def _image_task(model: Any, corpus: Any, options: dict[str, Any]) -> ImageClassification:

@@ -6,8 +6,9 @@ import pytest
 import torch
 import transformers
 
+import ablation_lens as al
 from ablation_lens import load_model
-from ablation_lens.errors import ModelError
+from ablation_lens.errors import AblationLensError, ModelError
 from ablation_lens.models.load import hook_model, transformer_lens_major
 from ablation_lens.sites import Site
 from tests.tiny_models import BY_NAME, FAMILIES, TEXT, VARIANTS, Tiny, gpt2, llama, mistral, opt, reference, run
@@ -74,6 +75,20 @@ def test_a_hugging_face_model_in_memory_is_hooked_as_its_files_would_be(tiny, sa
 def test_what_cannot_be_hooked_in_memory_is_refused(given):
     with pytest.raises(ModelError, match=r"expected a model of transformers|cannot be hooked"):
         hook_model(given)
+
+
+def test_a_plain_model_where_a_hooked_one_is_wanted_is_told_of_hook_model():
+    plain, tokens = BY_NAME["opt"].model(), torch.tensor([[2, 7, 9]])
+    ablation = al.Ablation.from_names("L0.H1", 0.0, model=plain)
+    for wrong in (
+        lambda: al.load_model(plain),
+        lambda: al.collect(plain, tokens, progress=False),
+        lambda: al.evaluate(plain, tokens, ablation),
+        lambda: ablation.bake(plain),
+        lambda: ablation.hooks(model=plain),
+    ):
+        with pytest.raises(AblationLensError, match=r"OPTForCausalLM.*; a model in memory is hooked by .*hook_model"):
+            wrong()
 
 
 def test_the_comparison_notices_a_planted_error(saved):
