@@ -70,6 +70,7 @@ class Api(SphinxDirective):
 # Docstrings
 
 CODE = re.compile(r"(?<!`)`((?:[^`\n]|\n(?!\s*\n))+)`(?!`)(?=(\w?))")
+PAGE = re.compile(r"(?<!`)docs/([\w/-]+)\.md")
 SECTIONS = {"Args": "param", "Attributes": "ivar", "Raises": "raises"}
 """Lists that docstrings have, and Sphinx' word for an entry of each."""
 
@@ -142,9 +143,9 @@ def as_rst(app: Sphinx, what: str, name: str, thing: Any, options: Any, lines: l
         if number % 2 == 0:
             # Code and the rest take turns, too.
             pieces = re.split(r"(`[^`]+`)", part)
-            escaped = [re.sub(r"[*|]|_(?=\W|$)", r"\\\g<0>", piece) for piece in pieces[::2]]
-            pieces[::2] = [re.sub(r"docs/([\w/-]+)\.md", r":doc:`/\1`", piece) for piece in escaped]
-            parts[number] = CODE.sub(code, "".join(pieces))
+            pieces[::2] = [re.sub(r"[*|]|_(?=\W|$)", r"\\\g<0>", piece) for piece in pieces[::2]]
+            # Pages last, as the backticks of a link would be taken for code.
+            parts[number] = PAGE.sub(r":doc:`/\1`", CODE.sub(code, "".join(pieces)))
     lines[:] = "".join(parts).split("\n")
 
 

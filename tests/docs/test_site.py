@@ -53,6 +53,10 @@ def test_nothing_in_a_page_names_a_file_elsewhere():
         assert loaded == [], path
 
 
+def test_no_page_shows_what_sphinx_should_have_made_a_link():
+    assert [path for path in PAGES if ":doc:" in path.read_text(encoding="utf-8")] == []
+
+
 def test_every_link_within_the_site_leads_somewhere():
     texts = {path: path.read_text(encoding="utf-8") for path in PAGES}
     broken = []
