@@ -360,7 +360,9 @@ def _parse(
 ) -> tuple[int, ...]:
     place = _read(text, where) if isinstance(text, str) else _numbers(text)
     if place is None or numbers not in (None, len(place)):
-        raise MismatchError(f"{text!r} is not {expected}.")
+        mlp = isinstance(text, str) and place is None and _read(text, Site.MLP) is not None
+        hint = "; for MLP neurons give site='mlp'" if mlp else ""
+        raise MismatchError(f"{text!r} is not {expected}{hint}.")
     if shape is not None:
         _require_exists(text, place, tuple(shape), where)
     elif not where.has_heads and place[1:2] not in ((), (0,)):

@@ -140,7 +140,7 @@ class Ablation:
         elif not callable(self.values):
             raise MismatchError(
                 f"values are a {type(self.values).__name__}; expected a number, a tensor [layer head dim] or a "
-                "function of (model, batch, site)."
+                "function of (model, batch, site); centers such as 'mean' come by stats.ablation(names, 'mean')."
             )
 
     def _require_possible(self, values: Tensor) -> None:

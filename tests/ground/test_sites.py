@@ -101,3 +101,5 @@ def test_numbers_of_numpy_are_numbers_of_a_place():
     for wrong in (1, None, (True, 1), (), (1, 2, 3, 4), (1.0,), [-1]):
         with pytest.raises(MismatchError, match="is not a neuron, head or layer"):
             parse_place(wrong)
+    with pytest.raises(MismatchError, match=r"is not a neuron.*for MLP neurons give site='mlp'"):
+        parse_place("L1.M5")
