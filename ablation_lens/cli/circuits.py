@@ -25,6 +25,11 @@ TASKS = (
 )  # fmt: skip
 """Of this package, to be completed; `prompts_for` knows them all."""
 
+_JUDGED = (
+    "Each row is a circuit of its own, judged with the values it was found with, on the prompts it was not found on. "
+    "For one circuit under several values: circuits.faithfulness, in Python."
+)
+
 OF_PROMPTS = "prompts"
 """Given for --statistics: those of the prompts themselves."""
 
@@ -314,5 +319,5 @@ def _show(folder: "CircuitFolder", record: "AnalysisRecord") -> None:
         cell(f"{record.model.name}, {record.settings.metric} of {record.about_prompts}"),
         *([table] if table.row_count else []),
         *(cell(line) for line in refused),
-        *([cell("Judged on the prompts that circuits were not found on.")] if table.row_count else []),
+        *([cell(_JUDGED)] if table.row_count else []),
     )
