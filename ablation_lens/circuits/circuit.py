@@ -315,6 +315,16 @@ class Circuit:
         return f"Circuit({'; '.join(said)}{describe_positions(self.positions)})"
 
 
+def listed(circuit: Circuit, level: str, most: int = 40) -> str:
+    """The units of a circuit in a sentence; of more than `most`, how many there are.
+
+    >>> listed(Circuit({"z": torch.tensor([[[True], [False], [True]]])}), "head")
+    'L0.H0, L0.H2'
+    """
+    names = circuit.units(level)
+    return ", ".join(names) if 0 < len(names) <= most else f"{len(names):,} {level}s"
+
+
 def _count_of(count: int | None, share: float | None, units: int) -> int:
     if count is not None:
         count = _plain(count)

@@ -284,19 +284,22 @@ def _curves(folder: "CircuitFolder", record: "AnalysisRecord") -> "Curves | None
 
 
 def _show(folder: "CircuitFolder", record: "AnalysisRecord") -> None:
-    """A line per center, and what was refused."""
+    """A line per center, what each circuit keeps, and what was refused."""
     from rich.table import Table
+
+    from ablation_lens.circuits.circuit import listed
 
     table = Table(box=None, pad_edge=False)
     for title in ("set to", "m(M)", "m(∅)", "kept", "f", "95 % interval", "random"):
         table.add_column(title, justify="left" if title == "set to" else "right", overflow="fold")
-    refused = []
+    refused, kept = [], []
     for name in record.names:
         if (told := folder.refusal(record.circuits[name])) is not None:
             refused.append(f"{name}: {told}")
             continue
-        found, _ = folder.circuit(record.circuits[name])
+        found, circuit = folder.circuit(record.circuits[name])
         judged = found.judged
+        kept.append(f"Kept with {name}: {listed(circuit, record.settings.level)}")
         interval = "–" if judged.low is None else f"{judged.low:.3f} to {judged.high:.3f}"
         others = [each for each in judged.random if each is not None]
         table.add_row(
@@ -318,6 +321,6 @@ def _show(folder: "CircuitFolder", record: "AnalysisRecord") -> None:
     show(
         cell(f"{record.model.name}, {record.settings.metric} of {record.about_prompts}"),
         *([table] if table.row_count else []),
-        *(cell(line) for line in refused),
+        *(cell(line) for line in (*kept, *refused)),
         *([cell(_JUDGED)] if table.row_count else []),
     )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from ablation_lens import plots
 from ablation_lens.circuits.analysis import AnalysisRecord, CircuitFolder, FoundRecord, JudgedRecord
-from ablation_lens.circuits.circuit import Circuit
+from ablation_lens.circuits.circuit import Circuit, listed
 from ablation_lens.circuits.curves import Curves
 from ablation_lens.circuits.effects import Effects
 from ablation_lens.errors import FileFormatError
@@ -248,6 +248,7 @@ class _Report:
             figure = plots.circuit_diagram(circuit, drawn)
             caption = f"The circuit found with {name}: {about.searched}."
             page.add(Figure(f"circuit-{number}", figure, caption))
+            page.add(Paragraph(f"Kept with {name}: {listed(circuit, settings.level)}."))
 
     def _add_curves(self, curves: Curves) -> None:
         page = self.page

@@ -91,6 +91,10 @@ def test_the_same_command_measures_nothing_twice(copied, command, monkeypatch):
     lines = out.splitlines()
     assert "tiny-opt, logit_difference of induction: 12 of 40 tokens" in " ".join(lines[:2])
     assert [line.split()[0] for line in lines if line.startswith(("zero", "peak"))] == ["zero", "peak"]
+    folder = CircuitFolder(copied)
+    for name, key in folder.latest().circuits.items():
+        assert f"Kept with {name}: {', '.join(folder.circuit(key)[1].units())}" in " ".join(out.split())
+    assert "Each row is a circuit of its own" in " ".join(out.split())
 
 
 def test_other_settings_keep_what_they_do_not_touch_and_it_is_said(copied, command):
@@ -153,8 +157,9 @@ def test_the_page_says_what_was_asked_and_what_came_out(run):
         assert f"## {heading}" in text
     assert "ablation-lens circuit tiny-opt --task induction --count 12 --center zero --center peak" in text
     for key in record.circuits.values():
-        found, _ = folder.circuit(key)
+        found, circuit = folder.circuit(key)
         assert f"{found.units} of 20" in text
+        assert f": {', '.join(circuit.units())}." in text
         assert found.judged.f is None or f"**{found.judged.f:.3f}" in text
     page = (run / "report.html").read_text(encoding="utf-8")
     figures = set(re.findall(r'<figure id="([\w-]+)">', page))
