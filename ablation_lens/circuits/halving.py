@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from ablation_lens.circuits.prompt_tasks import require_no_task
 from ablation_lens.circuits.prompting import Prompts
 from ablation_lens.circuits.values import Statistics, Values, counterfactual, named_values
 from ablation_lens.errors import MismatchError
@@ -64,6 +65,7 @@ class Halves:
         [2, 2]
         """
         number = whole(seed, "seed")
+        require_no_task(prompts)
         if isinstance(prompts, Prompts):
             return cls(model, *prompts.split(number))
         padding = Padding(model, stacklevel=4)

@@ -72,6 +72,15 @@ def prompt_names() -> list[str]:
     return [*_BUILT_IN, *_OWN]
 
 
+def require_no_task(given: Any) -> None:
+    """Raise where the name of a task was given as the prompts themselves."""
+    if isinstance(given, str) and given in prompt_names():
+        raise MismatchError(
+            f"{given!r} is the name of a task, and prompts were expected; circuits.prompts_for({given!r}, model) makes "
+            "its prompts."
+        )
+
+
 def register_prompts(name: str) -> Callable[[_Function], _Function]:
     """Make a function a task: `prompts_for` knows it by this name from then on.
 

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from ablation_lens.circuits.prompt_tasks import require_no_task
 from ablation_lens.circuits.values import Statistics, Values
 from ablation_lens.errors import CorpusError, MismatchError
 from ablation_lens.measure.metrics import Given, Metric, metrics_of
@@ -80,6 +81,7 @@ class Setting:
         >>> setting.name, setting.values
         ('cross_entropy', Values(0 at z))
         """
+        require_no_task(batches)
         named = metrics_of(metric)
         if len(named) != 1:
             raise MismatchError(f"one metric says what a circuit is for, got {len(named)}; ask once for each.")

@@ -126,6 +126,12 @@ def test_images_are_halved_by_their_pixels(saved):
     assert labels[0] | labels[1] == {0, 1, 2, 3}
 
 
+@pytest.mark.parametrize("analysis", [al.circuits.discover, al.circuits.knockout_effects])
+def test_the_name_of_a_task_is_not_read_as_a_text(analysis):
+    with pytest.raises(MismatchError, match=r"name of a task.*prompts_for\('induction', model\)"):
+        analysis(linear_model(), "induction", METRIC, 0.0)
+
+
 def test_one_row_again_and_again_has_no_halves():
     with pytest.raises(MismatchError, match="all the same"):
         Halves.of(linear_model(), torch.ones(5, 4, dtype=torch.int64))
