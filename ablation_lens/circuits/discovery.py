@@ -235,8 +235,9 @@ class _Search:
         while smaller := [count for count, good in zip(below, reached(*below), strict=True) if good]:
             enough = smaller[0]
             below = range(max(1, enough - _AROUND), enough)
-        looked = f", and none of those down to {below[0]} reaches it" if below else ""
-        return top(enough), f"the {enough} of {units} units ranked first, by bisection{looked}"
+        sizes = " to ".join(dict.fromkeys(str(size) for size in (below.start, enough - 1)))
+        looked = f"; with {sizes} of them, f stays below the target" if below else ""
+        return top(enough), f"the first {enough} of {units} units of the ranking{looked}"
 
     def fewest(self, circuit: Circuit, level: str, advance: Callable[[int], None]) -> tuple[Circuit, str]:
         """By taking away the unit whose loss is least, for as long as the rest is good enough."""

@@ -238,7 +238,7 @@ def test_a_discovery_is_the_same_again(linear):
 
 def test_a_discovery_reads_well(linear):
     text = repr(found_in(*linear, METRIC, 0.0))
-    for part in ("found on 10 rows", "judged on 10 others", "random circuits", "by bisection", "m(∅)"):
+    for part in ("found on 10 rows", "judged on 10 others", "random circuits", "of the ranking", "m(∅)"):
         assert part in text
 
 
