@@ -174,7 +174,9 @@ class Recommendation:
         cost = f"{taken['change']:+.4f} from the model as it is"
         if len(alike) > 1:
             which = f"{_joined(alike)} cannot be told apart"
-            cheapest = f"take {name}, the cheapest of them ({_passes(taken['passes'])}; {cost})."
+            equal = here.loc[here["as_best"], "passes"].nunique() == 1
+            why = "the simplest of them, which cost the same" if equal else "the cheapest of them"
+            cheapest = f"take {name}, {why} ({_passes(taken['passes'])}; {cost})."
             others = "" if len(alike) == len(here) else ", and the others are worse"
             return f"{ablated} {which}{others}: {cheapest}"
         if len(here) == 1:

@@ -98,6 +98,8 @@ def test_equal_centers_cannot_be_told_apart_and_the_cheaper_is_taken(planted, re
     found = asked(planted, "dear", "cheap")
     assert [found.best(fraction) for fraction in (0.5, 1.0, None)] == ["cheap"] * 3
     assert "dear and cheap cannot be told apart" in found.told(0.5)
+    assert "take cheap, the cheapest of them (1 pass;" in found.told(0.5)
+    assert "take mean, the simplest of them, which cost the same (1 pass;" in asked(planted, "cheap", "mean").told(0.5)
     assert "cannot be told apart" in found.told()
     with_zero = asked(planted, "zero", "dear", "mean")
     assert with_zero.best() == "mean"
