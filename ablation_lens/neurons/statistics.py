@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
+from ablation_lens import zoo
 from ablation_lens.ablation.ablation import Ablation
 from ablation_lens.ablation.masks import as_mask
 from ablation_lens.errors import FileFormatError, MismatchError
@@ -456,6 +457,11 @@ class ActivationStatistics:
     @classmethod
     def load(cls, path: str | Path) -> "ActivationStatistics":
         """Read what `save` wrote; a truncated, foreign, changed, forged or newer file is one clear error."""
+        if str(path) in zoo.NAMES and not Path(path).exists():
+            raise FileFormatError(
+                f"{path} is a model, and a file of its statistics is expected; make one by "
+                f"`ablation-lens collect {path} --out stats.safetensors`."
+            )
         values, tensors = load_tensors(path, KIND, newest=VERSION)
         try:
             header = StatisticsHeader.from_dict(values)

@@ -91,6 +91,12 @@ def test_an_unknown_column_names_the_known(command, files):
     require_refused(command("neurons", files / "one.safetensors", "--sort", "sigma"), r"no column 'sigma'.*\|peak\|/σ")
 
 
+@pytest.mark.parametrize("typed", [("neurons", "tiny-opt"), ("explore", "tiny-opt", "--html", "page.html")])
+def test_a_model_in_place_of_its_statistics_is_told_how_to_make_them(command, tmp_path, monkeypatch, typed):
+    monkeypatch.chdir(tmp_path)
+    require_refused(command(*typed), "tiny-opt is a model.*ablation-lens collect tiny-opt --out")
+
+
 def test_a_csv_file_and_json_say_where_it_is(command, files, tmp_path):
     csv = tmp_path / "n.csv"
     values = answered(command("neurons", files / "one.safetensors", "--csv", csv, "--json"), "neurons")
