@@ -32,6 +32,13 @@ export default [
     },
   },
   {
+    files: ["docs/_static/*.js"],
+    languageOptions: {
+      sourceType: "script",
+      globals: names("document location IntersectionObserver Plotly DOCUMENTATION_OPTIONS"),
+    },
+  },
+  {
     files: ["tests/js/*.mjs", "eslint.config.mjs"],
     languageOptions: { sourceType: "module", globals: names("process URL console") },
   },
